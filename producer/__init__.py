@@ -1,0 +1,1 @@
+"""The control plane: what a person runs. It needs no GPU."""

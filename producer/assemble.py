@@ -1,0 +1,88 @@
+"""Tiles to sheets, records and gallery: what the collector makes once nothing is missing."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from producer.gallery.page import page
+from producer.grid import encode_sheet, sheet
+from workers.contract import keys
+from workers.contract.errors import CorruptJob, CorruptTile
+from workers.contract.job import Job, Layer
+from workers.contract.storage import Store
+from workers.contract.tile import FailureRecord, TileRecord
+from workers.png import decode_tile, max_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Tiles are read that many at a time: each GET is mostly waiting.
+_READERS = 8
+
+
+def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, still_mine: Callable[[], None]) -> set[int]:
+    """Make the layer's sheet and records from its stored tiles; returns the filters whose tile is missing or broken.
+
+    Nothing is written unless that set is empty. ``reasons`` says for filters without a tile why they have none.
+    ``still_mine`` is called now and then, and raises when this collector has lost its turn.
+    """
+    entries: list[tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord]] = []
+    broken: set[int] = set()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for filter_, entry in zip(
+            layer.selected,
+            pool.map(lambda number: _read(job, layer, number, reasons, store), layer.selected),
+            strict=True,
+        ):
+            still_mine()
+            if entry is None:
+                broken.add(filter_)
+            else:
+                entries.append(entry)
+    if broken:
+        return broken
+    canvas = sheet([(pixels, record.status == "dead") for pixels, record in entries], job.grid, job.recipe.size_px)
+    store.put(keys.grid(job.id, layer.name), encode_sheet(canvas), "image/png")
+    records = {
+        "job": job.id,
+        "layer": layer.name,
+        "aliases": list(layer.aliases),
+        "filters": [record.model_dump(mode="json") for _, record in entries],
+    }
+    # Last, because a layer counts as assembled once its records are there.
+    store.put(keys.records(job.id, layer.name), json.dumps(records, indent=1).encode(), "application/json")
+    return broken
+
+
+def write_gallery(job: Job, store: Store) -> None:
+    """Make index.html from the layers' records."""
+    statuses: dict[tuple[str, int], str] = {}
+    for layer in job.layers:
+        records = json.loads(store.get(keys.records(job.id, layer.name)) or b'{"filters": []}')
+        for record in records["filters"]:
+            statuses[layer.name, record["filter"]] = record["status"]
+    store.put(keys.index(job.id), page(job, statuses), "text/html; charset=utf-8")
+
+
+def _read(
+    job: Job, layer: Layer, filter_: int, reasons: dict[int, str], store: Store
+) -> "tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord] | None":
+    """One tile as stored, or None where it has to be rendered again."""
+    reason = reasons.get(job.numbers[layer.name, filter_])
+    if reason is not None:
+        return None, FailureRecord(job=job.id, layer=layer.name, filter=filter_, reason=reason, attempts=0)
+    key = keys.tile(job.id, layer.name, filter_)
+    data = store.get(key, max_bytes=max_bytes(job.recipe.size_px) + 1)
+    if data is None:
+        return None
+    try:
+        pixels, record = decode_tile(data, job.recipe.size_px)
+        if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
+            raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+    except (CorruptTile, CorruptJob):
+        # Out of the way, or a worker that finds it stored would not render it again.
+        store.delete(key)
+        return None
+    return pixels, record

@@ -1,0 +1,1 @@
+"""The static web gallery of a job."""

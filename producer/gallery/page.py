@@ -1,0 +1,98 @@
+"""index.html of a job: every tile of every layer on one page, with a link to each, and no server needed.
+
+``index.html#features.24/17`` and, where a layer has an alias, ``index.html#block5_conv1/17`` lead to a tile.
+"""
+
+import html
+import json
+
+from workers.contract.job import Job, Layer
+
+_STYLE = """
+body { background: #111; color: #ddd; font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
+a { color: #8cf; }
+h2 { margin: 2.5rem 0 .5rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 6px; }
+figure { margin: 0; width: SIZEpx; border: 2px solid transparent; }
+figure img, figure div { display: block; width: 100%; aspect-ratio: 1; }
+figure:target, figure.found { border-color: #fd4; }
+figure.dead { border-color: #d62828; }
+figure.failed div { background: #281010; }
+figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+"""
+
+# An alias is no element's id, so links by alias are resolved here.
+_SCRIPT = """
+const aliases = JSON.parse(document.getElementById("aliases").textContent);
+function go() {
+  const [name, filter] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const layer = aliases[name] || name;
+  const found = document.getElementById(filter === undefined ? layer : layer + "/" + filter);
+  document.querySelectorAll(".found").forEach(e => e.classList.remove("found"));
+  if (found) { found.classList.add("found"); found.scrollIntoView({block: "center"}); }
+}
+addEventListener("hashchange", go);
+addEventListener("load", go);
+"""
+
+
+def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
+    """The page; ``statuses`` says for each (layer, filter) whether it is live, dead or failed."""
+    recipe = job.recipe
+    facts = (
+        f"{job.model} with {job.weights.name} · {recipe.method}, {recipe.steps} steps at {recipe.size_px} px, "
+        f"seed {recipe.seed}, {recipe.tap} · {len(job.tiles)} tiles"
+    )
+    aliases = {alias: layer.name for layer in job.layers for alias in layer.aliases}
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{_text(job.id)}</title>",
+        f"<style>{_STYLE.replace('SIZE', str(min(recipe.size_px, 150)))}</style></head><body>",
+        f'<h1>{_text(job.id)}</h1><p>{_text(facts)} · <a href="job.json">job.json</a></p><nav>',
+        " · ".join(
+            f'<a href="#{_text(layer.name)}">{_text(_title(layer.name, layer.aliases))}</a>' for layer in job.layers
+        ),
+        "</nav>",
+    ]
+    for layer in job.layers:
+        name = _text(layer.name)
+        parts.append(
+            f'<section><h2 id="{name}">{_text(_title(layer.name, layer.aliases))}</h2><p>{len(layer.selected)} of '
+            f'{layer.channels} filters · <a href="grids/{name}.png">sheet</a> · '
+            f'<a href="layers/{name}.json">records</a></p><div class="tiles">'
+        )
+        parts += (
+            _figure(layer.name, filter_, statuses.get((layer.name, filter_), "live")) for filter_ in layer.selected
+        )
+        parts.append("</div></section>")
+    # "</" would end the script element early.
+    data = json.dumps(aliases).replace("</", "<\\/")
+    parts.append(
+        f'<script type="application/json" id="aliases">{data}</script><script>{_SCRIPT}</script></body></html>'
+    )
+    return "\n".join(parts).encode()
+
+
+def _figure(layer: str, filter_: int, status: str) -> str:
+    here = f"{_text(layer)}/{filter_}"
+    note = "" if status == "live" else f" {status}"
+    image = f'<img loading="lazy" src="tiles/{here}.png" alt="filter {filter_} of {_text(layer)}">'
+    if status == "failed":
+        image = "<div></div>"
+    return (
+        f'<figure id="{here}" class="{_text(status)}"><a href="#{here}">{image}</a>'
+        f"<figcaption>{filter_}{_text(note)}</figcaption></figure>"
+    )
+
+
+def _link(layer: Layer) -> str:
+    return f'<a href="#{_text(layer.name)}">{_text(_title(layer.name, layer.aliases))}</a>'
+
+
+def _title(name: str, aliases: tuple[str, ...]) -> str:
+    return f"{name} ({', '.join(aliases)})" if aliases else name
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)

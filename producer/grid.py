@@ -1,0 +1,79 @@
+"""A layer's tiles on one sheet.
+
+The notebook's sheet is black, its tiles 5 px apart, and filter i + 8j stands in row i, column j. A dead filter gets a
+red frame in the margin, so that its tile stays what the recipe made it; a filter without a tile is crossed out.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from workers.contract.job import Grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEAD_RGB = (214, 40, 40)
+FAILED_RGB = (40, 16, 16)
+
+_FRAME_PX = 2
+
+
+def shape(grid: Grid, count: int) -> tuple[int, int]:
+    """(rows, columns) of a sheet of ``count`` tiles; as square as it gets where the grid leaves it open."""
+    if grid.rows is not None and grid.columns is not None:
+        return grid.rows, grid.columns
+    columns = math.ceil(math.sqrt(count))
+    return math.ceil(count / columns), columns
+
+
+def place(grid: Grid, count: int, position: int) -> tuple[int, int]:
+    """(row, column) of the tile at ``position``: down the columns in a fixed grid, as in the notebook, else by rows."""
+    rows, columns = shape(grid, count)
+    if grid.rows is not None:
+        return position % rows, position // rows
+    return position // columns, position % columns
+
+
+def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, bool]]", grid: Grid, size_px: int) -> "NDArray[np.uint8]":
+    """The sheet (height, width, 3) uint8 RGB of (pixels, whether dead) in the filters' order; None has no tile."""
+    rows, columns = shape(grid, len(tiles))
+    pitch = size_px + grid.margin_px
+    canvas = np.zeros((rows * pitch - grid.margin_px, columns * pitch - grid.margin_px, 3), np.uint8)
+    corners = []
+    for position, (pixels, _) in enumerate(tiles):
+        row, column = place(grid, len(tiles), position)
+        top, left = row * pitch, column * pitch
+        corners.append((top, left))
+        canvas[top : top + size_px, left : left + size_px] = FAILED_RGB if pixels is None else pixels
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    for (top, left), (pixels, dead) in zip(corners, tiles, strict=True):
+        if dead or pixels is None:
+            _frame(draw, picture.size, left, top, size_px, grid.margin_px)
+        if pixels is None:
+            edge = size_px - 1
+            draw.line((left, top, left + edge, top + edge), DEAD_RGB, _FRAME_PX)
+            draw.line((left, top + edge, left + edge, top), DEAD_RGB, _FRAME_PX)
+    return np.asarray(picture)
+
+
+def encode_sheet(canvas: "NDArray[np.uint8]") -> bytes:
+    """The sheet as PNG."""
+    out = io.BytesIO()
+    Image.fromarray(canvas).save(out, "PNG", compress_level=6)
+    return out.getvalue()
+
+
+def _frame(
+    draw: ImageDraw.ImageDraw, sheet_px: tuple[int, int], left: int, top: int, size_px: int, margin_px: int
+) -> None:
+    """A frame around the tile where the margin has room for it, else on its edge, as on the rim of the sheet."""
+    reach = _FRAME_PX if margin_px >= 2 * _FRAME_PX else 0
+    right, bottom = left + size_px - 1 + reach, top + size_px - 1 + reach
+    box = (max(0, left - reach), max(0, top - reach), min(sheet_px[0] - 1, right), min(sheet_px[1] - 1, bottom))
+    draw.rectangle(box, outline=DEAD_RGB, width=_FRAME_PX)

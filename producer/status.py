@@ -1,0 +1,105 @@
+"""How a job stands, and what it is waiting for: always from the ledger and the bucket, never from memory."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from producer.submit import inventory, read_state
+from workers.contract import keys
+from workers.contract.broker import outstanding
+from workers.contract.errors import NoJob
+from workers.contract.job import Job, decode
+from workers.contract.ledger import WORKER_SEEN_S, Ledger
+from workers.contract.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatus:
+    """Tiles of one layer."""
+
+    layer: str
+    planned: int
+    stored: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """One job at one moment."""
+
+    job: str
+    #: running, finished, cancelled
+    state: str
+    planned: int
+    stored: int
+    failed: int
+    #: messages of all jobs that are queued or with a worker
+    outstanding: int
+    #: tiles that were enqueued again because their message was lost
+    requeued: int
+    workers: int
+    #: what has to happen for the job to go on; empty while it does
+    waiting_for: str
+    layers: tuple[LayerStatus, ...]
+    #: layer/filter -> why it has no tile
+    reasons: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def load_job(job_id: str, store: Store) -> Job:
+    """The frozen job; raises NoJob and CorruptJob."""
+    data = store.get(keys.job(job_id)) if keys.is_name(job_id) else None
+    if data is None:
+        raise NoJob(f"no job {job_id[:100]!r} in the bucket; 'filterfarm status' lists all")
+    return decode(Job, data, f"job {job_id}")
+
+
+def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
+    """How the job stands now."""
+    state = read_state(store, job.id)
+    if ledger.is_synced(job.id):
+        done, failed = ledger.done(job.id), ledger.failed(job.id)
+    else:
+        done, failed = inventory(job, store)
+    layers = []
+    for layer in job.layers:
+        numbers = {job.numbers[layer.name, filter_] for filter_ in layer.selected}
+        layers.append(
+            LayerStatus(
+                layer=layer.name,
+                planned=len(numbers),
+                stored=len(numbers & done),
+                failed=len(numbers & failed.keys()),
+            )
+        )
+    seen = ledger.workers()
+    return JobStatus(
+        job=job.id,
+        state=state,
+        planned=len(job.tiles),
+        stored=len(done),
+        failed=len(failed),
+        outstanding=outstanding(ledger.client),
+        requeued=ledger.requeued(job.id),
+        workers=sum(ago <= WORKER_SEEN_S for ago in seen.values()),
+        waiting_for=_waiting_for(job, state, len(done) + len(failed), seen, ledger),
+        layers=tuple(layers),
+        reasons={"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())},
+    )
+
+
+def _waiting_for(job: Job, state: str, ended: int, seen: dict[str, float], ledger: Ledger) -> str:
+    if state != "running":
+        return ""
+    if not ledger.client.exists(keys.COLLECTOR_LOCK):
+        if ended == len(job.tiles):
+            return "a collector, to assemble the sheets; start one with 'filterfarm collector'"
+        if outstanding(ledger.client) == 0:
+            return "a collector, to enqueue what was lost; start one with 'filterfarm collector'"
+    if ended < len(job.tiles) and not any(ago <= WORKER_SEEN_S for ago in seen.values()):
+        if not seen:
+            return "a worker: none has been seen; start one with 'filterfarm worker'"
+        return f"a worker: none has been seen for {min(seen.values()):.0f} s; start one with 'filterfarm worker'"
+    return ""

@@ -1,0 +1,38 @@
+"""The application that ``celery -A workers.app worker`` runs; ``filterfarm worker`` starts and supervises that."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from celery import signals
+
+from workers import tasks
+from workers.contract.broker import make_app
+from workers.contract.settings import Settings
+from workers.supervisor import SUPERVISOR_VARIABLE
+
+
+@signals.setup_logging.connect
+def _log_plainly(**_: Any) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # One line per batch is ours; Celery's two per tile say nothing more.
+    for name in ("celery.app.trace", "celery.worker.strategy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _leave_with(supervisor: int) -> None:
+    """Drain once the supervisor is gone: nobody would start or stop this process any more."""
+    while os.getppid() == supervisor:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+settings = Settings.from_environ(os.environ)
+app = make_app(settings)
+tasks.install(app, settings)
+if SUPERVISOR_VARIABLE in os.environ:
+    threading.Thread(target=_leave_with, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()

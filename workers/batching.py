@@ -1,0 +1,124 @@
+"""Tasks come one by one, devices want batches: one future per task, one batch per (job, layer).
+
+Every Celery task is a thread that waits here for its tile. While one batch computes, the threads of the last one
+encode and upload, and the messages of the next are already here.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from workers.contract.errors import Draining, FilterfarmError, RenderFailed
+
+Result = TypeVar("Result")
+
+#: (job id, layer): tiles of one batch share both.
+Group = tuple[str, str]
+
+
+class Batcher(Generic[Result]):
+    """Collects filters per group and hands them to ``run`` in batches, one batch at a time, from its own thread.
+
+    ``run(group, filters)`` returns a result or an error for each filter.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Group, tuple[int, ...]], dict[int, Result | FilterfarmError]],
+        *,
+        size: int,
+        linger_s: float,
+    ) -> None:
+        self._run = run
+        self._size = size
+        #: how long an incomplete batch waits for more messages while the device is idle
+        self._linger_s = linger_s
+        self._waiting: OrderedDict[Group, dict[int, list[Future[Result]]]] = OrderedDict()
+        self._since: dict[Group, float] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, group: Group, filter_: int) -> "Future[Result]":
+        """A future for one tile; a filter that is asked for twice is rendered once. Draining once closed."""
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._closed:
+                future.set_exception(Draining("the worker is stopping"))
+                return future
+            self._since.setdefault(group, time.monotonic())
+            self._waiting.setdefault(group, {}).setdefault(filter_, []).append(future)
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Take no more work and hand back what has not begun; the batch that runs goes on."""
+        with self._changed:
+            self._closed = True
+            waiting, self._waiting = self._waiting, OrderedDict()
+            self._changed.notify()
+        for futures in waiting.values():
+            handed_back: dict[int, Result | FilterfarmError] = dict.fromkeys(
+                futures, Draining("the worker is stopping")
+            )
+            _settle(futures, handed_back)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the batch that runs; whether it ended in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                group = self._next()
+                if group is None:
+                    return
+                futures = self._take(group)
+            try:
+                results = self._run(group, tuple(futures))
+            except FilterfarmError as error:
+                results = dict.fromkeys(futures, error)
+            except Exception as error:  # the thread must outlive any error, or every later task waits for ever
+                results = dict.fromkeys(futures, RenderFailed(f"{type(error).__name__}: {error}"))
+            _settle(futures, results)
+
+    def _next(self) -> Group | None:
+        """The group to run now: a full one, else the one that has waited longest and long enough; None when closed."""
+        while not self._closed:
+            full = next((group for group, filters in self._waiting.items() if len(filters) >= self._size), None)
+            if full is not None:
+                return full
+            if not self._waiting:
+                self._changed.wait()
+                continue
+            oldest = min(self._waiting, key=self._since.__getitem__)
+            left_s = self._since[oldest] + self._linger_s - time.monotonic()
+            if left_s <= 0:
+                return oldest
+            self._changed.wait(left_s)
+        return None
+
+    def _take(self, group: Group) -> dict[int, list["Future[Result]"]]:
+        filters = self._waiting.pop(group)
+        taken = sorted(filters)[: self._size]
+        rest = {filter_: futures for filter_, futures in filters.items() if filter_ not in taken}
+        del self._since[group]
+        if rest:  # goes to the end, so that jobs take turns
+            self._waiting[group] = rest
+            self._since[group] = time.monotonic()
+        return {filter_: filters[filter_] for filter_ in taken}
+
+
+def _settle(futures: dict[int, list["Future[Result]"]], results: dict[int, Result | FilterfarmError]) -> None:
+    for filter_, waiting in futures.items():
+        result = results.get(filter_, RenderFailed(f"the renderer returned nothing for filter {filter_}"))
+        for future in waiting:
+            if isinstance(result, FilterfarmError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

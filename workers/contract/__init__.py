@@ -1,0 +1,1 @@
+"""What producer and workers agree on: jobs, keys, settings, storage, queue and ledger. Imports no torch."""

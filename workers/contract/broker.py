@@ -1,0 +1,149 @@
+"""The queue: the Celery application, its reliability settings, and how tasks get into it.
+
+The queue is a to-do list and nothing more: Celery on Redis can lose a message (a kill between BRPOP and the write to
+``unacked``), so what is missing is found by the collector, which compares the job with the bucket.
+"""
+
+import contextlib
+import ssl
+from collections.abc import Iterable, Iterator
+
+import redis
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import OperationalError
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from workers.contract import keys
+from workers.contract.errors import BrokerDenied, BrokerUnreachable
+from workers.contract.job import Task
+from workers.contract.settings import Settings
+
+TASK_NAME = "filterfarm.render"
+
+#: Redis commands of Celery's own hold a message in these between delivery and acknowledgement.
+UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
+
+#: Kombu keeps one list per priority step; ours all go to the first.
+_PRIORITY_LISTS = (keys.QUEUE, *(f"{keys.QUEUE}\x06\x16{step}" for step in (3, 6, 9)))
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application of both sides. It connects to nothing yet."""
+    app = Celery("filterfarm", set_as_current=False)
+    app.conf.update(
+        # All three, because CELERY_BROKER_URL in the environment beats broker_url alone.
+        broker_url=settings.broker_url,
+        broker_read_url=settings.broker_url,
+        broker_write_url=settings.broker_url,
+        result_backend=None,
+        task_ignore_result=True,
+        # Acknowledged after the tile is stored: a worker that dies before leaves the message to another.
+        task_acks_late=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_queues=[Queue(keys.QUEUE)],
+        task_default_queue=keys.QUEUE,
+        # A misspelt queue would swallow work.
+        task_create_missing_queues=False,
+        worker_pool="threads",
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # Under Redis's out-of-memory error each such retry would eat a message.
+        broker_channel_error_retry=False,
+        broker_connection_timeout=5,
+        # Kombu verifies no certificate unless told to; redis-py, which the ledger uses, does.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.broker_url.startswith("rediss://") else None,
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout_s,
+            # The defaults (10, 10 and 300) delay a redelivery by 100 s and, after a kill at the wrong moment, by 300 s.
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+            # Without these a silent partition is never noticed.
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+    )
+    return app
+
+
+def connect(settings: Settings, *, retries: int) -> "redis.Redis":
+    """A Redis client for ledger and queue lengths; connects on first use.
+
+    Each command is tried again ``retries`` times when the connection fails: 1 fails within seconds, for people;
+    20 outlasts a restart of the server, for workers.
+    """
+    return redis.Redis.from_url(
+        settings.broker_url,
+        socket_timeout=10,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=5.0), retries),
+    )
+
+
+@contextlib.contextmanager
+def broker_errors(settings: Settings) -> Iterator[None]:
+    """Turn whatever redis-py and kombu raise inside into BrokerUnreachable or BrokerDenied."""
+    try:
+        yield
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        raise BrokerDenied(
+            f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
+        ) from error
+    except (redis.RedisError, OperationalError, OSError) as error:
+        if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
+            raise BrokerDenied(
+                f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
+            ) from error
+        raise BrokerUnreachable(
+            f"no answer from Redis at {settings.public_broker_url} ({type(error).__name__}: {_one_line(error)}); "
+            "check FILTERFARM_BROKER_URL and that the server runs"
+        ) from error
+
+
+def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
+    """Publish one message per task, in order; returns how many. Harmless when repeated: workers skip stored tiles."""
+    count = 0
+    with app.producer_pool.acquire(block=True) as producer, producer.batch():  # type: ignore[attr-defined]
+        for task in tasks:
+            app.send_task(
+                TASK_NAME,
+                kwargs=task.model_dump(),
+                queue=keys.QUEUE,
+                producer=producer,
+                retry=False,
+                ignore_result=True,
+            )
+            count += 1
+    return count
+
+
+def outstanding(client: "redis.Redis") -> int:
+    """Messages that wait in the queue or are with a worker, of all jobs."""
+    pipe = client.pipeline(transaction=True)
+    for name in _PRIORITY_LISTS:
+        pipe.llen(name)
+    pipe.hlen(UNACKED)
+    return int(sum(pipe.execute()))
+
+
+def refresh_visibility(client: "redis.Redis", tags: Iterable[str], now: float) -> None:
+    """Restart the visibility clock of messages in flight: Kombu starts it at delivery and never refreshes it."""
+    scores = dict.fromkeys(tags, now)
+    if scores:
+        client.zadd(UNACKED_INDEX, scores, xx=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,171 @@
+"""Every error filterfarm raises on purpose: one root, permanent against transient, few children.
+
+A message says what is wrong, the offending value, and the way out, on one line and without secrets.
+The command line prints it and exits with the error's ``exit_code``; a worker retries only transient ones.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the ``filterfarm`` command returns to the shell."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    UNKNOWN_MODEL = 10
+    UNKNOWN_LAYER = 11
+    BAD_FILTERS = 12
+    BAD_OPTION = 13
+    BAD_SETTINGS = 14
+    WEIGHTS_MISSING = 20
+    WEIGHTS_UNREADABLE = 21
+    WEIGHTS_DO_NOT_FIT = 22
+    BROKER_UNREACHABLE = 30
+    BROKER_DENIED = 31
+    STORAGE_UNREACHABLE = 40
+    STORAGE_DENIED = 41
+    NO_BUCKET = 42
+    NO_JOB = 50
+    CORRUPT_JOB = 51
+    CORRUPT_TILE = 52
+    JOB_INCOMPLETE = 53
+    RENDER_FAILED = 54
+    SERVER_FAILED = 60
+    INTERRUPTED = 130
+
+
+class FilterfarmError(Exception):
+    """Root of all errors that filterfarm raises on purpose."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class PermanentError(FilterfarmError):
+    """Raised when trying again cannot help."""
+
+
+class TransientError(FilterfarmError):
+    """Raised when the same call may succeed later."""
+
+
+class UnknownModel(PermanentError):
+    """Raised when no model has the given name."""
+
+    exit_code = ExitCode.UNKNOWN_MODEL
+
+
+class UnknownLayer(PermanentError):
+    """Raised when a model has no convolution of the given name, alias or glob."""
+
+    exit_code = ExitCode.UNKNOWN_LAYER
+
+
+class BadFilters(PermanentError):
+    """Raised when a filter range is malformed or leaves the layer."""
+
+    exit_code = ExitCode.BAD_FILTERS
+
+
+class BadOption(PermanentError):
+    """Raised when a recipe or grid option has a value that cannot be rendered."""
+
+    exit_code = ExitCode.BAD_OPTION
+
+
+class BadSettings(PermanentError):
+    """Raised when the environment's settings are malformed or contradict each other."""
+
+    exit_code = ExitCode.BAD_SETTINGS
+
+
+class WeightsMissing(PermanentError):
+    """Raised when weights are neither on this machine nor downloadable."""
+
+    exit_code = ExitCode.WEIGHTS_MISSING
+
+
+class WeightsUnreadable(PermanentError):
+    """Raised when a weights file cannot be read safely."""
+
+    exit_code = ExitCode.WEIGHTS_UNREADABLE
+
+
+class WeightsDoNotFit(PermanentError):
+    """Raised when a weights file does not match the model's architecture."""
+
+    exit_code = ExitCode.WEIGHTS_DO_NOT_FIT
+
+
+class BrokerUnreachable(TransientError):
+    """Raised when Redis does not answer."""
+
+    exit_code = ExitCode.BROKER_UNREACHABLE
+
+
+class BrokerDenied(PermanentError):
+    """Raised when Redis refuses the credentials."""
+
+    exit_code = ExitCode.BROKER_DENIED
+
+
+class StorageUnreachable(TransientError):
+    """Raised when the object store does not answer, or answers that it is overloaded."""
+
+    exit_code = ExitCode.STORAGE_UNREACHABLE
+
+
+class StorageDenied(PermanentError):
+    """Raised when the object store refuses the credentials or the action."""
+
+    exit_code = ExitCode.STORAGE_DENIED
+
+
+class NoBucket(PermanentError):
+    """Raised when the bucket does not exist."""
+
+    exit_code = ExitCode.NO_BUCKET
+
+
+class NoJob(PermanentError):
+    """Raised when the bucket holds no job of the given id."""
+
+    exit_code = ExitCode.NO_JOB
+
+
+class CorruptJob(PermanentError):
+    """Raised when a job or a task message does not decode to a valid one."""
+
+    exit_code = ExitCode.CORRUPT_JOB
+
+
+class CorruptTile(PermanentError):
+    """Raised when a stored tile is not the PNG it should be."""
+
+    exit_code = ExitCode.CORRUPT_TILE
+
+
+class JobIncomplete(PermanentError):
+    """Raised when a job ended without all of its tiles, or was cancelled while somebody waited for it."""
+
+    exit_code = ExitCode.JOB_INCOMPLETE
+
+
+class RenderFailed(PermanentError):
+    """Raised when a tile cannot be rendered, however often it is tried."""
+
+    exit_code = ExitCode.RENDER_FAILED
+
+
+class RendererLost(TransientError):
+    """Raised when the renderer's process died or overran its deadline."""
+
+
+class Draining(TransientError):
+    """Raised for work that a stopping worker hands back to the queue."""
+
+
+class ServerFailed(PermanentError):
+    """Raised when a server that filterfarm starts for itself does not come up."""
+
+    exit_code = ExitCode.SERVER_FAILED

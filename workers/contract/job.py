@@ -1,0 +1,164 @@
+"""The frozen job and the task message: the only things that pass from producer to workers.
+
+All are immutable, validated when made or decoded, and plain JSON on the wire. ``decode`` is the one place where
+foreign JSON becomes one of them; what does not fit raises CorruptJob and nothing else.
+"""
+
+import functools
+import hashlib
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workers.contract.errors import BadFilters, CorruptJob
+from workers.contract.filters import format_filters, parse_filters
+from workers.contract.keys import Name
+
+#: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
+MAX_SIZE_PX = 4096
+
+
+class Frozen(BaseModel):
+    """Immutable, strict JSON record: no unknown fields, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Preprocess(Frozen):
+    """What the network is fed: (x / 255 - mean) / std per colour channel of a picture x in 0..255; ``raw`` feeds x."""
+
+    name: Literal["raw", "imagenet", "model"]
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
+
+
+class Weights(Frozen):
+    """Which trained parameters the network carries."""
+
+    source: Literal["torchvision", "package", "file", "none"]
+    #: torchvision's name, the package's or file's name, or "none" (seeded random parameters)
+    name: Annotated[str, Field(max_length=255, pattern=r"^[^/\x00-\x1f]+$")]
+    #: hex digest of the file: whole, or as many digits as torchvision publishes
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+
+
+class Layer(Frozen):
+    """One convolution and the filters of it that the job renders."""
+
+    #: dotted module name
+    name: Name
+    #: other names people know it by, such as Keras's ``block5_conv1``
+    aliases: tuple[Name, ...] = ()
+    #: how many filters the layer has
+    channels: Annotated[int, Field(ge=1, le=1_000_000)]
+    #: which of them are rendered, in the shortest form: "0-63,70"
+    filters: str
+
+    @model_validator(mode="after")
+    def _filters_are_canonical(self) -> "Layer":
+        try:
+            canonical = format_filters(parse_filters(self.filters, self.channels, self.name))
+        except BadFilters as error:
+            raise ValueError(str(error)) from error
+        if canonical != self.filters:
+            raise ValueError(f"filters {self.filters[:80]!r} should be written {canonical[:80]!r}")
+        return self
+
+    @functools.cached_property
+    def selected(self) -> tuple[int, ...]:
+        """The rendered filters, ascending."""
+        return parse_filters(self.filters, self.channels, self.name)
+
+
+class Recipe(Frozen):
+    """How a picture is made; every tile of a job is made the same way."""
+
+    #: notebook: Chollet's "visualizing convnet filters", to the letter
+    method: Literal["notebook"] = "notebook"
+    #: maximise the layer after its batch-norm and activation, or the convolution's own output
+    tap: Literal["activation", "conv"] = "activation"
+    preprocess: Preprocess
+    #: height and width of the picture; 150 is the notebook's
+    size_px: Annotated[int, Field(ge=8, le=MAX_SIZE_PX)] = 150
+    #: gradient steps; 40 is the notebook's
+    steps: Annotated[int, Field(ge=0, le=100_000)] = 40
+    #: pixels (of 0..255) per step of unit RMS; 1 is the notebook's
+    step_size: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class Grid(Frozen):
+    """How a layer's tiles stand on its sheet."""
+
+    #: tiles per column and per row; None: as square as it gets
+    rows: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    columns: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    #: black pixels between tiles; 5 is the notebook's
+    margin_px: Annotated[int, Field(ge=0, le=256)] = 5
+
+
+class Job(Frozen):
+    """Model, layers, filters, recipe and grid: all that decides what the pictures look like."""
+
+    format: Literal[1] = 1
+    model: Name
+    weights: Weights
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    recipe: Recipe
+    grid: Grid = Grid()
+    #: versions at submission; not part of the id, so that an upgrade resumes and does not restart
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _layers_are_distinct(self) -> "Job":
+        if len({layer.name for layer in self.layers}) != len(self.layers):
+            raise ValueError("a layer is listed twice")
+        return self
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Readable and made from the content: the same job has the same id, so submitting it again resumes it."""
+        content = self.model_dump(mode="json", exclude={"versions"})
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.model}-{self.recipe.method}-{digest[:8]}"
+
+    @functools.cached_property
+    def tiles(self) -> tuple[tuple[str, int], ...]:
+        """Every (layer, filter) of the job, in order; a tile's place in here is its number in the ledger."""
+        return tuple((layer.name, filter_) for layer in self.layers for filter_ in layer.selected)
+
+    @functools.cached_property
+    def numbers(self) -> dict[tuple[str, int], int]:
+        """(layer, filter) -> the tile's number."""
+        return {tile: number for number, tile in enumerate(self.tiles)}
+
+    def layer(self, name: str) -> Layer | None:
+        """The layer of that name, if the job renders it."""
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+    def to_json(self) -> bytes:
+        """job.json: indented, because people read it."""
+        return self.model_dump_json(indent=1).encode()
+
+
+class Task(Frozen):
+    """The body of one queue message: which tile to render. References only; the worker reads job.json itself."""
+
+    version: Literal[1] = 1
+    job: Name
+    layer: Name
+    filter: Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+Record = TypeVar("Record", bound=Frozen)
+
+
+def decode(kind: type[Record], data: bytes | str, what: str) -> Record:
+    """Foreign JSON as a ``kind``; ``what`` names it in the error. Raises CorruptJob."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise CorruptJob(f"{what} is not valid: {place}: {first['msg']} (got {str(first['input'])[:80]!r})") from error

@@ -1,0 +1,175 @@
+"""What has been done of each job, in Redis: bits and sets only, so doing anything twice changes nothing.
+
+The ledger is a cache of the bucket. Where it was lost, the collector fills it again from what is stored.
+"""
+
+import time
+from typing import cast
+
+import redis
+
+from workers.contract import keys
+from workers.contract.job import Job
+
+#: A worker that has not been seen for this long is not counted as running.
+WORKER_SEEN_S = 30.0
+
+#: Whoever enqueues a job says so at least this often; the collector waits that long before it mends the queue.
+SUBMITTING_S = 30
+
+
+class Ledger:
+    """The jobs' state in Redis. Raises redis.RedisError; thread-safe, as redis-py's client is."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self.client = client
+
+    # Jobs
+
+    def register(self, job_id: str) -> None:
+        """Put the job before the collector, uncancelled."""
+        pipe = self.client.pipeline()
+        pipe.sadd(keys.JOBS, job_id)
+        pipe.delete(keys.redis(job_id, "cancelled"))
+        pipe.execute()
+
+    def unregister(self, job_id: str) -> None:
+        """Take a job that has ended off the collector's list."""
+        self.client.srem(keys.JOBS, job_id)
+
+    def jobs(self) -> set[str]:
+        """Ids of the jobs the collector looks after."""
+        return {_text(member) for member in self.client.smembers(keys.JOBS)}
+
+    def hold(self, job_id: str) -> None:
+        """Say that the job is being enqueued right now; holds for SUBMITTING_S seconds."""
+        self.client.set(keys.redis(job_id, "submitting"), 1, ex=SUBMITTING_S)
+
+    def release(self, job_id: str) -> None:
+        """Say that all of the job has been enqueued."""
+        self.client.delete(keys.redis(job_id, "submitting"))
+
+    def is_held(self, job_id: str) -> bool:
+        """Whether somebody is enqueueing the job."""
+        return bool(self.client.exists(keys.redis(job_id, "submitting")))
+
+    def cancel(self, job_id: str) -> None:
+        """Make workers drop the job's tasks, and the collector forget it."""
+        pipe = self.client.pipeline()
+        pipe.set(keys.redis(job_id, "cancelled"), 1)
+        pipe.srem(keys.JOBS, job_id)
+        pipe.execute()
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether the job has been cancelled and not submitted again since."""
+        return bool(self.client.exists(keys.redis(job_id, "cancelled")))
+
+    # Tiles
+
+    def is_done(self, job_id: str, number: int) -> bool:
+        """Whether the tile is stored, as far as the ledger knows."""
+        return bool(self.client.getbit(keys.redis(job_id, "done"), number))
+
+    def begin(self, job_id: str, number: int) -> int:
+        """Note that work on a tile begins; returns how many such beginnings have had no end, this one included."""
+        return int(self.client.hincrby(keys.redis(job_id, "starts"), str(number), 1))
+
+    def abandon(self, job_id: str, number: int) -> None:
+        """Note that work on a tile was handed back: a preemption is no attempt."""
+        self.client.hincrby(keys.redis(job_id, "starts"), str(number), -1)
+
+    def count_attempt(self, job_id: str, number: int) -> int:
+        """Note an error that may be this machine's fault rather than the tile's; returns how many there were."""
+        return int(self.client.hincrby(keys.redis(job_id, "attempts"), str(number), 1))
+
+    def mark_done(self, job_id: str, number: int) -> None:
+        """Note that the tile is stored."""
+        pipe = self.client.pipeline()
+        pipe.setbit(keys.redis(job_id, "done"), number, 1)
+        for field in ("failed", "starts", "attempts"):
+            pipe.hdel(keys.redis(job_id, field), str(number))
+        pipe.execute()
+
+    def mark_failed(self, job_id: str, number: int, reason: str) -> None:
+        """Note that the filter has no tile, and why."""
+        pipe = self.client.pipeline()
+        pipe.hset(keys.redis(job_id, "failed"), str(number), reason)
+        pipe.hdel(keys.redis(job_id, "starts"), str(number))
+        pipe.execute()
+
+    def reopen(self, job_id: str, numbers: set[int]) -> None:
+        """Forget all about some tiles, so that they are rendered again."""
+        if not numbers:
+            return
+        pipe = self.client.pipeline()
+        for number in numbers:
+            pipe.setbit(keys.redis(job_id, "done"), number, 0)
+        for field in ("failed", "starts", "attempts"):
+            pipe.hdel(keys.redis(job_id, field), *map(str, numbers))
+        pipe.execute()
+
+    def done(self, job_id: str) -> set[int]:
+        """Numbers of all stored tiles."""
+        return _bits(cast("bytes | None", self.client.get(keys.redis(job_id, "done"))))
+
+    def failed(self, job_id: str) -> dict[int, str]:
+        """Tile number -> why the filter has no tile."""
+        entries = self.client.hgetall(keys.redis(job_id, "failed"))
+        return {int(number): _text(reason) for number, reason in entries.items()}
+
+    def note_requeued(self, job_id: str, numbers: set[int]) -> None:
+        """Note that the collector enqueued these tiles again."""
+        pipe = self.client.pipeline()
+        for number in numbers:
+            pipe.setbit(keys.redis(job_id, "requeued"), number, 1)
+        pipe.execute()
+
+    def requeued(self, job_id: str) -> int:
+        """How many tiles the collector has enqueued again."""
+        return int(self.client.bitcount(keys.redis(job_id, "requeued")))
+
+    # Rebuilding from the bucket
+
+    def is_synced(self, job_id: str) -> bool:
+        """Whether the job's bits are those of this Redis's lifetime, and not merely empty after a loss."""
+        return bool(self.client.exists(keys.redis(job_id, "synced")))
+
+    def sync(self, job: Job, done: set[int], failed: dict[int, str]) -> None:
+        """Make the ledger say what the bucket holds."""
+        pipe = self.client.pipeline()
+        pipe.delete(*(keys.redis(job.id, field) for field in ("done", "failed", "attempts", "starts")))
+        for number in done:
+            pipe.setbit(keys.redis(job.id, "done"), number, 1)
+        for number, reason in failed.items():
+            pipe.hset(keys.redis(job.id, "failed"), str(number), reason)
+        pipe.set(keys.redis(job.id, "synced"), 1)
+        pipe.execute()
+
+    # Workers
+
+    def see_worker(self, name: str) -> None:
+        """Note that a worker is alive."""
+        now = time.time()
+        pipe = self.client.pipeline()
+        pipe.zadd(keys.WORKERS, {name: now})
+        pipe.zremrangebyscore(keys.WORKERS, 0, now - 86400)
+        pipe.execute()
+
+    def forget_worker(self, name: str) -> None:
+        """Note that a worker has left in good order."""
+        self.client.zrem(keys.WORKERS, name)
+
+    def workers(self) -> dict[str, float]:
+        """Worker name -> seconds since it was last seen, of the last day."""
+        now = time.time()
+        seen = cast("list[tuple[bytes, float]]", self.client.zrange(keys.WORKERS, 0, -1, withscores=True))
+        return {_text(name): max(0.0, now - when) for name, when in seen}
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _bits(data: bytes | None) -> set[int]:
+    """Numbers of the set bits; Redis counts them from the most significant bit of the first byte."""
+    return {8 * place + bit for place, byte in enumerate(data or b"") for bit in range(8) if byte & (128 >> bit)}

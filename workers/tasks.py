@@ -1,0 +1,120 @@
+"""Where Celery meets the service: the task, the worker's life, the heartbeat. Nothing else in here knows pictures."""
+
+import logging
+import threading
+import time
+from typing import Any
+
+import redis
+from celery import Celery, signals
+from celery.exceptions import Reject
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from workers.contract.broker import TASK_NAME, refresh_visibility
+from workers.contract.settings import Settings
+from workers.service import HandBack, Service
+
+log = logging.getLogger(__name__)
+
+#: At least this often a worker says that it is alive.
+SEEN_EVERY_S = 5.0
+
+
+class Farmhand:
+    """The service of this Celery process, made when the worker starts and drained when it is told to stop."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._in_flight: set[str] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._drainer: threading.Thread | None = None
+        self.service = Service(settings)
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def handle(self, tag: str, body: object) -> None:
+        """Deal with one message while its visibility is kept fresh; Reject(requeue) hands it back."""
+        with self._lock:
+            self._in_flight.add(tag)
+        try:
+            self.service.handle(body)
+        except HandBack as error:
+            raise Reject(str(error), requeue=True) from error
+        except redis.RedisError as error:
+            log.warning("the ledger is out of reach, a message goes back: %s", error)
+            raise Reject("the ledger is out of reach", requeue=True) from error
+        finally:
+            with self._lock:
+                self._in_flight.discard(tag)
+
+    def drain(self) -> None:
+        """Begin to stop; returns at once, because Celery calls this from its signal handler."""
+        if self._drainer is None:
+            self._drainer = threading.Thread(target=self.service.drain, args=(self._settings.drain_s,), name="drain")
+            self._drainer.start()
+
+    def end(self) -> None:
+        """Wait for the drain to end, and leave."""
+        self.drain()
+        if self._drainer is not None:
+            self._drainer.join(self._settings.drain_s + 10.0)
+        self._ended.set()
+        try:
+            self.service.ledger.forget_worker(self._name)
+        except redis.RedisError as error:
+            log.warning("could not sign off: %s", error)
+
+    def _beat(self) -> None:
+        """Kombu starts a message's visibility clock at delivery and never refreshes it; a long batch needs that."""
+        pause_s = min(SEEN_EVERY_S, self._settings.visibility_timeout_s / 4)
+        while not self._ended.is_set():
+            with self._lock:
+                tags = list(self._in_flight)
+            try:
+                refresh_visibility(self.service.ledger.client, tags, time.time())
+                self.service.ledger.see_worker(self._name)
+            except redis.RedisError as error:
+                log.warning("no heartbeat: %s", error)
+            self._ended.wait(pause_s)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer with one clear line for what is no task of ours, in place of a dump of the message."""
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Drop what has no task's headers."""
+        self._drop(message, "it is no Celery task")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
+        """Drop a task of another name."""
+        self._drop(message, f"there is no task {str(exc)[:80]}")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
+        """Drop a task whose arguments are no arguments."""
+        self._drop(message, "its arguments cannot be read")
+
+    def on_decode_error(self, message: Any, exc: BaseException) -> None:
+        """Drop what is not JSON; pickle is never even looked at."""
+        self._drop(message, f"content type {str(message.content_type)[:80]!r} is not JSON, or its body is broken")
+
+    def _drop(self, message: Any, reason: str) -> None:
+        log.error("dropped a message: %s", reason)
+        message.ack()
+
+
+def install(app: Celery, settings: Settings) -> None:
+    """Give ``app`` the render task, and the service to run it with once a worker starts."""
+    app.conf.worker_consumer = f"{__name__}:Consumer"
+    farmhands: list[Farmhand] = []
+
+    @app.task(name=TASK_NAME, bind=True)
+    def render(self: Any, /, **body: object) -> None:
+        farmhands[0].handle(self.request.properties["delivery_tag"], body)
+
+    # weak=False: these functions have no other owner.
+    signals.celeryd_after_setup.connect(
+        lambda instance, **_: farmhands.append(Farmhand(settings, instance.hostname)), weak=False
+    )
+    signals.worker_shutting_down.connect(lambda **_: farmhands[0].drain(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: farmhands[0].end(), weak=False)
