@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from producer.submit import submit as submit_job
 from producer.submit import write_status
 from workers.contract import keys
 from workers.contract.broker import broker_errors, connect, make_app
-from workers.contract.errors import ExitCode, FilterfarmError, JobIncomplete
+from workers.contract.errors import CorruptJob, ExitCode, FilterfarmError, JobIncomplete, NoJob
+from workers.contract.job import Job
 from workers.contract.ledger import Ledger
 from workers.contract.storage import Store
 
@@ -182,8 +184,7 @@ def status(job: str | None, json_: bool) -> None:
     store, ledger = farm.store, farm.ledger
     with broker_errors(farm.settings):
         if job is None:
-            found = [name for name in store.folders() if keys.is_name(name) and store.exists(keys.job(name))]
-            every = [job_status(load_job(name, store), store, ledger) for name in found]
+            every = [job_status(frozen, store, ledger) for frozen in _readable_jobs(store)]
             click.echo(
                 json.dumps([entry.as_json() for entry in every])
                 if json_
@@ -262,6 +263,17 @@ def _exit_code() -> int:
         # The reader of our output has left, as head does; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(ExitCode.OK)
+
+
+def _readable_jobs(store: Store) -> Iterator[Job]:
+    """Every job of the bucket; one that does not read is said, and does not hide the others."""
+    for name in store.folders():
+        try:
+            yield load_job(name, store)
+        except CorruptJob as error:
+            click.echo(f"filterfarm: {error}", err=True)
+        except NoJob:
+            continue
 
 
 def _print_plan(options: Options, json_: bool) -> None:

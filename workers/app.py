@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from workers import tasks
 from workers.contract.broker import make_app
@@ -30,6 +32,9 @@ def _leave_with(supervisor: int) -> None:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
 
+
+# Celery warns root of pickled messages; ours are JSON, and nothing else is accepted.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 settings = Settings.from_environ(os.environ)
 app = make_app(settings)

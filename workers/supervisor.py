@@ -93,7 +93,7 @@ def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subp
     batch = settings.batch or (_CPU_BATCH if device == "cpu" else _GPU_BATCH)
     mine = replace(settings, device=device, batch=batch)
     name = f"{device.replace(':', '')}-{os.getpid()}@%h"
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--hostname", name]
+    command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.app", "worker", "--hostname", name]
     # Twice the batch: while one batch computes, the threads of the last one upload and the next one's wait.
     command += ["--pool", "threads", "--concurrency", str(2 * batch)]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]

@@ -8,7 +8,6 @@ from typing import Any
 import redis
 from celery import Celery, signals
 from celery.exceptions import Reject
-from celery.worker.consumer import Consumer as CeleryConsumer
 
 from workers.contract.broker import TASK_NAME, refresh_visibility
 from workers.contract.settings import Settings
@@ -79,38 +78,14 @@ class Farmhand:
             self._ended.wait(pause_s)
 
 
-class Consumer(CeleryConsumer):
-    """Celery's consumer with one clear line for what is no task of ours, in place of a dump of the message."""
-
-    def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Drop what has no task's headers."""
-        self._drop(message, "it is no Celery task")
-
-    def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """Drop a task of another name."""
-        self._drop(message, f"there is no task {str(exc)[:80]}")
-
-    def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """Drop a task whose arguments are no arguments."""
-        self._drop(message, "its arguments cannot be read")
-
-    def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """Drop what is not JSON; pickle is never even looked at."""
-        self._drop(message, f"content type {str(message.content_type)[:80]!r} is not JSON, or its body is broken")
-
-    def _drop(self, message: Any, reason: str) -> None:
-        log.error("dropped a message: %s", reason)
-        message.ack()
-
-
 def install(app: Celery, settings: Settings) -> None:
     """Give ``app`` the render task, and the service to run it with once a worker starts."""
-    app.conf.worker_consumer = f"{__name__}:Consumer"
+    app.conf.worker_consumer = "workers.consumer:Consumer"
     farmhands: list[Farmhand] = []
 
     @app.task(name=TASK_NAME, bind=True)
-    def render(self: Any, /, **body: object) -> None:
-        farmhands[0].handle(self.request.properties["delivery_tag"], body)
+    def render(self: Any, /, *unnamed: object, **body: object) -> None:
+        farmhands[0].handle(self.request.properties["delivery_tag"], [unnamed, body] if unnamed else body)
 
     # weak=False: these functions have no other owner.
     signals.celeryd_after_setup.connect(

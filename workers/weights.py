@@ -5,6 +5,7 @@ Files are read with ``torch.load(weights_only=True)`` or safetensors, never with
 
 import hashlib
 import re
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,11 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
 def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name; raises WeightsUnreadable."""
     try:
-        loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with warnings.catch_warnings():
+            # About pickle protocols; what does not load is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            is_pickle = path.suffix != ".safetensors"
+            loaded = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsUnreadable(f"cannot read weights {path.name!r}: {_one_line(error)}") from error
     except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint

@@ -78,9 +78,8 @@ class Settings:
 
     def _check(self) -> None:
         if not re.match(r"(rediss?|unix|sentinel)://", self.broker_url):
-            raise BadSettings(
-                f"FILTERFARM_BROKER_URL={self.public_broker_url!r} is no Redis URL; write redis://host:6379/0"
-            )
+            # Not the value: what does not parse cannot be shown without the password that may be in it.
+            raise BadSettings("FILTERFARM_BROKER_URL is no Redis URL; write redis://host:6379/0 or rediss://...")
         if self.bucket_url:
             _split_bucket(self.bucket_url)
         if self.endpoint_url and not re.match(r"https?://", self.endpoint_url):

@@ -1,0 +1,170 @@
+"""What all tests share: a clean environment, real servers, and small jobs. Servers start when the first test asks."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import boto3
+import numpy as np
+import pytest
+import redis
+from botocore.config import Config
+from celery import Celery
+from kombu import pools
+
+from tests import servers
+from workers.contract import keys
+from workers.contract.broker import make_app
+from workers.contract.job import Grid, Job, Layer, Preprocess, Recipe, Weights
+from workers.contract.ledger import Ledger
+from workers.contract.settings import Settings
+from workers.contract.storage import Store
+from workers.contract.tile import Status, TileRecord
+from workers.png import encode_tile
+
+#: What could point a test at somebody's real farm.
+_FOREIGN = ("FILTERFARM_", "AWS_", "CELERY_")
+
+BUCKET = "filterfarm"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings or the credentials of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+        monkeypatch.delenv(name)
+    # boto3's default session remembers the first credentials it has found.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3:
+    """An object store that runs, and the key pair it lets in."""
+
+    name: str
+    endpoint: str
+    key: str
+    secret: str
+
+    def sign_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Give this process the credentials."""
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", self.key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", self.secret)
+
+
+def with_bucket(server: S3) -> S3:
+    """Make the bucket that all tests share, and one object: SeaweedFS takes its time for the first."""
+    client = boto3.session.Session(server.key, server.secret, region_name="us-east-1").client(
+        "s3", endpoint_url=server.endpoint, config=Config(s3={"addressing_style": "path"})
+    )
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="first/object", Body=b"x")
+    client.close()
+    return server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the queue that all tests share."""
+    with servers.valkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """The object store of ``filterfarm run``."""
+    with servers.rclone(tmp_path_factory.mktemp("rclone")) as (endpoint, key, secret):
+        yield with_bucket(S3(name="rclone", endpoint=endpoint, key=key, secret=secret))
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """The object store of deploy/compose.yaml."""
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as (endpoint, key, secret):
+        yield with_bucket(S3(name="seaweedfs", endpoint=endpoint, key=key, secret=secret))
+
+
+@pytest.fixture
+def redis_client(valkey: str) -> "Iterator[redis.Redis]":
+    """A client of the queue, emptied for this test."""
+    with redis.Redis.from_url(valkey) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def broker_url(valkey: str, redis_client: "redis.Redis") -> str:
+    """URL of the queue, emptied for this test."""
+    return valkey
+
+
+@pytest.fixture(params=["rclone", "seaweedfs"])
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """Both object stores, one after the other, with this process signed in."""
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, S3)
+    server.sign_in(monkeypatch)
+    return server
+
+
+@pytest.fixture
+def settings(s3: S3, broker_url: str) -> Settings:
+    """Settings for an empty queue and an empty folder of a bucket that exists."""
+    folder = uuid.uuid4().hex
+    return Settings(broker_url=broker_url, bucket_url=f"s3://{BUCKET}/{folder}", endpoint_url=s3.endpoint)
+
+
+@pytest.fixture
+def app(broker_url: str) -> Iterator[Celery]:
+    """The Celery application that publishes to the emptied queue."""
+    made = make_app(Settings(broker_url=broker_url))
+    yield made
+    close_pools()
+
+
+def close_pools() -> None:
+    """Close all of kombu's connections; applications of the same address share them."""
+    pools.reset()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    """The empty folder of ``settings``."""
+    return Store(settings, patience_s=10)
+
+
+@pytest.fixture
+def ledger(redis_client: "redis.Redis") -> Ledger:
+    """The empty ledger of ``settings``."""
+    return Ledger(redis_client)
+
+
+def sample_job(*layers: str, filters: str = "0-3", size_px: int = 8, seed: int = 0, grid: Grid | None = None) -> Job:
+    """A job of tiny pictures, of ``layers`` with 64 filters each; by default of one layer."""
+    return Job(
+        model="vgg16",
+        weights=Weights(source="none", name="none"),
+        layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers or ("features.0",)),
+        recipe=Recipe(preprocess=Preprocess(name="raw"), size_px=size_px, seed=seed),
+        grid=grid or Grid(),
+        versions={"filterfarm": "0"},
+    )
+
+
+def sample_tile(job: Job, layer: str, filter_: int, *, status: Status = "live") -> bytes:
+    """The PNG of one tile of ``job``, all of its pixels (filter + 1, 0, 200)."""
+    record = TileRecord(
+        job=job.id, layer=layer, filter=filter_, seed=job.recipe.seed, status=status, start_activation=0.5,
+        activation=1.5, steps=job.recipe.steps, seconds=0.25, attempts=1, device="cpu", versions={"filterfarm": "0"},
+    )  # fmt: skip
+    pixels = np.full((job.recipe.size_px, job.recipe.size_px, 3), (filter_ + 1, 0, 200), np.uint8)
+    return encode_tile(pixels, record)
+
+
+def finish_tiles(job: Job, numbers: set[int], store: Store, ledger: Ledger) -> None:
+    """Do what a worker does at the end of each task: store the tile, then note it."""
+    for number in sorted(numbers):
+        layer, filter_ = job.tiles[number]
+        store.put(keys.tile(job.id, layer, filter_), sample_tile(job, layer, filter_), "image/png")
+        ledger.mark_done(job.id, number)

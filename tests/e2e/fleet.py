@@ -1,0 +1,169 @@
+"""A fleet as its users have it: servers of their own, and everything else started by the ``filterfarm`` command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import redis
+from botocore.config import Config
+
+from tests.servers import rclone, seaweedfs, valkey
+
+COMMAND = str(Path(sys.executable).parent / "filterfarm")
+
+#: What a killed worker's messages wait for; as short as the settings allow.
+VISIBILITY_TIMEOUT_S = 5
+
+
+class Fleet:
+    """Queue, store, and the processes a test starts; all are gone when it ends."""
+
+    def __init__(self, folder: Path, broker_url: str, endpoint: str, key: str, secret: str) -> None:
+        self.folder = folder
+        self.endpoint = endpoint
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "FILTERFARM_BROKER_URL": broker_url,
+            "FILTERFARM_BUCKET": "s3://pictures/of/filters",
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "FILTERFARM_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
+        }
+        self.s3 = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            config=Config(s3={"addressing_style": "path"}),
+        )
+        self.s3.create_bucket(Bucket="pictures")
+        self.redis = redis.Redis.from_url(broker_url)
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        """One command to its end."""
+        return run(*arguments, environ={**self.environ, **environ})
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """A command that goes on; what it says is in ``log(process)``."""
+        with (self.folder / f"{len(self._running)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [COMMAND, *arguments], env=self.environ, stdout=log, stderr=log, start_new_session=True
+            )
+        self._running.append(process)
+        return process
+
+    def log(self, process: "subprocess.Popen[bytes]") -> str:
+        """All that a started process has said so far."""
+        return (self.folder / f"{self._running.index(process)}.log").read_text()
+
+    def submit(self, *arguments: str) -> dict[str, Any]:
+        """Submit a job; returns what the command's JSON says."""
+        done = self.run("submit", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def status(self, job: str) -> dict[str, Any]:
+        """How a job stands, as the command's JSON says."""
+        done = self.run("status", job, "--json")
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def objects(self) -> dict[str, tuple[str, bytes]]:
+        """Key below the prefix -> (when it was last written, content), of everything in the bucket."""
+        found: dict[str, tuple[str, bytes]] = {}
+        for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket="pictures"):
+            for entry in page.get("Contents", []):
+                key = entry["Key"]
+                assert key.startswith("of/filters/"), key
+                body = self.s3.get_object(Bucket="pictures", Key=key)["Body"].read()
+                found[key.removeprefix("of/filters/")] = (str(entry["LastModified"]), body)
+        return found
+
+    def put(self, key: str, body: bytes) -> None:
+        """Put an object below the prefix, behind the farm's back."""
+        self.s3.put_object(Bucket="pictures", Key=f"of/filters/{key}", Body=body)
+
+    def outstanding(self) -> int:
+        """Messages queued or with a worker."""
+        return int(self.redis.llen("filterfarm.render")) + int(self.redis.hlen("unacked"))
+
+    def stop_all(self) -> None:
+        """SIGKILL to everything that still runs, and to its children."""
+        for process in self._running:
+            kill_group(process)
+        self.redis.close()
+
+
+@contextmanager
+def fleet(folder: Path, store: str) -> Iterator[Fleet]:
+    """A fleet without any processes yet, on a fresh queue and a fresh bucket of ``rclone`` or ``seaweedfs``."""
+    with ExitStack() as stack:
+        for name in ("queue", "store"):
+            (folder / name).mkdir()
+        broker_url = stack.enter_context(valkey(folder / "queue"))
+        serve = {"rclone": rclone, "seaweedfs": seaweedfs}[store]
+        made = Fleet(folder, broker_url, *stack.enter_context(serve(folder / "store")))
+        stack.callback(made.stop_all)
+        yield made
+
+
+def run(*arguments: str, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """One ``filterfarm`` command to its end, in the given environment and no other."""
+    return subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, timeout=240, check=False)
+
+
+def wait_for(what: str, condition: Callable[[], object], timeout_s: float) -> None:
+    """Return once ``condition`` holds; an assertion that names ``what`` if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.1)
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all children of a process, theirs included, nearest first."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = list(parents.get(pid, []))
+    for child in found:
+        found.extend(parents.get(child, []))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL a process and all its descendants at once, as a machine that vanishes does."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait(10)

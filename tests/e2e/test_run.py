@@ -1,0 +1,119 @@
+"""``filterfarm run``: everything on this machine, and what is left behind when it is stopped or killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.e2e.fleet import COMMAND, descendants, is_running, run, wait_for
+from workers.contract.errors import ExitCode
+from workers.png import decode_tile
+
+JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--filters", "0-31", "--size", "48")
+ARGUMENTS = ("run", *JOB, "--steps", "60", "--batch", "4")
+
+
+def _environ(folder: Path) -> dict[str, str]:
+    # Settings of a fleet, which a run must not touch.
+    elsewhere = {"FILTERFARM_BROKER_URL": "redis://127.0.0.1:9/0", "FILTERFARM_BUCKET": "s3://elsewhere"}
+    return {"HOME": str(folder), "PATH": os.environ["PATH"], "AWS_ACCESS_KEY_ID": "theirs", **elsewhere}
+
+
+def _start(folder: Path) -> "subprocess.Popen[bytes]":
+    with (folder / "run.log").open("ab") as log:
+        return subprocess.Popen(
+            [COMMAND, *ARGUMENTS], cwd=folder, env=_environ(folder), stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def _tiles(folder: Path) -> list[Path]:
+    return sorted((folder / "filterfarm-data" / "bucket").glob("*/tiles/*/*.png"))
+
+
+def test_a_run_renders_into_a_plain_folder_and_says_where(tmp_path: Path) -> None:
+    # When a job is run with the notebook's sheet
+    arguments = ("run", *JOB, "--steps", "2", "--grid", "8x8", "--data", str(tmp_path / "here"), "--json")
+    done = run(*arguments, environ=_environ(tmp_path))
+
+    # Then it ends well, and the bucket is a folder with the same keys as a fleet's
+    assert done.returncode == ExitCode.OK, done.stderr
+    result = json.loads(done.stdout)
+    folder = Path(result["folder"])
+    assert folder.parent == tmp_path / "here" / "bucket"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    others = {"job.json", "status.json", "index.html", "layers/features.0.json", "grids/features.0.png"}
+    assert names == others | {f"tiles/features.0/{filter_}.png" for filter_ in range(32)}
+    assert result["grids"] == [str(folder / "grids" / "features.0.png")]
+    assert (result["state"], result["stored"], result["failed"]) == ("finished", 32, 0)
+
+    # And no secret is where others can read it
+    assert (tmp_path / "here" / "queue" / "valkey.conf").stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> None:
+    # Given a run under way
+    process = _start(tmp_path)
+    wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 4, 90)
+    children = descendants(process.pid)
+
+    # When it gets Ctrl-C
+    process.send_signal(signal.SIGINT)
+
+    # Then it ends with the code for that, in one line, and leaves no process
+    assert process.wait(60) == ExitCode.INTERRUPTED
+    log = (tmp_path / "run.log").read_text()
+    assert "Traceback" not in log
+    assert log.strip().splitlines()[-1] == "filterfarm: stopped; the same command resumes"
+    assert not [pid for pid in children if is_running(pid)]
+    before = {path: path.stat().st_mtime_ns for path in _tiles(tmp_path)}
+    assert 4 <= len(before) < 32
+
+    # And the same command finishes the rest, and only the rest
+    assert _start(tmp_path).wait(180) == ExitCode.OK
+    assert len(_tiles(tmp_path)) == 32
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for path in _tiles(tmp_path):
+        decode_tile(path.read_bytes(), 48)
+
+
+def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp_path: Path) -> None:
+    # Given a run under way
+    process = _start(tmp_path)
+    wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 4, 90)
+    children = descendants(process.pid)
+    assert len(children) >= 8  # queue, store, collector, worker, each on its leash; Celery and renderer
+
+    # When it is killed, which runs no clean-up
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    # Then everything it started ends by itself, well within the time a drain takes
+    wait_for("all children to be gone", lambda: not [pid for pid in children if is_running(pid)], 40)
+    before = {path: path.stat().st_mtime_ns for path in _tiles(tmp_path)}
+
+    # And the same command resumes
+    assert _start(tmp_path).wait(180) == ExitCode.OK, (tmp_path / "run.log").read_text()
+    assert len(_tiles(tmp_path)) == 32
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
+    # Given a run under way
+    process = _start(tmp_path)
+    wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 1, 90)
+
+    # When another is started in the same folder
+    began = time.monotonic()
+    done = subprocess.run(
+        [COMMAND, *ARGUMENTS, "--seed", "1"], cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+    # Then it either waited for the first to end, or says who is in the way; the first is untouched
+    if done.returncode != ExitCode.OK:
+        assert done.returncode == ExitCode.SERVER_FAILED
+        assert "another filterfarm uses the data folder" in done.stderr
+        assert time.monotonic() - began < 60
+    assert process.wait(120) == ExitCode.OK

@@ -1,0 +1,70 @@
+"""On a GPU the tiles are those of the CPU, up to what its faster arithmetic rounds."""
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+
+from workers import devices, graph, models
+from workers.contract.job import Preprocess, Recipe
+from workers.render import Tile, render
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+RECIPE = Recipe(preprocess=Preprocess(name="raw"), size_px=48, steps=5, seed=1)
+
+#: Convolutions on Ampere and later multiply in TF32, ten bits of mantissa; some layers and steps add up its error.
+RELATIVE_TOLERANCE = 0.02
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> tuple[nn.Module, fx.Graph]:
+    """VGG16 with seeded random parameters, and its trace."""
+    model = models.build("vgg16", seed=7)
+    return model, graph.trace(model)
+
+
+def tiles_on(device: str, network: tuple[nn.Module, fx.Graph], layer: str, filters: list[int]) -> list[Tile]:
+    model, trace = network
+    try:
+        return render(model.to(device), trace, layer, filters, RECIPE, torch.device(device))
+    finally:
+        model.to("cpu")
+
+
+@pytest.mark.parametrize("layer", ["features.0", "features.10"])
+def test_cpu_and_gpu_agree_on_activations_and_on_which_filters_are_dead(
+    vgg16: tuple[nn.Module, fx.Graph], layer: str
+) -> None:
+    # Given
+    filters = list(range(16))
+    # When
+    on_cpu, on_gpu = tiles_on("cpu", vgg16, layer, filters), tiles_on("cuda", vgg16, layer, filters)
+    # Then
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert (one.filter, one.status, one.error) == (other.filter, other.status, other.error)
+        assert other.start_activation == pytest.approx(one.start_activation, rel=RELATIVE_TOLERANCE, abs=0.05)
+        assert other.activation == pytest.approx(one.activation, rel=RELATIVE_TOLERANCE, abs=0.05)
+
+
+def test_a_dead_filters_tile_is_the_same_on_both(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given
+    filters = list(range(32))
+    # When
+    on_cpu = tiles_on("cpu", vgg16, "features.0", filters)
+    on_gpu = {tile.filter: tile for tile in tiles_on("cuda", vgg16, "features.0", filters)}
+    # Then its picture is the start noise, which the CPU draws for every device
+    dead = [tile for tile in on_cpu if tile.status == "dead"]
+    assert dead
+    assert all(np.array_equal(tile.pixels, on_gpu[tile.filter].pixels) for tile in dead)
+
+
+def test_the_gpus_name_is_recorded(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given / When
+    (tile,) = tiles_on("cuda", vgg16, "features.0", [0])
+    # Then
+    assert tile.device == torch.cuda.get_device_name(0) == devices.describe(torch.device("cuda"))
+    assert devices.available()[0] == "cuda:0"

@@ -1,0 +1,252 @@
+"""The ledger on a real server: doing anything twice changes nothing."""
+
+import time
+
+import redis
+
+from tests.conftest import sample_job
+from workers.contract import keys
+from workers.contract.ledger import SUBMITTING_S, Ledger
+
+JOB = sample_job(filters="0-40")
+OTHER = sample_job(seed=1)
+
+
+def contents(ledger: Ledger) -> dict[bytes, bytes]:
+    """All that Redis holds."""
+    return {bytes(key): ledger.client.dump(key) or b"" for key in ledger.client.scan_iter()}
+
+
+def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
+    # Given an empty Redis
+    # Then every question has an answer, and it is no
+    assert ledger.jobs() == set()
+    assert ledger.done(JOB.id) == set()
+    assert ledger.failed(JOB.id) == {}
+    assert ledger.requeued(JOB.id) == 0
+    assert ledger.workers() == {}
+    assert not ledger.is_done(JOB.id, 0)
+    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_cancelled(JOB.id)
+    assert not ledger.is_synced(JOB.id)
+    # And asking has left nothing behind
+    assert contents(ledger) == {}
+
+
+def test_jobs_are_registered_and_unregistered_once(ledger: Ledger) -> None:
+    # Given two jobs, registered twice
+    for job in (JOB, OTHER, JOB):
+        ledger.register(job.id)
+    assert ledger.jobs() == {JOB.id, OTHER.id}
+    # When one is unregistered, twice
+    for _ in range(2):
+        ledger.unregister(JOB.id)
+    # Then the other is left
+    assert ledger.jobs() == {OTHER.id}
+
+
+def test_a_cancelled_job_is_off_the_list_until_it_is_registered_again(ledger: Ledger) -> None:
+    # Given a job
+    ledger.register(JOB.id)
+    # When it is cancelled, twice
+    for _ in range(2):
+        ledger.cancel(JOB.id)
+    # Then workers and the collector know it, and other jobs do not care
+    assert ledger.is_cancelled(JOB.id)
+    assert ledger.jobs() == set()
+    assert not ledger.is_cancelled(OTHER.id)
+    # And registering it again undoes it
+    ledger.register(JOB.id)
+    assert not ledger.is_cancelled(JOB.id)
+    assert ledger.jobs() == {JOB.id}
+
+
+def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledger) -> None:
+    # Given a job that is being enqueued
+    ledger.hold(JOB.id)
+    # Then it is held, for a limited time
+    assert ledger.is_held(JOB.id)
+    assert 0 < ledger.client.ttl(keys.redis(JOB.id, "submitting")) <= SUBMITTING_S
+    # When it is released, twice
+    for _ in range(2):
+        ledger.release(JOB.id)
+    # Then it is free
+    assert not ledger.is_held(JOB.id)
+
+
+def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> None:
+    # Given tiles whose bits are the first, the last and the middle of a byte, and far apart, marked twice
+    numbers = {0, 7, 8, 12, 63, 17_215}
+    for number in [*numbers, *numbers]:
+        ledger.mark_done(JOB.id, number)
+    # When the ledger is asked
+    # Then it knows those and no others
+    assert ledger.done(JOB.id) == numbers
+    assert all(ledger.is_done(JOB.id, number) for number in numbers)
+    assert not any(ledger.is_done(JOB.id, number) for number in (1, 6, 9, 62, 64, 17_214, 17_216))
+    assert ledger.done(OTHER.id) == set()
+
+
+def test_bits_stand_in_the_order_that_redis_itself_counts_them(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given two done tiles
+    for number in (3, 17):
+        ledger.mark_done(JOB.id, number)
+    key = keys.redis(JOB.id, "done")
+    # When Redis looks for the first set bit, from the start and further on
+    # Then it finds the same
+    assert redis_client.bitpos(key, 1) == 3
+    assert redis_client.bitpos(key, 1, 1) == 17
+    assert redis_client.bitcount(key) == 2
+
+
+def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None:
+    # Given a tile that failed twice
+    ledger.mark_failed(JOB.id, 3, "first")
+    ledger.mark_failed(JOB.id, 3, "größer: \U0001f4a5\nnext line")
+    # When the ledger is asked
+    # Then the last reason is there, to the letter, and the tile is not done
+    assert ledger.failed(JOB.id) == {3: "größer: \U0001f4a5\nnext line"}
+    assert not ledger.is_done(JOB.id, 3)
+
+
+def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
+    # Given a tile that failed
+    ledger.begin(JOB.id, 3)
+    ledger.count_attempt(JOB.id, 3)
+    ledger.mark_failed(JOB.id, 3, "why")
+    # When it is done after all
+    ledger.mark_done(JOB.id, 3)
+    # Then nothing of the failure is left
+    assert ledger.failed(JOB.id) == {}
+    assert ledger.begin(JOB.id, 3) == 1
+    assert ledger.count_attempt(JOB.id, 3) == 1
+
+
+def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
+    # Given a tile that two workers began and never ended
+    assert [ledger.begin(JOB.id, 5) for _ in range(2)] == [1, 2]
+    # When a third begins and hands it back
+    assert ledger.begin(JOB.id, 5) == 3
+    ledger.abandon(JOB.id, 5)
+    # Then the next is the third again: a preemption is no attempt
+    assert ledger.begin(JOB.id, 5) == 3
+    # And other tiles have counts of their own
+    assert ledger.begin(JOB.id, 6) == 1
+    assert ledger.begin(OTHER.id, 5) == 1
+
+
+def test_attempts_are_counted_for_each_tile(ledger: Ledger) -> None:
+    # Given attempts at two tiles
+    # When they are counted
+    # Then each has its own count
+    assert [ledger.count_attempt(JOB.id, number) for number in (1, 1, 2, 1)] == [1, 2, 1, 3]
+
+
+def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
+    # Given a done tile, a failed one, and one more of each
+    for number in (1, 2):
+        ledger.mark_done(JOB.id, number)
+    for number in (3, 4):
+        ledger.mark_failed(JOB.id, number, "why")
+        ledger.count_attempt(JOB.id, number)
+    # When one of each is reopened, twice
+    for _ in range(2):
+        ledger.reopen(JOB.id, {1, 3})
+    # Then they are as new, and the others are as they were
+    assert ledger.done(JOB.id) == {2}
+    assert ledger.failed(JOB.id) == {4: "why"}
+    assert ledger.count_attempt(JOB.id, 3) == 1
+    assert ledger.count_attempt(JOB.id, 4) == 2
+    assert ledger.begin(JOB.id, 3) == 1
+
+
+def test_reopening_nothing_changes_nothing(ledger: Ledger) -> None:
+    # Given a done tile
+    ledger.mark_done(JOB.id, 1)
+    before = contents(ledger)
+    # When nothing is reopened
+    ledger.reopen(JOB.id, set())
+    # Then nothing has changed
+    assert contents(ledger) == before
+
+
+def test_a_tile_that_is_enqueued_again_twice_counts_once(ledger: Ledger) -> None:
+    # Given tiles that the collector has enqueued again
+    ledger.note_requeued(JOB.id, {1, 2})
+    # When one of them is once more
+    ledger.note_requeued(JOB.id, {2, 3})
+    ledger.note_requeued(JOB.id, set())
+    # Then each counts once
+    assert ledger.requeued(JOB.id) == 3
+
+
+def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> None:
+    # Given a ledger that says something else
+    ledger.mark_done(JOB.id, 9)
+    ledger.mark_failed(JOB.id, 10, "old")
+    ledger.begin(JOB.id, 11)
+    ledger.count_attempt(JOB.id, 11)
+    # When it is filled from the bucket, twice
+    for _ in range(2):
+        ledger.sync(JOB, {0, 40}, {5: "why"})
+    # Then it says that, and knows that it does
+    assert ledger.done(JOB.id) == {0, 40}
+    assert ledger.failed(JOB.id) == {5: "why"}
+    assert ledger.is_synced(JOB.id)
+    assert not ledger.is_synced(OTHER.id)
+    assert ledger.begin(JOB.id, 11) == 1
+    assert ledger.count_attempt(JOB.id, 11) == 1
+
+
+def test_an_emptied_redis_is_told_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given a job of which nothing is done
+    ledger.sync(JOB, set(), {})
+    assert ledger.is_synced(JOB.id)
+    # When Redis is emptied
+    redis_client.flushall()
+    # Then the ledger says so
+    assert not ledger.is_synced(JOB.id)
+
+
+def test_workers_are_known_by_when_they_were_last_seen(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given a worker that was just seen, twice, one a minute ago, and one of last week
+    for _ in range(2):
+        ledger.see_worker("cpu-1@here")
+    redis_client.zadd(keys.WORKERS, {"cpu-2@here": time.time() - 60, "cpu-3@here": time.time() - 7 * 86400})
+    # When one is seen again
+    ledger.see_worker("cpu-1@here")
+    # Then those of the last day are listed, with the seconds since
+    seen = ledger.workers()
+    assert set(seen) == {"cpu-1@here", "cpu-2@here"}
+    assert 0 <= seen["cpu-1@here"] < 5
+    assert 59 < seen["cpu-2@here"] < 65
+
+
+def test_a_worker_that_left_in_good_order_is_forgotten(ledger: Ledger) -> None:
+    # Given two workers
+    for name in ("cpu-1@here", "cpu-2@here"):
+        ledger.see_worker(name)
+    # When one leaves, twice
+    for _ in range(2):
+        ledger.forget_worker("cpu-1@here")
+    # Then the other is left
+    assert set(ledger.workers()) == {"cpu-2@here"}
+
+
+def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
+    # Given a ledger of which every part was used
+    ledger.register(JOB.id)
+    ledger.hold(JOB.id)
+    ledger.sync(JOB, {1}, {2: "why"})
+    ledger.begin(JOB.id, 3)
+    ledger.count_attempt(JOB.id, 3)
+    ledger.note_requeued(JOB.id, {3})
+    ledger.see_worker("cpu-1@here")
+    ledger.register(OTHER.id)
+    ledger.cancel(JOB.id)
+    # When Redis is asked for its keys
+    found = {key.decode().replace(JOB.id, "<job>") for key in contents(ledger)}
+    # Then each is in the list of keys.py
+    listed = {line.split("  ")[0].strip() for line in (keys.__doc__ or "").replace("    ", "\n").splitlines()}
+    assert len(found) == 10
+    assert found <= listed
