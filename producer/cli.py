@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,14 +19,12 @@ from producer.options import job_options
 from producer.plan import Options
 from producer.progress import summary
 from producer.progress import watch as watch_job
-from producer.session import PATIENCE_S, open_session, open_store, read_settings
-from producer.status import JobStatus, job_status, load_job
+from producer.session import open_session, open_store, read_settings
+from producer.status import JobStatus, job_status, load_job, readable_jobs
 from producer.submit import submit as submit_job
 from producer.submit import write_status
-from workers.contract import keys
 from workers.contract.broker import broker_errors, connect, make_app
-from workers.contract.errors import CorruptJob, ExitCode, FilterfarmError, JobIncomplete, NoJob
-from workers.contract.job import Job
+from workers.contract.errors import ExitCode, FilterfarmError, JobIncomplete
 from workers.contract.ledger import Ledger
 from workers.contract.storage import Store
 
@@ -70,30 +67,16 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
     if dry_run:
         _print_plan(options, json_)
         return
-    from producer.local import Farm
-    from workers import weights
+    from producer.run import run as run_job
 
-    settings = read_settings(device=device, batch=batch)
-    console = Console(stderr=True)
-    job, checkpoint, _ = planning.make_job(options)
-    # Now, because here the worker is this machine: better one line at once than a failure for each tile.
-    weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Farm(data, settings) as farm, broker_errors(farm.settings):
-        store, ledger = Store(farm.settings, patience_s=PATIENCE_S), Ledger(connect(farm.settings, retries=3))
-        submitted = submit_job(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
-        console.print(report.submitted(submitted), highlight=False, soft_wrap=True)
-
-        def look() -> JobStatus:
-            farm.tend()
-            return job_status(job, store, ledger)
-
-        status = watch_job(look, console)
-        folder = farm.bucket_folder / job.id
-    console.print(f"gallery: {folder / 'index.html'}\ngrids:", highlight=False, soft_wrap=True)
-    grids = [str(folder.parent / keys.grid(job.id, layer.name)) for layer in job.layers]
-    click.echo(json.dumps({**status.as_json(), "folder": str(folder), "grids": grids}) if json_ else "\n".join(grids))
-    _require_complete(status)
+    console = Console(stderr=True)
+    outcome = run_job(options, data, read_settings(device=device, batch=batch), console)
+    console.print(f"gallery: {outcome.folder / 'index.html'}\ngrids:", highlight=False, soft_wrap=True)
+    grids = [str(path) for path in outcome.grids]
+    result = {**outcome.status.as_json(), "folder": str(outcome.folder), "grids": grids}
+    click.echo(json.dumps(result) if json_ else "\n".join(grids))
+    _require_complete(outcome.status)
 
 
 @cli.command()
@@ -184,7 +167,7 @@ def status(job: str | None, json_: bool) -> None:
     store, ledger = farm.store, farm.ledger
     with broker_errors(farm.settings):
         if job is None:
-            every = [job_status(frozen, store, ledger) for frozen in _readable_jobs(store)]
+            every = [job_status(frozen, store, ledger) for frozen in readable_jobs(store, Console(stderr=True))]
             click.echo(
                 json.dumps([entry.as_json() for entry in every])
                 if json_
@@ -265,25 +248,14 @@ def _exit_code() -> int:
     return int(ExitCode.OK)
 
 
-def _readable_jobs(store: Store) -> Iterator[Job]:
-    """Every job of the bucket; one that does not read is said, and does not hide the others."""
-    for name in store.folders():
-        try:
-            yield load_job(name, store)
-        except CorruptJob as error:
-            click.echo(f"filterfarm: {error}", err=True)
-        except NoJob:
-            continue
-
-
 def _print_plan(options: Options, json_: bool) -> None:
     job, _, plans = planning.make_job(options)
     click.echo(json.dumps(report.plan_as_json(job, plans)) if json_ else report.plan(job, plans))
 
 
 def _require_complete(status: JobStatus) -> None:
-    if status.state == "cancelled":
-        raise JobIncomplete(f"{status.job} was cancelled; submit it again to resume")
+    if status.state in {"cancelled", "stopped"}:
+        raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
     if status.failed:
         tile, reason = next(iter(status.reasons.items()))
         raise JobIncomplete(

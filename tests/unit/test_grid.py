@@ -11,6 +11,7 @@ from producer.grid import DEAD_RGB, encode_sheet, place, shape, sheet
 from workers.contract.job import Grid
 
 Pixels = NDArray[np.uint8]
+Entries = list[tuple[Pixels | None, bool]]
 
 
 def tile(number: int, size_px: int) -> Pixels:
@@ -18,15 +19,23 @@ def tile(number: int, size_px: int) -> Pixels:
     return np.random.default_rng(number).integers(1, 255, (size_px, size_px, 3), np.uint8)
 
 
-def tiles(count: int, size_px: int) -> list[tuple[Pixels | None, bool]]:
+def tiles(count: int, size_px: int) -> Entries:
     """As many live tiles."""
     return [(tile(number, size_px), False) for number in range(count)]
 
 
-def window(canvas: Pixels, row: int, column: int, size_px: int, margin_px: int) -> Pixels:
-    """What stands in one place of the sheet."""
+def window(canvas: Pixels, where: tuple[int, int], size_px: int, margin_px: int) -> Pixels:
+    """What stands in one place (row, column) of the sheet."""
+    row, column = where
     pitch = size_px + margin_px
     return canvas[row * pitch : row * pitch + size_px, column * pitch : column * pitch + size_px]
+
+
+def pixels_of(entries: Entries, number: int) -> Pixels:
+    """The tile of a filter that has one."""
+    pixels = entries[number][0]
+    assert pixels is not None
+    return pixels
 
 
 def has_mark(area: Pixels) -> bool:
@@ -47,7 +56,7 @@ def test_the_notebooks_sheet_runs_down_its_columns() -> None:
     for i in range(8):
         for j in range(8):
             vertical, horizontal = i * size + i * margin, j * size + j * margin
-            expected[vertical : vertical + size, horizontal : horizontal + size] = entries[i + 8 * j][0]
+            expected[vertical : vertical + size, horizontal : horizontal + size] = pixels_of(entries, i + 8 * j)
     assert np.array_equal(canvas, expected)
 
 
@@ -57,9 +66,9 @@ def test_a_fixed_grid_may_have_places_left_over() -> None:
     # When they are put on 2 x 3
     canvas = sheet(entries, Grid(rows=2, columns=3, margin_px=1), 8)
     # Then the third begins the second column, and the rest is black
-    assert np.array_equal(window(canvas, 0, 1, 8, 1), entries[2][0])
-    assert not window(canvas, 1, 1, 8, 1).any()
-    assert not window(canvas, 0, 2, 8, 1).any()
+    assert np.array_equal(window(canvas, (0, 1), 8, 1), pixels_of(entries, 2))
+    assert not window(canvas, (1, 1), 8, 1).any()
+    assert not window(canvas, (0, 2), 8, 1).any()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 12, 16, 17, 63, 64, 65, 512, 2048])
@@ -94,8 +103,8 @@ def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(ma
     # When they are put on a sheet whose margin has room for a frame
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then every tile is what it was
-    for number, (pixels, _) in enumerate(entries):
-        assert np.array_equal(window(canvas, *divmod(number, 3), size, margin), pixels), number
+    for number in range(9):
+        assert np.array_equal(window(canvas, divmod(number, 3), size, margin), pixels_of(entries, number))
     # And a frame goes all around the dead one
     top = left = size + margin
     ring = canvas[top - 1 : top + size + 1, left - 1 : left + size + 1].astype(int)
@@ -111,13 +120,12 @@ def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin:
     # When they are put on a sheet without room for a frame
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then the frame is on the dead tile's edge, its middle is untouched, and so are all other tiles
-    dead = window(canvas, 1, 1, size, margin)
+    dead = window(canvas, (1, 1), size, margin)
     assert has_mark(dead)
-    middle = entries[4][0]
-    assert middle is not None
+    middle = pixels_of(entries, 4)
     assert np.array_equal(dead[2:-2, 2:-2], middle[2:-2, 2:-2])
     for number in {*range(9)} - {4}:
-        assert np.array_equal(window(canvas, *divmod(number, 3), size, margin), entries[number][0])
+        assert np.array_equal(window(canvas, divmod(number, 3), size, margin), pixels_of(entries, number))
 
 
 @pytest.mark.parametrize("number", range(9))
@@ -129,12 +137,11 @@ def test_a_frame_on_the_rim_of_the_sheet_touches_no_other_tile(number: int, marg
     # When they are put on a sheet
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then it is marked, its middle is as it was, and all others are as they were
-    pixels = entries[number][0]
-    assert pixels is not None
+    pixels = pixels_of(entries, number)
     assert has_mark(canvas)
-    assert np.array_equal(window(canvas, *divmod(number, 3), size, margin)[2:-2, 2:-2], pixels[2:-2, 2:-2])
+    assert np.array_equal(window(canvas, divmod(number, 3), size, margin)[2:-2, 2:-2], pixels[2:-2, 2:-2])
     for other in {*range(9)} - {number}:
-        assert np.array_equal(window(canvas, *divmod(other, 3), size, margin), entries[other][0])
+        assert np.array_equal(window(canvas, divmod(other, 3), size, margin), pixels_of(entries, other))
 
 
 def test_a_live_tile_has_no_frame() -> None:
@@ -152,12 +159,12 @@ def test_a_filter_without_a_tile_is_crossed_out(margin: int) -> None:
     # When they are put on a sheet
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then both diagonals are drawn, and no neighbour is touched
-    gap = window(canvas, 0, 1, size, margin)
+    gap = window(canvas, (0, 1), size, margin)
     for step in range(2, size - 2):
         assert has_mark(gap[step : step + 1, step - 1 : step + 2])
         assert has_mark(gap[step : step + 1, size - 2 - step : size + 1 - step])
     for number in (0, 2, 3):
-        assert np.array_equal(window(canvas, *divmod(number, 2), size, margin), entries[number][0])
+        assert np.array_equal(window(canvas, divmod(number, 2), size, margin), pixels_of(entries, number))
 
 
 def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:

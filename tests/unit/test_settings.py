@@ -82,7 +82,7 @@ def test_every_variable_is_read(variable: str) -> None:
     settings = Settings.from_environ({variable: text})
     # Then its field has the value, and all others their defaults
     field = next(name for name in VARIABLES if VARIABLES[name] == variable)
-    assert settings == dataclasses.replace(Settings(), **{field: expected})
+    assert dataclasses.asdict(settings) == {**dataclasses.asdict(Settings()), field: expected}
 
 
 @pytest.mark.parametrize("variable", sorted(GIVEN))

@@ -9,7 +9,7 @@ Objects, below the bucket's prefix (the bucket alone can rebuild everything):
     <job>/layers/<layer>.json           one record per filter
     <job>/grids/<layer>.png             the sheet of the whole layer
     <job>/index.html                    the gallery
-    <job>/status.json                   how the job ended: finished or cancelled (running, once resumed)
+    <job>/status.json                   how the job stands: running, finished, cancelled or stopped
 
 Redis (losing it loses no picture):
 
