@@ -5,7 +5,7 @@ A torch.fx trace finds them; its leaves are torch.nn's own modules and every sub
 inside ``torchvision.ops`` blocks, where EfficientNet and MobileNet keep all of theirs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +60,7 @@ def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
     """Dotted module name -> the node that runs it first, for every convolution, in execution order."""
     found: dict[str, fx.Node] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(model.get_submodule(node.target), _ConvNd):
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Conv2d):
             found.setdefault(node.target, node)
     return found
 
@@ -99,17 +99,23 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
             return chain
 
 
-def head_modules(model: nn.Module, graph: fx.Graph) -> set[str]:
-    """Names of the modules that run only after the last convolution: no tile depends on their parameters."""
-    last = list(convolutions(model, graph).values())[-1]
-    used: dict[str, bool] = {}
-    behind = False
+def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
+    """Whether a parameter of that name, in ``model.state_dict()``, has a part in any layer's tiles.
+
+    A classifier behind the last layer has none, nor has an auxiliary head, which does not run in evaluation mode.
+    """
+    last = tapped(model, list(convolutions(model, graph).values())[-1], "activation")[-1]
+    modules: set[str] = set()
+    attributes: set[str] = set()
     for node in graph.nodes:
         if node.op == "call_module":
-            used[node.target] = used.get(node.target, True) and behind
+            modules.add(f"{node.target}.")
+        elif node.op == "get_attr":
+            attributes.add(node.target)
         if node is last:
-            behind = True
-    return {name for name, only_behind in used.items() if only_behind}
+            break
+    prefixes = tuple(modules)
+    return lambda name: name in attributes or name.startswith(prefixes)
 
 
 def costs(model: nn.Module, graph: fx.Graph, size_px: int) -> dict[str, Cost]:

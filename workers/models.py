@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision_models
 
 from workers.contract.errors import UnknownModel
 from workers.contract.job import Preprocess
 
 RAW = Preprocess(name="raw")
-#: Mean and standard deviation of ImageNet's training pictures, as all of torchvision's recipes use them.
+#: Mean and standard deviation of ImageNet's training pictures, as nearly all of torchvision's recipes use them.
 IMAGENET = Preprocess(name="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 #: Pixels in -1..1, as TensorFlow's networks are fed.
 HALVES = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -59,7 +60,7 @@ def get(name: str) -> Model:
     return Model(
         name=name,
         build=lambda: torchvision_models.get_model(name, weights=None, **arguments),
-        preprocess=HALVES if arguments else IMAGENET,
+        preprocess=HALVES if arguments else _trained_on(name),
         weights=_weights_names(name),
     )
 
@@ -77,8 +78,12 @@ def skeleton(name: str) -> nn.Module:
     try:
         with torch.device("meta"):
             model = get(name).build()
-    except NotImplementedError:  # RegNet computes with its parameters while it is built
-        model = get(name).build().to("meta")
+    except NotImplementedError:  # RegNet works out its widths with tensors, which have to hold numbers
+        hook = register_module_parameter_registration_hook(_without_memory)
+        try:
+            model = get(name).build().to("meta")
+        finally:
+            hook.remove()
     return model.eval().requires_grad_(False)
 
 
@@ -94,6 +99,19 @@ def aliases(name: str, model: nn.Module) -> dict[str, str]:
         elif isinstance(module, nn.MaxPool2d):
             block, place = block + 1, 1
     return result
+
+
+def _without_memory(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
+    return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+def _trained_on(name: str) -> Preprocess:
+    """What torchvision fed the network in its own training of it."""
+    # VGG16's first weights are not torchvision's own, and it feeds them raw pixels.
+    entry = "IMAGENET1K_V1" if name == "vgg16" else "DEFAULT"
+    transforms = torchvision_models.get_model_weights(name)[entry].transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    return IMAGENET if (mean, std) == (IMAGENET.mean, IMAGENET.std) else Preprocess(name="model", mean=mean, std=std)
 
 
 def _weights_names(name: str) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def render(
     results = climbed.pictures.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
     starts, ends, moved = climbed.start_activation.tolist(), climbed.activation.tolist(), climbed.moved.tolist()
     seconds = (time.monotonic() - began) / len(filters)
-    return [
+    tiles = [
         _tile(
             filter_,
             np.ascontiguousarray(results[place]),
@@ -72,6 +72,10 @@ def render(
         )
         for place, filter_ in enumerate(filters)
     ]
+    if len(filters) == 1:
+        return tiles
+    # In a batch, one filter with weights that are not finite spoils its neighbours' gradients (0 x NaN is NaN).
+    return [render(model, graph, layer, [tile.filter], recipe, device)[0] if tile.error else tile for tile in tiles]
 
 
 def _tile(

@@ -4,6 +4,7 @@ Files are read with ``torch.load(weights_only=True)`` or safetensors, never with
 """
 
 import hashlib
+import pickle  # for its error alone
 import re
 import warnings
 from importlib.resources import files
@@ -126,19 +127,20 @@ def _unwrap(loaded: Any, name: str) -> dict[str, torch.Tensor]:
 
 def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> None:
     """Load ``parameters`` into ``model``; a classifier of another size, or none, is fine: no tile depends on it."""
-    head = tuple(f"{module}." for module in graphs.head_modules(model, graphs.trace(model)))
+    needed = graphs.is_needed(model, graphs.trace(model))
     expected = model.state_dict()
+    # Modules with parameters that no tile depends on.
+    others = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))
     problems = [
         f"{key} is {tuple(parameters[key].shape)} and should be {tuple(tensor.shape)}"
         if key in parameters
         else f"{key} is missing"
         for key, tensor in expected.items()
-        if not key.startswith(head)
+        if needed(key)
         and not key.endswith("num_batches_tracked")
-        and not key.startswith("AuxLogits.")
         and (key not in parameters or parameters[key].shape != tensor.shape)
     ]
-    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(head)]
+    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(others)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise WeightsDoNotFit(
@@ -151,10 +153,14 @@ def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> No
 
 def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
     entry = get_model_weights(model)[weights.name]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise WeightsUnreadable(
+            f"{folder / Path(entry.url).name} is broken ({type(error).__name__}); delete it, and it is fetched again"
+        ) from error
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsMissing(
             f"cannot download weights {weights.name} of {model} ({_one_line(error)}); fetch {entry.url} elsewhere "
             f"and put it into {folder}, or use --weights PATH or --weights none"

@@ -240,6 +240,17 @@ def test_a_second_store_of_this_process_may_have_other_credentials(
     good.check()
 
 
+def test_a_store_on_this_machine_is_reached_past_a_proxy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an office in which all web traffic goes through a proxy, which does not know this machine's own servers
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    # When a store on 127.0.0.1 is used, as "run" does
+    # Then it answers
+    Store(settings, patience_s=0).check()
+
+
 @pytest.mark.parametrize("patience_s", [0.0, 1.0])
 def test_a_store_that_does_not_answer_is_given_up_when_patience_ends(
     rclone: S3, patience_s: float, monkeypatch: pytest.MonkeyPatch

@@ -1,9 +1,21 @@
-"""Networks that several tests look at and none changes."""
+"""One network that several tests look at and none changes, and one thread to compute on."""
+
+from collections.abc import Iterator
 
 import pytest
+import torch
 from torch import fx, nn
 
 from workers import graph, models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny pictures gain nothing from threads, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

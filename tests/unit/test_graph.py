@@ -240,10 +240,11 @@ def test_the_head_begins_behind_the_last_layers_own_norm(name: str, classifier: 
     last = list(graph.convolutions(model, trace))[-1]
     assert last_norm in chain_of(model, last)
     # When
-    head = graph.head_modules(model, trace)
+    needed = graph.is_needed(model, trace)
     # Then
-    assert classifier in head
-    assert last_norm not in head
+    assert not needed(f"{classifier}.weight")
+    assert needed(f"{last_norm}.running_var")
+    assert needed(f"{last}.weight")
 
 
 def test_the_cost_of_a_small_network_is_the_one_computed_by_hand() -> None:

@@ -134,7 +134,7 @@ def test_sliced_equals_unsliced(
 ) -> None:
     # Given
     model, trace = network(name)
-    size_px = 96 if name == "inception_v3" else 48
+    size_px = 96 if name == "inception_v3" else 32
     hooked, after = (normed, post) if tap == "activation" else (layer, torch.clone)
     # When / Then
     assert_sliced_equals_whole(model, trace, layer, tap, hooked, size_px=size_px, post=after)

@@ -82,7 +82,7 @@ class Recipe(Frozen):
     #: height and width of the picture; 150 is the notebook's
     size_px: Annotated[int, Field(ge=8, le=MAX_SIZE_PX)] = 150
     #: gradient steps; 40 is the notebook's
-    steps: Annotated[int, Field(ge=0, le=100_000)] = 40
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 40
     #: pixels (of 0..255) per step of unit RMS; 1 is the notebook's
     step_size: Annotated[float, Field(gt=0, le=1000)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
