@@ -9,7 +9,7 @@ from producer.gallery.page import page
 from producer.grid import encode_sheet, sheet
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
-from workers.contract.job import Job, Layer
+from workers.contract.job import Job, Layer, decode
 from workers.contract.storage import Store
 from workers.contract.tile import FailureRecord, TileRecord
 from workers.png import decode_tile, max_bytes
@@ -56,14 +56,26 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, stil
     return broken
 
 
-def write_gallery(job: Job, store: Store) -> None:
-    """Make index.html from the layers' records."""
+def write_gallery(job: Job, store: Store) -> set[str]:
+    """Make index.html from the layers' records; returns the layers whose records do not read, and removes those.
+
+    Nothing is written unless that set is empty.
+    """
     statuses: dict[tuple[str, int], str] = {}
+    unreadable: set[str] = set()
     for layer in job.layers:
-        records = json.loads(store.get(keys.records(job.id, layer.name)) or b'{"filters": []}')
-        for record in records["filters"]:
-            statuses[layer.name, record["filter"]] = record["status"]
-    store.put(keys.index(job.id), page(job, statuses), "text/html; charset=utf-8")
+        key = keys.records(job.id, layer.name)
+        try:
+            records = json.loads(store.get(key) or b"")["filters"]
+            statuses |= {(layer.name, int(record["filter"])): str(record["status"]) for record in records}
+            if len(records) != len(layer.selected):
+                raise ValueError("records are missing")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            store.delete(key)
+            unreadable.add(layer.name)
+    if not unreadable:
+        store.put(keys.index(job.id), page(job, statuses), "text/html; charset=utf-8")
+    return unreadable
 
 
 def _read(
@@ -72,7 +84,7 @@ def _read(
     """One tile as stored, or None where it has to be rendered again."""
     reason = reasons.get(job.numbers[layer.name, filter_])
     if reason is not None:
-        return None, FailureRecord(job=job.id, layer=layer.name, filter=filter_, reason=reason, attempts=0)
+        return None, _failure(job, layer, filter_, reason, store)
     key = keys.tile(job.id, layer.name, filter_)
     data = store.get(key, max_bytes=max_bytes(job.recipe.size_px) + 1)
     if data is None:
@@ -86,3 +98,12 @@ def _read(
         store.delete(key)
         return None
     return pixels, record
+
+
+def _failure(job: Job, layer: Layer, filter_: int, reason: str, store: Store) -> FailureRecord:
+    """The failure as its worker stored it, or what the ledger knows of it."""
+    data = store.get(keys.failed(job.id, layer.name, filter_), max_bytes=65_536)
+    try:
+        return decode(FailureRecord, data or b"", "a failure")
+    except CorruptJob:
+        return FailureRecord(job=job.id, layer=layer.name, filter=filter_, reason=reason, attempts=0)

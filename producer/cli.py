@@ -20,11 +20,11 @@ from producer.plan import Options
 from producer.progress import summary
 from producer.progress import watch as watch_job
 from producer.session import open_session, open_store, read_settings
-from producer.status import JobStatus, job_status, load_job, readable_jobs
+from producer.status import job_status, load_job, readable_jobs, require_complete
 from producer.submit import submit as submit_job
 from producer.submit import write_status
 from workers.contract.broker import broker_errors, connect, make_app
-from workers.contract.errors import ExitCode, FilterfarmError, JobIncomplete
+from workers.contract.errors import ExitCode, FilterfarmError
 from workers.contract.ledger import Ledger
 from workers.contract.storage import Store
 
@@ -76,7 +76,7 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
     grids = [str(path) for path in outcome.grids]
     result = {**outcome.status.as_json(), "folder": str(outcome.folder), "grids": grids}
     click.echo(json.dumps(result) if json_ else "\n".join(grids))
-    _require_complete(outcome.status)
+    require_complete(outcome.status)
 
 
 @cli.command()
@@ -125,7 +125,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
         console.print(report.submitted(submitted), highlight=False, soft_wrap=True)
         click.echo(json.dumps(asdict(submitted)) if json_ else submitted.job)
         if wait:
-            _require_complete(watch_job(lambda: job_status(job, farm.store, farm.ledger), console))
+            require_complete(watch_job(lambda: job_status(job, farm.store, farm.ledger), console))
 
 
 @cli.command()
@@ -185,7 +185,7 @@ def watch(job: str) -> None:
     farm = open_session(read_settings())
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
-        _require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
+        require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
 
 
 @cli.command()
@@ -251,17 +251,6 @@ def _exit_code() -> int:
 def _print_plan(options: Options, json_: bool) -> None:
     job, _, plans = planning.make_job(options)
     click.echo(json.dumps(report.plan_as_json(job, plans)) if json_ else report.plan(job, plans))
-
-
-def _require_complete(status: JobStatus) -> None:
-    if status.state in {"cancelled", "stopped"}:
-        raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
-    if status.failed:
-        tile, reason = next(iter(status.reasons.items()))
-        raise JobIncomplete(
-            f"{status.failed} of {status.planned} tiles of {status.job} failed, such as {tile}: {reason}; "
-            "submit it again to try them once more"
-        )
 
 
 if __name__ == "__main__":

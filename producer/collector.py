@@ -16,11 +16,12 @@ from kombu.exceptions import KombuError
 from redis.exceptions import LockError
 
 from producer.assemble import assemble, write_gallery
+from producer.status import load_job
 from producer.submit import enqueue_tiles, inventory, read_state, write_status
 from workers.contract import keys
 from workers.contract.broker import outstanding
-from workers.contract.errors import CorruptJob, FilterfarmError
-from workers.contract.job import Job, decode
+from workers.contract.errors import CorruptJob, FilterfarmError, NoJob
+from workers.contract.job import Job
 from workers.contract.ledger import Ledger
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
@@ -46,6 +47,8 @@ class _Watched:
     """What this collector remembers of a job between rounds; losing it costs a few requests."""
 
     job: Job
+    #: the submission it belongs to: a later one may have taken sheets back
+    submission: str
     assembled: set[str] = field(default_factory=set)
     ended: int = -1
     progress_at: float = field(default_factory=time.monotonic)
@@ -97,9 +100,14 @@ class Collector:
         missing = {}
         for job_id in sorted(ids):
             self._still_mine()
-            watched = self._watch(job_id)
-            if watched is not None and not self._ledger.is_held(job_id):
-                missing[job_id] = self._advance(watched)
+            try:
+                watched = self._watch(job_id)
+                if watched is not None and not self._ledger.is_held(job_id):
+                    missing[job_id] = self._advance(watched)
+            except (FilterfarmError, redis.RedisError):
+                raise
+            except Exception as error:  # whatever is wrong with one job must not stop the others
+                log.error("job %s: %s: %s", job_id, type(error).__name__, " ".join(str(error).split())[:300])
         self._mend(missing)
 
     def _adopt_forgotten(self) -> None:
@@ -119,13 +127,11 @@ class Collector:
                 self._ended_jobs.add(job_id)
 
     def _watch(self, job_id: str) -> _Watched | None:
-        if job_id not in self._watched:
-            data = self._store.get(keys.job(job_id))
+        submission = self._ledger.submission(job_id)
+        if job_id not in self._watched or self._watched[job_id].submission != submission:
             try:
-                if data is None:
-                    raise CorruptJob(f"job {job_id} is not in the bucket")
-                self._watched[job_id] = _Watched(job=decode(Job, data, f"job {job_id}"))
-            except CorruptJob as error:
+                self._watched[job_id] = _Watched(job=load_job(job_id, self._store), submission=submission)
+            except (CorruptJob, NoJob) as error:
                 log.error("gave up a job: %s", error)
                 self._ledger.unregister(job_id)
                 return None
@@ -158,17 +164,20 @@ class Collector:
                 log.info("assembled job=%s layer=%s filters=%d", job.id, layer.name, len(layer.selected))
             watched.assembled.add(layer.name)
         if len(watched.assembled) == len(job.layers):
-            self._finish(job, failed)
+            unreadable = write_gallery(job, self._store)
+            watched.assembled -= unreadable  # made again in the next round
+            if not unreadable:
+                self._finish(job, failed)
         return set(range(len(job.tiles))) - ended
 
     def _is_assembled(self, job: Job, layer: str) -> bool:
         return self._store.exists(keys.records(job.id, layer)) and self._store.exists(keys.grid(job.id, layer))
 
     def _finish(self, job: Job, failed: dict[int, str]) -> None:
-        write_gallery(job, self._store)
         reasons = {"{}/{}".format(*job.tiles[number]): reason for number, reason in failed.items()}
         write_status(self._store, job.id, "finished", reasons=reasons)
         self._ledger.unregister(job.id)
+        del self._watched[job.id]
         log.info("finished job=%s tiles=%d failed=%d", job.id, len(job.tiles), len(failed))
 
     def _mend(self, missing: dict[str, set[int]]) -> None:
@@ -182,7 +191,9 @@ class Collector:
             self._idle_since = now
         lost_all = self._idle_since is not None and now - self._idle_since >= LOST_S
         for job_id, numbers in missing.items():
-            watched = self._watched[job_id]
+            watched = self._watched.get(job_id)
+            if watched is None:  # finished in this very round
+                continue
             stalled = now - watched.progress_at >= self._stalled_s and queued < total
             if numbers and (lost_all or stalled):
                 log.warning("job %s: %d tiles are in no queue; enqueueing them again", job_id, len(numbers))

@@ -56,9 +56,9 @@ def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, bool]]", grid: Grid, 
         if dead or pixels is None:
             _frame(draw, picture.size, left, top, size_px, grid.margin_px)
         if pixels is None:
-            edge = size_px - 1
-            draw.line((left, top, left + edge, top + edge), DEAD_RGB, _FRAME_PX)
-            draw.line((left, top + edge, left + edge, top), DEAD_RGB, _FRAME_PX)
+            near, far = _FRAME_PX, size_px - 1 - _FRAME_PX  # Pillow's lines overshoot their ends
+            draw.line((left + near, top + near, left + far, top + far), DEAD_RGB, _FRAME_PX)
+            draw.line((left + near, top + far, left + far, top + near), DEAD_RGB, _FRAME_PX)
     return np.asarray(picture)
 
 

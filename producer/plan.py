@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from workers.contract.errors import BadOption, UnknownLayer
 from workers.contract.filters import format_filters, parse_filters
-from workers.contract.job import Grid, Job, Layer, Recipe
+from workers.contract.job import MAX_SIZE_PX, MIN_SIZE_PX, Grid, Job, Layer, Recipe
 
 Made = TypeVar("Made", Recipe, Grid)
 
@@ -53,6 +53,8 @@ def layers(model_name: str, size_px: int) -> list[LayerPlan]:
     """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
     from workers import graph, models
 
+    if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
+        raise BadOption(f"--size {size_px} must lie in {MIN_SIZE_PX}..{MAX_SIZE_PX} pixels")
     model = models.skeleton(model_name)
     trace = graph.trace(model)
     costs = graph.costs(model, trace, size_px)
@@ -155,7 +157,7 @@ def _check_grid(grid: Grid, frozen: tuple[Layer, ...]) -> None:
         return
     room = grid.rows * grid.columns
     for layer in frozen:
-        if len(layer.selected) > room:
+        if not grid.holds(len(layer.selected)):
             raise BadOption(
                 f"a grid of {grid.rows}x{grid.columns} holds {room} tiles, and {layer.name} has {len(layer.selected)}; "
                 f"use --grid auto or --filters 0-{room - 1}"

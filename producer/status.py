@@ -9,7 +9,7 @@ from rich.console import Console
 from producer.submit import inventory, read_state
 from workers.contract import keys
 from workers.contract.broker import outstanding
-from workers.contract.errors import CorruptJob, NoJob
+from workers.contract.errors import CorruptJob, JobIncomplete, NoJob
 from workers.contract.job import Job, decode
 from workers.contract.ledger import WORKER_SEEN_S, Ledger
 from workers.contract.storage import Store
@@ -56,7 +56,10 @@ def load_job(job_id: str, store: Store) -> Job:
     data = store.get(keys.job(job_id)) if keys.is_name(job_id) else None
     if data is None:
         raise NoJob(f"no job {job_id[:100]!r} in the bucket; 'filterfarm status' lists all")
-    return decode(Job, data, f"job {job_id}")
+    job = decode(Job, data, f"job {job_id}")
+    if job.id != job_id:
+        raise CorruptJob(f"job {job_id} holds the content of {job.id}")
+    return job
 
 
 def readable_jobs(store: Store, console: Console) -> Iterator[Job]:
@@ -102,6 +105,18 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         layers=tuple(layers),
         reasons={"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())},
     )
+
+
+def require_complete(status: JobStatus) -> None:
+    """Raise JobIncomplete where a job that has ended lacks tiles."""
+    if status.state in {"cancelled", "stopped"}:
+        raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
+    if status.failed:
+        tile, reason = next(iter(status.reasons.items()))
+        raise JobIncomplete(
+            f"{status.failed} of {status.planned} tiles of {status.job} failed, such as {tile}: {reason}; "
+            "submit it again to try them once more"
+        )
 
 
 def _waiting_for(job: Job, state: str, ended: int, seen: dict[str, float], ledger: Ledger) -> str:

@@ -14,7 +14,7 @@ from celery import Celery
 
 from workers.contract import keys
 from workers.contract.broker import enqueue, outstanding
-from workers.contract.errors import CorruptJob
+from workers.contract.errors import CorruptJob, WeightsUnreadable
 from workers.contract.job import Job, Task, decode
 from workers.contract.ledger import Ledger
 from workers.contract.storage import Store
@@ -97,10 +97,10 @@ def read_state(store: Store, job_id: str) -> str:
     """running, finished, cancelled or stopped, as the bucket says; "running" where it says nothing readable."""
     data = store.get(keys.status(job_id), max_bytes=1 << 24)
     try:
-        state = json.loads(data or b"{}").get("state")
-    except (ValueError, AttributeError):
+        state = json.loads(data or b"{}")["state"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "running"
-    return state if state in {"finished", "cancelled", "stopped"} else "running"
+    return str(state) if str(state) in {"finished", "cancelled", "stopped"} else "running"
 
 
 def _store_job(job: Job, store: Store) -> None:
@@ -120,7 +120,11 @@ def _store_checkpoint(job: Job, checkpoint: Path | None, store: Store) -> None:
         return
     key = keys.weights(job.id, job.weights.sha256)
     if not store.exists(key):
-        store.put(key, checkpoint.read_bytes(), "application/octet-stream")
+        try:
+            data = checkpoint.read_bytes()
+        except OSError as error:
+            raise WeightsUnreadable(f"cannot read weights {str(checkpoint)!r}: {error.strerror}") from error
+        store.put(key, data, "application/octet-stream")
 
 
 def _number(job: Job, key: str) -> int | None:

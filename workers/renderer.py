@@ -103,7 +103,7 @@ class Renderer:
 
 def _new_pool() -> ProcessPool:
     # Spawned, because neither CUDA nor OpenMP survives a fork.
-    return ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+    return ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"), initializer=_begin)
 
 
 def _cause(code: int | None) -> str:
@@ -113,6 +113,13 @@ def _cause(code: int | None) -> str:
 
 
 # What follows runs in the child.
+
+
+def _begin() -> None:
+    from workers import cpu
+
+    _die_with_parent()
+    cpu.tune()
 
 
 def _die_with_parent() -> None:

@@ -32,7 +32,7 @@ CHANGES: dict[str, Any] = {
     "recipe.step_size": 1.5,
     "recipe.seed": 1,
     "grid.rows": 2,
-    "grid.columns": 2,
+    "grid.columns": 5,
     "grid.margin_px": 4,
 }
 
@@ -95,9 +95,9 @@ def test_the_id_is_readable_and_may_be_part_of_a_key() -> None:
 
 @pytest.mark.parametrize("path", sorted(CHANGES))
 def test_the_id_changes_with_every_field_that_matters(path: str) -> None:
-    # Given a job, and one that differs in one field
-    job = sample_job()
-    other = decode(Job, changed(path, CHANGES[path]), "a job")
+    # Given a job whose sheet is one row of four, and one that differs in one field
+    job = sample_job(grid=Grid(rows=1, columns=4))
+    other = decode(Job, changed(path, CHANGES[path], job), "a job")
     # When both ids are made
     # Then they differ
     assert other.id != job.id

@@ -101,8 +101,9 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         raise BrokerDenied(
             f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
         ) from error
-    except (redis.RedisError, OperationalError, OSError) as error:
-        if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
+    except (redis.RedisError, OperationalError, ConnectionError, TimeoutError) as error:
+        # Kombu wraps redis-py's refusal in an error of its own.
+        if isinstance(error.__cause__ or error.__context__, (redis.AuthenticationError,)):
             raise BrokerDenied(
                 f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
             ) from error

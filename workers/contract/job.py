@@ -18,6 +18,9 @@ from workers.contract.keys import Name
 #: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
 MAX_SIZE_PX = 4096
 
+#: Smaller ones show nothing.
+MIN_SIZE_PX = 8
+
 
 class Frozen(BaseModel):
     """Immutable, strict JSON record: no unknown fields, no silent conversions, no NaN."""
@@ -80,7 +83,7 @@ class Recipe(Frozen):
     tap: Literal["activation", "conv"] = "activation"
     preprocess: Preprocess
     #: height and width of the picture; 150 is the notebook's
-    size_px: Annotated[int, Field(ge=8, le=MAX_SIZE_PX)] = 150
+    size_px: Annotated[int, Field(ge=MIN_SIZE_PX, le=MAX_SIZE_PX)] = 150
     #: gradient steps; 40 is the notebook's
     steps: Annotated[int, Field(ge=1, le=100_000)] = 40
     #: pixels (of 0..255) per step of unit RMS; 1 is the notebook's
@@ -97,6 +100,16 @@ class Grid(Frozen):
     #: black pixels between tiles; 5 is the notebook's
     margin_px: Annotated[int, Field(ge=0, le=256)] = 5
 
+    @model_validator(mode="after")
+    def _rows_and_columns_come_together(self) -> "Grid":
+        if (self.rows is None) != (self.columns is None):
+            raise ValueError("rows and columns come together or not at all")
+        return self
+
+    def holds(self, tiles: int) -> bool:
+        """Whether a sheet has room for that many."""
+        return self.rows is None or self.columns is None or tiles <= self.rows * self.columns
+
 
 class Job(Frozen):
     """Model, layers, filters, recipe and grid: all that decides what the pictures look like."""
@@ -111,9 +124,12 @@ class Job(Frozen):
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _layers_are_distinct(self) -> "Job":
+    def _layers_are_distinct_and_fit_their_sheets(self) -> "Job":
         if len({layer.name for layer in self.layers}) != len(self.layers):
             raise ValueError("a layer is listed twice")
+        crowded = next((layer for layer in self.layers if not self.grid.holds(len(layer.selected))), None)
+        if crowded:
+            raise ValueError(f"the grid has no room for the {len(crowded.selected)} tiles of {crowded.name}")
         return self
 
     @functools.cached_property

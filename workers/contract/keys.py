@@ -22,6 +22,7 @@ Redis (losing it loses no picture):
     filterfarm:<job>:attempts           hash: tile number -> renderers it has killed, or errors it has raised
     filterfarm:<job>:starts             hash: tile number -> how often work on it began and did not end
     filterfarm:<job>:requeued           bits: tile number -> was enqueued again by the collector
+    filterfarm:<job>:submission         text: which submission of the job is the latest
     filterfarm:<job>:submitting         flag with a time to live: somebody is enqueueing this job
     filterfarm:<job>:cancelled          flag: workers drop this job's tasks
     filterfarm:<job>:synced             flag: the bits above have been read from the bucket

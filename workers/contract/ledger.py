@@ -4,6 +4,7 @@ The ledger is a cache of the bucket. Where it was lost, the collector fills it a
 """
 
 import time
+import uuid
 from typing import cast
 
 import redis
@@ -27,11 +28,16 @@ class Ledger:
     # Jobs
 
     def register(self, job_id: str) -> None:
-        """Put the job before the collector, uncancelled."""
+        """Put the job before the collector, uncancelled, as a submission of its own."""
         pipe = self.client.pipeline()
         pipe.sadd(keys.JOBS, job_id)
+        pipe.set(keys.redis(job_id, "submission"), uuid.uuid4().hex)
         pipe.delete(keys.redis(job_id, "cancelled"))
         pipe.execute()
+
+    def submission(self, job_id: str) -> str:
+        """Which submission of the job is the latest; another one may have taken sheets back."""
+        return _text(cast("bytes | None", self.client.get(keys.redis(job_id, "submission"))) or b"")
 
     def unregister(self, job_id: str) -> None:
         """Take a job that has ended off the collector's list."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kombu.utils.url import maybe_sanitize_url
 
@@ -77,13 +78,11 @@ class Settings:
         return {VARIABLES[field.name]: str(getattr(self, field.name)) for field in fields(self)}
 
     def _check(self) -> None:
-        if not re.match(r"(rediss?|unix|sentinel)://", self.broker_url):
-            # Not the value: what does not parse cannot be shown without the password that may be in it.
-            raise BadSettings("FILTERFARM_BROKER_URL is no Redis URL; write redis://host:6379/0 or rediss://...")
+        _check_broker(self.broker_url)
         if self.bucket_url:
             _split_bucket(self.bucket_url)
-        if self.endpoint_url and not re.match(r"https?://", self.endpoint_url):
-            raise BadSettings(f"AWS_ENDPOINT_URL_S3={self.endpoint_url!r} must begin with http:// or https://")
+        if self.endpoint_url and not re.match(r"https?://[^/\s]", self.endpoint_url):
+            raise BadSettings(f"AWS_ENDPOINT_URL_S3={self.endpoint_url!r} is no address; write https://host:port")
         if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:[0-9]+)?", self.device):
             raise BadSettings(f"FILTERFARM_DEVICE={self.device!r} is no device; write auto, cpu, cuda or cuda:1")
         if not 0 <= self.batch <= 1024:
@@ -94,8 +93,10 @@ class Settings:
             ("storage_patience_s", 0.0),
             ("drain_s", 0.0),
         ):
-            if getattr(self, name) < lowest:
-                raise BadSettings(f"{VARIABLES[name]}={getattr(self, name):g} must be at least {lowest:g} seconds")
+            if not lowest <= getattr(self, name) < float("inf"):  # refuses nan too
+                raise BadSettings(
+                    f"{VARIABLES[name]}={getattr(self, name):g} must be a number of seconds, {lowest:g} or more"
+                )
 
 
 #: field of Settings -> the environment variable it is read from
@@ -125,10 +126,22 @@ def _convert(name: str, variable: str, text: str) -> object:
 
 def _broker_url(environ: Mapping[str, str]) -> str:
     """Celery lets CELERY_BROKER_URL beat whatever code sets, so it is read here, on purpose, and may not disagree."""
-    ours, celerys = environ.get("FILTERFARM_BROKER_URL", ""), environ.get("CELERY_BROKER_URL", "")
+    ours, celerys = (environ.get(name, "").strip() for name in ("FILTERFARM_BROKER_URL", "CELERY_BROKER_URL"))
     if ours and celerys and ours != celerys:
         raise BadSettings("CELERY_BROKER_URL and FILTERFARM_BROKER_URL differ; unset CELERY_BROKER_URL")
     return ours or celerys
+
+
+def _check_broker(url: str) -> None:
+    """Raise unless both redis-py and Kombu can read the URL. It is not shown: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        reads = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
+        reads = reads and re.fullmatch(r"/?[0-9]{0,5}", parts.path) is not None
+    except ValueError:  # of the port
+        reads = False
+    if not reads:
+        raise BadSettings("FILTERFARM_BROKER_URL is no Redis URL; write redis://host:6379/0 or rediss://host:6379/0")
 
 
 def _split_bucket(url: str) -> tuple[str, str]:

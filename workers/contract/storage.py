@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -57,16 +58,20 @@ class Store:
         self._endpoint = settings.endpoint_url or "AWS S3"
         self._patience_s = patience_s
         self._stop = stop or threading.Event()
-        self._client: S3Client = boto3.client(
+        # A session of its own: boto3's default one remembers the first credentials it saw.
+        session = boto3.session.Session()
+        self._client: S3Client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url or None,
             # Servers other than AWS ignore the region, but the signature needs one.
-            region_name=None if not settings.endpoint_url else boto3.session.Session().region_name or "us-east-1",
+            region_name=None if not settings.endpoint_url else session.region_name or "us-east-1",
             config=Config(
                 signature_version="s3v4",
                 s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
+                # An office's proxy knows nothing of servers on this machine.
+                proxies={} if _is_local(settings.endpoint_url) else None,
                 connect_timeout=5,
                 read_timeout=20,
                 max_pool_connections=64,
@@ -109,7 +114,7 @@ class Store:
         self._retrying(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with ``prefix``, sorted."""
+        """Keys that begin with ``prefix``, in the server's order."""
         for page in self._pages(prefix, delimiter=""):
             yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", []))
 
@@ -181,6 +186,10 @@ class Store:
                 "check AWS_ENDPOINT_URL_S3 and that the server runs"
             )
         return StorageUnreachable(f"the object store at {self._endpoint} fails: {code or type(cause).__name__}")
+
+
+def _is_local(url: str) -> bool:
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
 
 
 def _code(error: BaseException | None) -> str:
