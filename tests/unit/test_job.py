@@ -22,7 +22,7 @@ CHANGES: dict[str, Any] = {
     "layers.0.name": "features.2",
     "layers.0.aliases": ["block1_conv1"],
     "layers.0.channels": 65,
-    "layers.0.filters": "0-4",
+    "layers.0.filters": "0-2",
     "recipe.tap": "conv",
     "recipe.preprocess.name": "imagenet",
     "recipe.preprocess.mean": [0.5, 0.5, 0.5],
