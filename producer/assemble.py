@@ -43,7 +43,7 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, stil
                 entries.append(entry)
     if broken:
         return broken
-    canvas = sheet([(pixels, record.status == "dead") for pixels, record in entries], job.grid, job.recipe.size_px)
+    canvas = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.size_px)
     store.put(keys.grid(job.id, layer.name), encode_sheet(canvas), "image/png")
     records = {
         "job": job.id,

@@ -1,7 +1,8 @@
 """A layer's tiles on one sheet.
 
 The notebook's sheet is black, its tiles 5 px apart, and filter i + 8j stands in row i, column j. A dead filter gets a
-red frame in the margin, so that its tile stays what the recipe made it; a filter without a tile is crossed out.
+red frame in the margin and a rescued one an amber one, so that the tiles stay what the recipe made them; a filter
+without a tile is crossed out.
 """
 
 import io
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEAD_RGB = (214, 40, 40)
+RESCUED_RGB = (230, 160, 30)
 FAILED_RGB = (40, 16, 16)
+
+_FRAMES = {"dead": DEAD_RGB, "failed": DEAD_RGB, "rescued": RESCUED_RGB}
 
 _FRAME_PX = 2
 
@@ -39,8 +43,8 @@ def place(grid: Grid, count: int, position: int) -> tuple[int, int]:
     return position // columns, position % columns
 
 
-def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, bool]]", grid: Grid, size_px: int) -> "NDArray[np.uint8]":
-    """The sheet (height, width, 3) uint8 RGB of (pixels, whether dead) in the filters' order; None has no tile."""
+def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, str]]", grid: Grid, size_px: int) -> "NDArray[np.uint8]":
+    """The sheet (height, width, 3) uint8 RGB of (pixels, status) in the filters' order; pixels None: no tile."""
     rows, columns = shape(grid, len(tiles))
     pitch = size_px + grid.margin_px
     canvas = np.zeros((rows * pitch - grid.margin_px, columns * pitch - grid.margin_px, 3), np.uint8)
@@ -52,9 +56,9 @@ def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, bool]]", grid: Grid, 
         canvas[top : top + size_px, left : left + size_px] = FAILED_RGB if pixels is None else pixels
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    for (top, left), (pixels, dead) in zip(corners, tiles, strict=True):
-        if dead or pixels is None:
-            _frame(draw, picture.size, left, top, size_px, grid.margin_px)
+    for (top, left), (pixels, status) in zip(corners, tiles, strict=True):
+        if status in _FRAMES:
+            _frame(draw, picture.size, left, top, size_px, grid.margin_px, _FRAMES[status])
         if pixels is None:
             near, far = _FRAME_PX, size_px - 1 - _FRAME_PX  # Pillow's lines overshoot their ends
             draw.line((left + near, top + near, left + far, top + far), DEAD_RGB, _FRAME_PX)
@@ -70,10 +74,16 @@ def encode_sheet(canvas: "NDArray[np.uint8]") -> bytes:
 
 
 def _frame(
-    draw: ImageDraw.ImageDraw, sheet_px: tuple[int, int], left: int, top: int, size_px: int, margin_px: int
+    draw: ImageDraw.ImageDraw,
+    sheet_px: tuple[int, int],
+    left: int,
+    top: int,
+    size_px: int,
+    margin_px: int,
+    colour: tuple[int, int, int],
 ) -> None:
     """A frame around the tile where the margin has room for it, else on its edge, as on the rim of the sheet."""
     reach = _FRAME_PX if margin_px >= 2 * _FRAME_PX else 0
     right, bottom = left + size_px - 1 + reach, top + size_px - 1 + reach
     box = (max(0, left - reach), max(0, top - reach), min(sheet_px[0] - 1, right), min(sheet_px[1] - 1, bottom))
-    draw.rectangle(box, outline=DEAD_RGB, width=_FRAME_PX)
+    draw.rectangle(box, outline=colour, width=_FRAME_PX)

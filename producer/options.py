@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
-from producer.plan import Options
+from producer.plan import METHOD_DEFAULTS, Options
 
 Command = Callable[..., Any]
 
 _DEFAULTS = Options(model="")
+
+
+def _per_method(place: int) -> str:
+    return ", ".join(f"{method} {values[place]:g}" for method, values in METHOD_DEFAULTS.items())
 
 
 def job_options(command: Command) -> Command:
@@ -31,8 +35,8 @@ def job_options(command: Command) -> Command:
             "--filters", default=_DEFAULTS.filters, show_default=True, help="0-63, all, or a list such as 3,5,8-11."
         ),
         click.option(
-            "--method", type=click.Choice(["notebook"]), default=_DEFAULTS.method, show_default=True,
-            help="How pictures are made: notebook is Chollet's recipe to the letter.",
+            "--method", type=click.Choice(list(METHOD_DEFAULTS)), default=_DEFAULTS.method, show_default=True,
+            help="How pictures are made: notebook is Chollet's recipe to the letter, fourier is Lucid's.",
         ),
         click.option(
             "--preprocess", type=click.Choice(["auto", "raw", "imagenet"]), default=_DEFAULTS.preprocess,
@@ -40,10 +44,14 @@ def job_options(command: Command) -> Command:
             help="What the network is fed: raw 0..255 RGB, ImageNet mean and std, or what suits the weights.",
         ),
         click.option("--size", "size_px", type=int, default=_DEFAULTS.size_px, show_default=True, help="Pixels."),
-        click.option("--steps", type=int, default=_DEFAULTS.steps, show_default=True, help="Gradient steps."),
+        click.option("--steps", type=int, help=f"Gradient steps.  [default: {_per_method(0)}]"),
         click.option(
-            "--step-size", type=float, default=_DEFAULTS.step_size, show_default=True,
-            help="Of 255, per step of unit RMS.",
+            "--step-size", type=float,
+            help=f"notebook: of 255, per step of unit RMS; fourier: learning rate.  [default: {_per_method(1)}]",
+        ),
+        click.option(
+            "--rescue/--no-rescue", default=_DEFAULTS.rescue, show_default=True,
+            help="Wake filters that do not answer to the start image; without, the bare recipe.",
         ),
         click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the start noise."),
         click.option(

@@ -14,6 +14,10 @@ from workers.contract.errors import BadOption, UnknownLayer
 from workers.contract.filters import format_filters, parse_filters
 from workers.contract.job import MAX_SIZE_PX, MIN_SIZE_PX, Grid, Job, Layer, Recipe
 
+#: method -> (steps, step size): the notebook's own; and Lucid's learning rate, with as many steps as still change what
+#: is seen
+METHOD_DEFAULTS = {"notebook": (40, 1.0), "fourier": (64, 0.05)}
+
 Made = TypeVar("Made", Recipe, Grid)
 
 
@@ -41,9 +45,11 @@ class Options:
     method: str = "notebook"
     preprocess: str = "auto"
     size_px: int = 150
-    steps: int = 40
-    step_size: float = 1.0
+    #: None: what the method takes
+    steps: int | None = None
+    step_size: float | None = None
     seed: int = 0
+    rescue: bool = True
     tap: str = "activation"
     grid: str = "auto"
     margin_px: int = 5
@@ -117,15 +123,17 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
     from workers import weights as loading
 
     weights, checkpoint = loading.choose(options.model, options.weights)
+    steps, step_size = METHOD_DEFAULTS.get(options.method, METHOD_DEFAULTS["notebook"])
     recipe = _validated(
         Recipe,
         method=options.method,
         tap=options.tap,
         preprocess=loading.preprocess(options.preprocess, options.model, weights),
         size_px=options.size_px,
-        steps=options.steps,
-        step_size=options.step_size,
+        steps=steps if options.steps is None else options.steps,
+        step_size=step_size if options.step_size is None else options.step_size,
         seed=options.seed,
+        rescue=options.rescue,
     )
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
     job = Job(

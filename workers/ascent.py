@@ -9,53 +9,127 @@ from dataclasses import dataclass
 
 import torch
 
-#: pictures (B, 3, H, W) in 0..255 -> the maps (B, H', W') of each picture's own filter
-Objective = Callable[[torch.Tensor], torch.Tensor]
+from workers.fourier import Canvas, Views
+
+#: (pictures (B, 3, H, W) in 0..255, which are stuck (B,) or None) -> the maps (B, H', W') of each picture's own
+#: filter, after and before its activation function
+Objective = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Climbed:
     """What an ascent ends with; every tensor is on the device of the pictures."""
 
-    #: (B, 3, H, W) float32 in the pictures' units
+    #: (B, 3, H, W) float32 in 0..255, give or take what the notebook's method does with them
     pictures: torch.Tensor
-    #: (B,) mean of each picture's own map, before the first step and after the last
+    #: (B,) mean of each picture's own map, on the start image and on the final one
     start_activation: torch.Tensor
     activation: torch.Tensor
+    #: (B,) bool: the map was zero everywhere on the start image
+    asleep: torch.Tensor
+    #: (B,) bool: it took a gradient through sleeping channels to move it
+    leaked: torch.Tensor
     #: (B,) bool: the gradient was not zero in at least one step
     moved: torch.Tensor
 
 
-def notebook_ascent(maps: Objective, start: torch.Tensor, *, steps: int, step_size: float) -> Climbed:
+def notebook_ascent(
+    objective: Objective, start: torch.Tensor, *, steps: int, step_size: float, rescue: bool = False
+) -> Climbed:
     """Climb the mean of each picture's map from ``start``, (B, 3, H, W) float32 in 0..255.
 
     Source: F. Chollet, "Deep Learning with Python", notebook 5.4, ``generate_pattern``:
     ``grads /= (K.sqrt(K.mean(K.square(grads))) + 1e-5)``, then ``input_img_data += grads_value * step``.
+    With ``rescue``, pictures whose filter is asleep at the start climb what it is before its activation function
+    until it wakes; the others are untouched by that. One that gets no gradient even so is stuck: see Tap.features.
     """
     pictures = start.clone(memory_format=torch.preserve_format)
-    moved = torch.zeros(len(pictures), dtype=torch.bool, device=pictures.device)
-    start_activation: torch.Tensor | None = None
+    watch = _Watch(objective, pictures, rescue=rescue)
     for _ in range(steps):
-        activation, gradient = _gradient(maps, pictures)
-        start_activation = activation if start_activation is None else start_activation
+        variable = pictures.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(watch.loss(variable).sum(), variable)
+        watch.note(gradient)
         rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        moved |= rms.flatten() > 0
-        pictures += gradient / (rms + 1e-5) * step_size
+        # The notebook's 1e-5 would drown the small gradients that wake a filter.
+        floor = torch.where(watch.redirected, 1e-20, 1e-5)[:, None, None, None]
+        pictures += gradient / (rms + floor) * step_size
+    return watch.climbed(pictures)
+
+
+def fourier_ascent(
+    objective: Objective, canvas: Canvas, views: Views, *, steps: int, learning_rate: float, rescue: bool = False
+) -> Climbed:
+    """Climb the mean of each picture's map over the canvas's coefficients, with Adam, each step from another view.
+
+    Source: Lucid's ``render_vis`` (C. Olah, A. Mordvintsev, L. Schubert, "Feature Visualization", Distill 2017).
+    """
     with torch.no_grad():
-        activation = _mean(maps(pictures))
-    if start_activation is None:
-        start_activation = activation
-    return Climbed(pictures=pictures, start_activation=start_activation, activation=activation, moved=moved)
+        watch = _Watch(objective, canvas.tiles(), rescue=rescue)
+    # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
+    optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
+    for step in range(steps):
+        loss = watch.loss(views.of(canvas.whole(), step))
+        (gradient,) = torch.autograd.grad(-loss.sum(), canvas.coefficients)
+        watch.note(gradient)
+        canvas.coefficients.grad = gradient
+        optimiser.step()
+    with torch.no_grad():
+        return watch.climbed(canvas.tiles())
 
 
-def _gradient(maps: Objective, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) activations, and their gradient with respect to the pictures, (B, 3, H, W)."""
-    pictures = pictures.detach().requires_grad_(True)
-    activation = _mean(maps(pictures))
-    (gradient,) = torch.autograd.grad(activation.sum(), pictures)
-    return activation.detach(), gradient
+class _Watch:
+    """What each picture of a batch climbs, and which need help to climb at all.
+
+    With rescue, a picture whose map is zero at the start climbs what its filter is before the activation function,
+    until the map is zero no more. One that has no gradient in the first step (its map is the same everywhere, though
+    not zero) does so from then on. One that has none even then sees its network leak: see Tap.features.
+    """
+
+    def __init__(self, objective: Objective, start: torch.Tensor, *, rescue: bool) -> None:
+        self._objective, self._rescue = objective, rescue
+        self._start_activation, self._asleep = _look(objective, start)
+        nobody = torch.zeros_like(self._asleep)
+        self._moved, self._flat, self._leaking = nobody, nobody, nobody
+        #: (B,) bool: climbs what it is before the activation function, in this step
+        self.redirected = nobody
+        self._begun = False
+
+    def loss(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(B,) what is climbed, for the pictures as they are seen in this step."""
+        maps, before = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
+        if self._rescue:
+            self.redirected = (self._asleep & _is_zero(maps)) | self._flat
+        return torch.where(self.redirected, before.mean(dim=(1, 2)), maps.mean(dim=(1, 2)))
+
+    def note(self, gradient: torch.Tensor) -> None:
+        """Look at the gradient of that loss, (B, ...)."""
+        moves = gradient.flatten(1).abs().amax(1) > 0
+        self._moved = self._moved | moves
+        if self._rescue:
+            self._leaking = self._leaking | (self.redirected & ~moves)
+            if not self._begun:
+                self._flat = ~moves & ~self._asleep
+        self._begun = True
+
+    def climbed(self, pictures: torch.Tensor) -> Climbed:
+        """The end of the ascent."""
+        activation, _ = _look(self._objective, pictures)
+        return Climbed(
+            pictures=pictures,
+            start_activation=self._start_activation,
+            activation=activation,
+            asleep=self._asleep,
+            leaked=self._leaking,
+            moved=self._moved,
+        )
 
 
-def _mean(maps: torch.Tensor) -> torch.Tensor:
-    """(B, H', W') -> (B,)"""
-    return maps.mean(dim=(1, 2))
+def _look(objective: Objective, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) activations, and whether each map is zero everywhere."""
+    with torch.no_grad():
+        maps, _ = objective(pictures, None)
+    return maps.mean(dim=(1, 2)), _is_zero(maps)
+
+
+def _is_zero(maps: torch.Tensor) -> torch.Tensor:
+    return (maps.detach() == 0).all(dim=2).all(dim=1)

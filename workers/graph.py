@@ -51,6 +51,28 @@ class Cost:
         return 2e-9 * (self.trunk_flop + self.filter_flop)
 
 
+def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(gain, variance), (C,) each, of the batch-norm among the nodes of a chain; None where there is none."""
+    for node in chain:
+        gain: torch.Tensor | None = None
+        variance: torch.Tensor | None = None
+        if node.op == "call_module" and isinstance(norm := model.get_submodule(str(node.target)), _NORMS):
+            gain, variance = norm.weight, norm.running_var
+        elif node.op == "call_function" and node.target is F.batch_norm:
+            weight = node.kwargs.get("weight")
+            gain, variance = None if weight is None else _attribute(model, weight), _attribute(model, node.args[2])
+        if variance is not None:
+            return (torch.ones_like(variance) if gain is None else gain), variance
+    return None
+
+
+def _attribute(model: nn.Module, node: object) -> torch.Tensor:
+    """The tensor that a get_attr node stands for."""
+    path, _, name = str(node.target).rpartition(".")  # type: ignore[attr-defined]  # a node, in any trace of ours
+    tensor: torch.Tensor = getattr(model.get_submodule(path), name)
+    return tensor
+
+
 def trace(model: nn.Module) -> fx.Graph:
     """The network's operations in execution order; the model must be in evaluation mode."""
     return _Tracer().trace(model)
@@ -93,7 +115,7 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
             chain.append(node)
         elif _is_module(model, node, _PASS_THROUGH):
             chain.append(node)
-        elif _is_activation(model, node):
+        elif is_activation(model, node):
             return [*chain, node]
         else:
             return chain
@@ -182,7 +204,8 @@ def _is_norm(model: nn.Module, node: fx.Node) -> bool:
     return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
 
 
-def _is_activation(model: nn.Module, node: fx.Node) -> bool:
+def is_activation(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the node applies an activation function."""
     return (
         _is_module(model, node, _ACTIVATIONS)
         or (node.op == "call_function" and node.target in _ACTIVATION_FUNCTIONS)

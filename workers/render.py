@@ -2,15 +2,15 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from workers import images
-from workers.ascent import notebook_ascent
+from workers import fourier, images
+from workers.ascent import Climbed, Objective, fourier_ascent, notebook_ascent
 from workers.contract.job import Recipe
 from workers.contract.tile import Status
 from workers.devices import describe
@@ -18,6 +18,9 @@ from workers.tap import Tap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+#: Other start images that a filter gets which does not answer to the first.
+MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,11 @@ class Tile:
     #: (size_px, size_px, 3) uint8 RGB
     pixels: "NDArray[np.uint8]"
     status: Status
+    #: means of the filter's map: on the start image, on the final one, and on ``pixels`` as they are
     start_activation: float
     activation: float
+    stored_activation: float
+    restarts: int
     #: seconds of the batch, divided by its tiles
     seconds: float
     #: what it was rendered on, such as "cpu" or "NVIDIA L4"
@@ -45,57 +51,131 @@ def render(
 
     ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
     """
+    tap = Tap(model, graph, layer, recipe.tap)
+    tiles = _attempt(tap, layer, filters, recipe, device, restart=0)
+    inert = tap.inert.tolist()
+    for restart in range(1, MAX_RESTARTS + 1):
+        again = [place for place, tile in enumerate(tiles) if _may_wake(tile, inert)]
+        if not recipe.rescue or not again:
+            break
+        for place, tile in zip(
+            again,
+            _attempt(tap, layer, [filters[place] for place in again], recipe, device, restart=restart),
+            strict=True,
+        ):
+            # Kept only if it lives: a dead filter's picture is that of its first start.
+            woken = tile.status != "dead"
+            tiles[place] = (
+                replace(tile, status="rescued", start_activation=tiles[place].start_activation)
+                if woken
+                else replace(tiles[place], restarts=restart)
+            )
+    return tiles
+
+
+def _may_wake(tile: Tile, inert: list[bool]) -> bool:
+    return tile.status == "dead" and not inert[tile.filter] and not tile.error
+
+
+def _attempt(
+    tap: Tap, layer: str, filters: list[int], recipe: Recipe, device: torch.device, *, restart: int
+) -> list[Tile]:
+    """The tiles of one batch from one start image each."""
     began = time.monotonic()
-    tap = Tap(model, graph, layer, recipe.tap).slice(torch.tensor(filters, device=device))
-    noises = (
-        images.start_noise(seed=recipe.seed, restart=0, layer=layer, filter_=filter_, size_px=recipe.size_px)
-        for filter_ in filters
-    )
-    start = np.stack([images.notebook_start(noise) for noise in noises])  # (B, H, W, 3) float32
-    # A permuted view of channels-last memory is a channels-last tensor: no copy.
-    pictures = torch.from_numpy(start).to(device).permute(0, 3, 1, 2)  # (B, 3, H, W)
-    climbed = notebook_ascent(
-        lambda x: tap(images.to_network(x, recipe.preprocess)), pictures, steps=recipe.steps, step_size=recipe.step_size
-    )
-    results = climbed.pictures.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
-    starts, ends, moved = climbed.start_activation.tolist(), climbed.activation.tolist(), climbed.moved.tolist()
+    sliced = tap.slice(torch.tensor(filters, device=device))
+
+    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return sliced.both(images.to_network(pictures, recipe.preprocess), stuck)
+
+    make = _notebook if recipe.method == "notebook" else _fourier
+    climbed, pixels = make(objective, layer, filters, recipe, device, restart)
+    with torch.no_grad():
+        maps, _ = objective(_channels_first(np.stack(pixels).astype(np.float32), device), None)
+    stored = maps.mean(dim=(1, 2)).tolist()
     seconds = (time.monotonic() - began) / len(filters)
-    tiles = [
-        _tile(
-            filter_,
-            np.ascontiguousarray(results[place]),
-            moved=moved[place],
-            start_activation=starts[place],
-            activation=ends[place],
+    tiles = []
+    for place, filter_ in enumerate(filters):
+        start, end = float(climbed.start_activation[place]), float(climbed.activation[place])
+        finite = all(map(math.isfinite, (start, end))) and bool(climbed.pictures[place].isfinite().all())
+        tile = Tile(
+            filter=filter_,
+            pixels=pixels[place],
+            status=_status(climbed, place, inert=bool(tap.inert[filter_]), rescue=recipe.rescue),
+            start_activation=start,
+            activation=end,
+            stored_activation=stored[place],
+            restarts=restart,
             seconds=seconds,
             device=describe(device),
+            error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
         )
-        for place, filter_ in enumerate(filters)
-    ]
+        tiles.append(tile)
     if len(filters) == 1:
         return tiles
     # In a batch, one filter with weights that are not finite spoils its neighbours' gradients (0 x NaN is NaN).
-    return [render(model, graph, layer, [tile.filter], recipe, device)[0] if tile.error else tile for tile in tiles]
+    return [
+        _attempt(tap, layer, [tile.filter], recipe, device, restart=restart)[0] if tile.error else tile
+        for tile in tiles
+    ]
 
 
-def _tile(
-    filter_: int,
-    result: "NDArray[np.float32]",
-    *,
-    moved: bool,
-    start_activation: float,
-    activation: float,
-    seconds: float,
-    device: str,
-) -> Tile:
-    finite = bool(np.isfinite(result).all()) and math.isfinite(start_activation) and math.isfinite(activation)
-    return Tile(
-        filter=filter_,
-        pixels=images.deprocess(result) if finite else np.zeros(result.shape, np.uint8),
-        status="live" if moved else "dead",
-        start_activation=start_activation,
-        activation=activation,
-        seconds=seconds,
-        device=device,
-        error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
+def _status(climbed: Climbed, place: int, *, inert: bool, rescue: bool) -> Status:
+    start, end = float(climbed.start_activation[place]), float(climbed.activation[place])
+    if inert or not climbed.moved[place]:
+        return "dead"
+    if climbed.asleep[place]:
+        return "rescued" if rescue and end != 0.0 else "dead"
+    if climbed.leaked[place]:
+        return "rescued" if end != start else "dead"
+    return "live"
+
+
+def _notebook(
+    objective: Objective, layer: str, filters: list[int], recipe: Recipe, device: torch.device, restart: int
+) -> "tuple[Climbed, list[NDArray[np.uint8]]]":
+    noises = (
+        images.start_noise(seed=recipe.seed, restart=restart, layer=layer, filter_=filter_, size_px=recipe.size_px)
+        for filter_ in filters
     )
+    start = _channels_first(np.stack([images.notebook_start(noise) for noise in noises]), device)
+    climbed = notebook_ascent(objective, start, steps=recipe.steps, step_size=recipe.step_size, rescue=recipe.rescue)
+    results = climbed.pictures.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
+    return climbed, [
+        images.deprocess(np.ascontiguousarray(result))
+        if np.isfinite(result).all()
+        else np.zeros(result.shape, np.uint8)
+        for result in results
+    ]
+
+
+def _fourier(
+    objective: Objective, layer: str, filters: list[int], recipe: Recipe, device: torch.device, restart: int
+) -> "tuple[Climbed, list[NDArray[np.uint8]]]":
+    size_px = recipe.size_px
+    start = np.stack(
+        [
+            fourier.start_coefficients(
+                seed=recipe.seed, restart=restart, layer=layer, filter_=filter_, size_px=size_px + 2 * fourier.MARGIN_PX
+            )
+            for filter_ in filters
+        ]
+    )
+    with torch.no_grad():
+        maps, _ = objective(
+            torch.full((1, 3, size_px, size_px), 127.5, device=device).expand(len(filters), -1, -1, -1), None
+        )
+    stride = size_px / maps.shape[-1]
+    canvas = fourier.Canvas(start, device=device, longest_px=fourier.longest_wave_px(stride))
+    views = fourier.Views(
+        seed=recipe.seed, restart=restart, layer=layer, filters=filters, steps=recipe.steps, size_px=size_px,
+        stride=stride, device=device,
+    )  # fmt: skip
+    rate = recipe.step_size * fourier.pace(stride)
+    climbed = fourier_ascent(objective, canvas, views, steps=recipe.steps, learning_rate=rate, rescue=recipe.rescue)
+    results = climbed.pictures.permute(0, 2, 3, 1).nan_to_num().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return climbed, list(results)
+
+
+def _channels_first(pictures: "NDArray[np.float32]", device: torch.device) -> torch.Tensor:
+    """(B, H, W, 3) as (B, 3, H, W): a permuted view of channels-last memory is a channels-last tensor, no copy."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)

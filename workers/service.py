@@ -180,6 +180,8 @@ class Service:
             status=tile.status,
             start_activation=tile.start_activation,
             activation=tile.activation,
+            stored_activation=tile.stored_activation,
+            restarts=tile.restarts,
             steps=job.recipe.steps,
             seconds=tile.seconds,
             attempts=starts,

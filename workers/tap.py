@@ -24,16 +24,78 @@ class Tap(nn.Module):
         super().__init__()
         conv = graphs.find(model, graph, layer)
         chain = graphs.tapped(model, conv, tap)
-        source = conv.all_input_nodes[0]
-        self._trunk = _subgraph(model, graph, upto=source)
+        before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
+        self._trunk = _subgraph(model, graph, upto=conv.all_input_nodes[0])
+        self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
-        self._tail = _tail(model, chain) if len(chain) > 1 else nn.Identity()
+        self._groups = self._conv.groups
+        #: the batch-norm, or nothing
+        self._norm = _part(model, before)
+        #: the activation function, or nothing
+        self._activation = _part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
+        #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
+        self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
+
+    def features(self, pictures: torch.Tensor, stuck: torch.Tensor | None) -> torch.Tensor:
+        """What the layer is fed. Pictures that are ``stuck`` ((B,) bool) get a gradient through sleeping channels too.
+
+        A filter may see nothing but channels that sleep themselves, as a depthwise one does: then nothing at all
+        reaches the picture. The values are the same either way.
+        """
+        if stuck is None:
+            return self._trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
+        if self._leaky is None:
+            self._leaky = _leaking(self._trunk)
+        for module in self._leaky.modules():
+            if isinstance(module, _Leaky):
+                module.stuck = stuck[:, None, None, None]
+        return self._leaky(pictures)  # type: ignore[no-any-return]
 
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
         return SlicedTap(self, filters)
+
+
+#: Activations that are flat where they are zero, and so hide the gradient there.
+_SLEEPERS = (nn.ReLU, nn.ReLU6)
+
+#: The gradient that a stuck picture gets through a sleeping unit. It only has to be there: the step is normalised.
+_LEAK = 0.1
+
+
+class _Leaky(nn.Module):
+    """An activation whose values are its own, and whose gradient leaks where it is flat, for stuck pictures only.
+
+    After Lucid's ``redirected_relu_grad``, which looks at the whole batch instead.
+    """
+
+    stuck: torch.Tensor
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self._activation = copy.copy(activation)
+        self._activation.inplace = False  # type: ignore[assignment]  # a flag of ReLU's
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to the same shape."""
+        y: torch.Tensor = self._activation(x)
+        leak = _LEAK * (self.stuck & (y.detach() == 0))
+        return y + leak * (x - x.detach())
+
+
+def _leaking(trunk: fx.GraphModule) -> fx.GraphModule:
+    """The same operations on the same parameters, with leaky activations."""
+    leaky = fx.GraphModule(trunk, trunk.graph)
+    for node in leaky.graph.nodes:
+        if node.op == "call_module" and isinstance(module := leaky.get_submodule(node.target), _SLEEPERS):
+            leaky.add_submodule(node.target, _Leaky(module))
+    return leaky
+
+
+#: A gain or variance below this is none: trained networks have them at exactly 0, or far above.
+_INERT = 1e-6
 
 
 class SlicedTap:
@@ -43,22 +105,37 @@ class SlicedTap:
         distinct, place = torch.unique(filters, return_inverse=True)
         self._tap = tap
         self._place = place
-        self._conv_parameters = _rows(tap._conv, distinct, tap.channels)
-        self._tail_parameters = _rows(tap._tail, distinct, tap.channels)
-        self._inputs, self._groups = _group_inputs(tap._conv, distinct)
+        self._conv = _rows(tap._conv, distinct, tap.channels)
+        self._norm = _rows(tap._norm, distinct, tap.channels)
+        self._activation = _rows(tap._activation, distinct, tap.channels)
+        self._inputs, self._groups = _group_inputs(tap._conv, tap._groups, distinct)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Maps (B, H', W') for network input (B, 3, H, W), both in the network's dtype; picture b sees filter b."""
-        features = self._tap._trunk(pictures)
+        return self.both(pictures)[0]
+
+    def both(self, pictures: torch.Tensor, stuck: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
+        features = self._tap.features(pictures, stuck)
         if self._inputs is not None:
             features = features[:, self._inputs]
         self._tap._conv.groups = self._groups
-        maps = functional_call(self._tap._conv, self._conv_parameters, (features,))
-        maps = functional_call(self._tap._tail, self._tail_parameters, (maps,))
-        own: torch.Tensor = maps[
-            torch.arange(len(maps), device=maps.device), self._place
-        ]  # (B, K, H', W') -> (B, H', W')
-        return own
+        maps = functional_call(self._tap._conv, self._conv, (features,))
+        maps = functional_call(self._tap._norm, self._norm, (maps,))
+        # A copy by indexing, and so safe from an activation that works in place.
+        before = self._own(maps)
+        return self._own(functional_call(self._tap._activation, self._activation, (maps,))), before
+
+    def _own(self, maps: torch.Tensor) -> torch.Tensor:
+        """Each picture's own filter: (B, K, H', W') -> (B, H', W')"""
+        return maps[torch.arange(len(maps), device=maps.device), self._place]
+
+
+def _inert(statistics: tuple[torch.Tensor, torch.Tensor] | None, channels: int) -> torch.Tensor:
+    if statistics is None:
+        return torch.zeros(channels, dtype=torch.bool)
+    gain, variance = statistics
+    return ((gain.abs() < _INERT) | (variance < _INERT)).cpu()
 
 
 def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, torch.Tensor]:
@@ -71,11 +148,11 @@ def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, 
     }
 
 
-def _group_inputs(conv: _ConvNd, filters: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+def _group_inputs(conv: _ConvNd, groups: int, filters: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     """Of a grouped convolution, the input channels that the filters read, filter by filter, and the group count."""
-    if conv.groups == 1:
+    if groups == 1:
         return None, 1
-    per_group_in, per_group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    per_group_in, per_group_out = conv.in_channels // groups, conv.out_channels // groups
     first = filters // per_group_out * per_group_in
     inputs = first[:, None] + torch.arange(per_group_in, device=filters.device)  # (K, in channels per group)
     return inputs.flatten(), len(filters)
@@ -98,8 +175,10 @@ def _subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModul
     return fx.GraphModule(model, part)
 
 
-def _tail(model: nn.Module, chain: list[fx.Node]) -> fx.GraphModule:
-    """What follows the convolution up to the tapped tensor, as a module of its own."""
+def _part(model: nn.Module, chain: list[fx.Node]) -> nn.Module:
+    """What turns the first node's tensor into the last's, as a module of its own."""
+    if len(chain) == 1:
+        return nn.Identity()
     part = fx.Graph()
     copies = {chain[0]: part.placeholder("maps")}
     for node in chain[1:]:

@@ -17,6 +17,7 @@ figure { margin: 0; width: SIZEpx; border: 2px solid transparent; }
 figure img, figure div { display: block; width: 100%; aspect-ratio: 1; }
 figure:target, figure.found { border-color: #fd4; }
 figure.dead { border-color: #d62828; }
+figure.rescued figcaption { color: #e6a01e; }
 figure.failed div { background: #281010; }
 figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """

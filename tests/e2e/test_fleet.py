@@ -238,7 +238,9 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
     farm.start("worker", "--batch", "4")
 
     # When a job names it, and the file is gone before a worker comes to it
-    job = farm.submit("resnet18", "--weights", str(checkpoint), "--layers", "conv1", "--filters", "0-3", *FAST)["job"]
+    job = farm.submit(
+        "resnet18", "--weights", str(checkpoint), "--layers", "conv1", "--filters", "0-3", "--method", "fourier", *FAST
+    )["job"]
     checkpoint.unlink()
     wait_for("the job to end", lambda: farm.status(job)["state"] == "finished", 90)
 

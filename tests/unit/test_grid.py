@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producer.grid import DEAD_RGB, encode_sheet, place, shape, sheet
+from producer.grid import DEAD_RGB, RESCUED_RGB, encode_sheet, place, shape, sheet
 from workers.contract.job import Grid
 
 Pixels = NDArray[np.uint8]
-Entries = list[tuple[Pixels | None, bool]]
+Entries = list[tuple[Pixels | None, str]]
 
 
 def tile(number: int, size_px: int) -> Pixels:
@@ -21,7 +21,7 @@ def tile(number: int, size_px: int) -> Pixels:
 
 def tiles(count: int, size_px: int) -> Entries:
     """As many live tiles."""
-    return [(tile(number, size_px), False) for number in range(count)]
+    return [(tile(number, size_px), "live") for number in range(count)]
 
 
 def window(canvas: Pixels, where: tuple[int, int], size_px: int, margin_px: int) -> Pixels:
@@ -99,7 +99,7 @@ def test_every_tile_has_a_place_of_its_own_on_the_sheet(grid: Grid) -> None:
 def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(margin: int) -> None:
     # Given nine tiles, of which the one in the middle is dead
     size, entries = 8, tiles(9, 8)
-    entries[4] = (entries[4][0], True)
+    entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet whose margin has room for a frame
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then every tile is what it was
@@ -116,7 +116,7 @@ def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(ma
 def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin: int) -> None:
     # Given nine tiles, of which the one in the middle is dead
     size, entries = 8, tiles(9, 8)
-    entries[4] = (entries[4][0], True)
+    entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet without room for a frame
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then the frame is on the dead tile's edge, its middle is untouched, and so are all other tiles
@@ -133,7 +133,7 @@ def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin:
 def test_a_frame_on_the_rim_of_the_sheet_touches_no_other_tile(number: int, margin: int) -> None:
     # Given nine tiles, of which one is dead
     size, entries = 8, tiles(9, 8)
-    entries[number] = (entries[number][0], True)
+    entries[number] = (entries[number][0], "dead")
     # When they are put on a sheet
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then it is marked, its middle is as it was, and all others are as they were
@@ -155,7 +155,7 @@ def test_a_live_tile_has_no_frame() -> None:
 def test_a_filter_without_a_tile_is_crossed_out(margin: int) -> None:
     # Given four filters, of which the second has no tile
     size, entries = 16, tiles(4, 16)
-    entries[1] = (None, False)
+    entries[1] = (None, "failed")
     # When they are put on a sheet
     canvas = sheet(entries, Grid(margin_px=margin), size)
     # Then both diagonals are drawn, and no neighbour is touched
@@ -186,3 +186,16 @@ def test_a_sheet_comes_back_from_its_png() -> None:
         # Then every pixel is the same
         assert (image.format, image.mode) == ("PNG", "RGB")
         assert np.array_equal(np.asarray(image), canvas)
+
+
+def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_untouched() -> None:
+    # Given nine tiles, of which the middle one was rescued
+    size, margin, entries = 16, 5, tiles(9, 16)
+    entries[4] = (entries[4][0], "rescued")
+    # When they are put on a sheet
+    canvas = sheet(entries, Grid(margin_px=margin), size)
+    # Then its margin has the frame's colour, its own pixels are what they were, and nothing is red
+    pitch = size + margin
+    assert tuple(canvas[pitch - 1, pitch + 3]) == RESCUED_RGB
+    assert np.array_equal(window(canvas, (1, 1), size, margin), pixels_of(entries, 4))
+    assert not has_mark(canvas)

@@ -110,8 +110,9 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
     return network.eval().requires_grad_(False).to(dtype)
 
 
-def recipe_of(size_px: int, steps: int, step_size: float = 1.0, seed: int = 3) -> Recipe:
-    return Recipe(preprocess=RAW, size_px=size_px, steps=steps, step_size=step_size, seed=seed)
+def recipe_of(size_px: int, steps: int, step_size: float = 1.0, seed: int = 3, *, rescue: bool = False) -> Recipe:
+    """The bare recipe, which the notebook's is; it rescues nothing."""
+    return Recipe(preprocess=RAW, size_px=size_px, steps=steps, step_size=step_size, seed=seed, rescue=rescue)
 
 
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
@@ -123,7 +124,7 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = Tap(network, graph.trace(network), layer, "activation").slice(torch.tensor(filters))
-    climbed = notebook_ascent(tap, start, steps=40, step_size=1.0)
+    climbed = notebook_ascent(tap.both, start, steps=40, step_size=1.0)
     # Then
     wanted = [reference_climb(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-6)
@@ -177,7 +178,7 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = Tap(features, graph.trace(features), "24", "activation").slice(torch.tensor(filters))
-    climbed = notebook_ascent(tap, start, steps=3, step_size=1.0)
+    climbed = notebook_ascent(tap.both, start, steps=3, step_size=1.0)
     # Then
     wanted = [reference_climb(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-5)
@@ -223,7 +224,7 @@ def test_the_sheet_is_the_notebooks(size_px: int) -> None:
     generator = np.random.default_rng(1)
     tiles = [generator.integers(0, 256, (size_px, size_px, 3), np.uint8) for _ in range(64)]
     # When
-    canvas = sheet([(tile, False) for tile in tiles], Grid(rows=8, columns=8, margin_px=5), size_px)
+    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), size_px)
     # Then
     assert np.array_equal(canvas, reference_sheet(tiles, size_px, 5))
 
@@ -234,9 +235,31 @@ def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_l
     recipe = recipe_of(size_px=16, steps=3)
     # When
     tiles: list[Tile] = render(network, graph.trace(network), "0", list(range(64)), recipe, CPU)
-    canvas = sheet([(tile.pixels, False) for tile in tiles], Grid(rows=8, columns=8, margin_px=5), 16)
+    canvas = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), 16)
     # Then
     live = live_filters(network[:2], "0", 64, 16, recipe.seed)
     wanted = reference_sheet([reference_tile(network[:2], "0", filter_, recipe) for filter_ in range(64)], 16, 5)
     assert [tile.filter for tile in tiles if tile.status == "live"] == live
     assert_same_pixels(canvas, wanted)
+
+
+def test_filters_alive_at_the_start_are_bit_identical_with_and_without_rescue() -> None:
+    # Given
+    network = small_network()
+    bare, rescuing = recipe_of(size_px=16, steps=3), recipe_of(size_px=16, steps=3, rescue=True)
+    filters = list(range(64))
+    # When
+    without = render(network, graph.trace(network), "0", filters, bare, CPU)
+    with_rescue = render(network, graph.trace(network), "0", filters, rescuing, CPU)
+    # Then
+    live = live_filters(network[:2], "0", 64, 16, bare.seed)
+    assert 0 < len(live) < 64
+    for filter_ in live:
+        one, other = without[filter_], with_rescue[filter_]
+        assert one.status == other.status == "live"
+        assert np.array_equal(one.pixels, other.pixels)
+        assert (one.start_activation, one.activation, one.restarts) == (
+            other.start_activation,
+            other.activation,
+            other.restarts,
+        )

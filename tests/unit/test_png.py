@@ -25,6 +25,8 @@ def record() -> TileRecord:
         status="live",
         start_activation=-0.125,
         activation=1e300,
+        stored_activation=1.0,
+        restarts=2,
         steps=40,
         seconds=0.5,
         attempts=1,

@@ -148,17 +148,18 @@ def test_what_the_network_is_fed_counts() -> None:
     assert tile.start_activation == pytest.approx(float(model(fed)[0, 4].mean()), rel=1e-4)
 
 
-def test_a_dead_filter_is_marked_and_its_picture_is_the_start_noise() -> None:
+def test_without_rescue_a_dead_filter_is_marked_and_its_picture_is_the_start_noise() -> None:
     # Given a ReLU behind a bias that no picture overcomes
     model = network(dead=3)
     # When
-    before, dead, after = tiles_of(model, [2, 3, 4])
+    before, dead, after = tiles_of(model, [2, 3, 4], recipe=RECIPE.model_copy(update={"rescue": False}))
     # Then
     start = images.notebook_start(images.start_noise(seed=1, restart=0, layer="2", filter_=3, size_px=32))
     assert (dead.status, dead.error) == ("dead", "")
     assert (dead.start_activation, dead.activation) == (0, 0)
     assert np.array_equal(dead.pixels, images.deprocess(start))
     assert before.status == after.status == "live"
+    assert [tile.restarts for tile in (before, dead, after)] == [0, 0, 0]
 
 
 def test_a_dead_filter_lives_before_its_relu() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from workers import graph, models
+from workers import graph, models, weights
 from workers.contract.errors import UnknownLayer
 from workers.tap import Tap
 
@@ -200,6 +200,112 @@ def test_one_tap_gives_many_slices_that_do_not_disturb_each_other() -> None:
     assert torch.equal(first, again)
     torch.testing.assert_close(first, whole[:, 4])
     torch.testing.assert_close(second, torch.stack([whole[0, 0], whole[1, 11]]))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [((8, 8), 8), ((8, 16), 8), ((8, 12), 4)], ids=["depthwise", "multiplied", "grouped"]
+)
+@pytest.mark.parametrize("sizes", [(1, 5), (5, 1), (3, 3)])
+def test_slicing_a_tap_again_for_other_filters_of_a_grouped_convolution_gives_the_whole_networks_maps(
+    channels: tuple[int, int], groups: int, sizes: tuple[int, int]
+) -> None:
+    # Given
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = nn.Sequential(nn.Conv2d(3, channels[0], 3), nn.Softplus(), nn.Conv2d(*channels, 3, groups=groups))
+    model.eval().requires_grad_(False)
+    tap = Tap(model, graph.trace(model), "2", "activation")
+    pictures = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    whole = model(pictures)
+    for first in (0, 2):
+        # When each slice is made after the one before it has run
+        for size in sizes:
+            filters = torch.arange(first, first + size) % channels[1]
+            maps = tap.slice(filters)(pictures[:size])
+            # Then
+            torch.testing.assert_close(maps, whole[torch.arange(size), filters])
+    conv = model[2]
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.groups == groups
+
+
+def test_a_slice_gives_the_maps_before_and_after_the_activation_function() -> None:
+    # Given a batch-norm and a ReLU that works in place
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    model.eval().requires_grad_(False)
+    give_every_channel_its_own_norm(model)
+    model[1].bias.data.zero_()  # type: ignore[operator]
+    pictures = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    # When
+    maps, before = Tap(model, graph.trace(model), "0", "activation").slice(torch.tensor([5, 0, 5])).both(pictures)
+    # Then
+    normed = model[:2](pictures)[torch.arange(3), [5, 0, 5]]
+    assert (normed < 0).any()
+    torch.testing.assert_close(before, normed)
+    torch.testing.assert_close(maps, normed.relu())
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_statistics_of_a_batch_norm_are_its_gain_and_variance(affine: bool) -> None:
+    # Given
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=affine), nn.ReLU()).eval().requires_grad_(False)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    norm.running_var.copy_(torch.arange(8.0))
+    if affine:
+        norm.weight.data.copy_(torch.arange(8.0) - 4)
+    trace = graph.trace(model)
+    # When
+    statistics = graph.norm_statistics(model, graph.tapped(model, graph.find(model, trace, "0"), "activation"))
+    # Then
+    assert statistics is not None
+    gain, variance = statistics
+    assert torch.equal(gain, norm.weight if affine else torch.ones(8))
+    assert torch.equal(variance, torch.arange(8.0))
+    assert Tap(model, trace, "0", "activation").inert.tolist() == [
+        place == 0 or (affine and place == 4) for place in range(8)
+    ]
+
+
+@pytest.mark.parametrize("tap", ["activation", "conv"])
+def test_where_there_is_no_batch_norm_there_are_no_statistics(tap: str) -> None:
+    # Given
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *([nn.BatchNorm2d(8)] if tap == "conv" else []), nn.ReLU()).eval()
+    trace = graph.trace(model)
+    # When
+    statistics = graph.norm_statistics(model, graph.tapped(model, graph.find(model, trace, "0"), tap))
+    # Then
+    assert statistics is None
+
+
+def test_the_statistics_of_timms_functional_batch_norm_are_its_modules(
+    network: Callable[[str], tuple[nn.Module, fx.Graph]],
+) -> None:
+    # Given
+    model, trace = network("efficientnet_lite0")
+    for layer, norm in (("conv_stem", "bn1"), ("blocks.3.1.conv_dw", "blocks.3.1.bn2"), ("conv_head", "bn2")):
+        # When
+        statistics = graph.norm_statistics(model, graph.tapped(model, graph.find(model, trace, layer), "activation"))
+        # Then
+        assert statistics is not None
+        assert torch.equal(statistics[0], model.get_submodule(norm).weight)  # type: ignore[arg-type]
+        assert torch.equal(statistics[1], model.get_submodule(norm).running_var)  # type: ignore[arg-type]
+
+
+def test_of_the_trained_efficientnet_lite0_130_channels_of_21008_are_inert() -> None:
+    # Given
+    chosen, file = weights.choose("efficientnet_lite0", None)
+    model = weights.load("efficientnet_lite0", chosen, file, seed=0)
+    trace = graph.trace(model)
+    # When
+    inert = {layer: Tap(model, trace, layer, "activation").inert for layer in graph.convolutions(model, trace)}
+    # Then
+    assert sum(len(channels) for channels in inert.values()) == 21008
+    assert sum(int(channels.sum()) for channels in inert.values()) == 130
+    assert int(inert["conv_stem"].sum()) == 4
 
 
 def test_cutting_a_network_changes_nothing_in_it() -> None:

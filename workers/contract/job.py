@@ -77,17 +77,20 @@ class Layer(Frozen):
 class Recipe(Frozen):
     """How a picture is made; every tile of a job is made the same way."""
 
-    #: notebook: Chollet's "visualizing convnet filters", to the letter
-    method: Literal["notebook"] = "notebook"
+    #: notebook: Chollet's "visualizing convnet filters", to the letter. fourier: Lucid's, in decorrelated colour
+    method: Literal["notebook", "fourier"] = "notebook"
     #: maximise the layer after its batch-norm and activation, or the convolution's own output
     tap: Literal["activation", "conv"] = "activation"
     preprocess: Preprocess
     #: height and width of the picture; 150 is the notebook's
     size_px: Annotated[int, Field(ge=MIN_SIZE_PX, le=MAX_SIZE_PX)] = 150
-    #: gradient steps; 40 is the notebook's
+    #: gradient steps; the notebook takes 40
     steps: Annotated[int, Field(ge=1, le=100_000)] = 40
-    #: pixels (of 0..255) per step of unit RMS; 1 is the notebook's
+    #: notebook: pixels (of 0..255) per step of unit RMS; it takes 1. fourier: Adam's learning rate; Lucid takes 0.05
     step_size: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    #: wake filters that do not answer to the start image: through what they are before their activation function,
+    #: then with other start images
+    rescue: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 

@@ -7,9 +7,9 @@ from pydantic import Field
 from workers.contract.job import Frozen
 from workers.contract.keys import Name
 
-#: live: the filter answered and was climbed. dead: its gradient was zero from the first step to the last, so the
-#: picture is still the start noise.
-Status = Literal["live", "dead"]
+#: live: the filter answered to the start image. rescued: it did not, and answers to the final one, or needed another
+#: start. dead: it answers to nothing that was tried.
+Status = Literal["live", "rescued", "dead"]
 
 
 class TileRecord(Frozen):
@@ -23,7 +23,11 @@ class TileRecord(Frozen):
     #: mean of the filter's map on the start image and on the final image, in the units of the tap
     start_activation: float
     activation: float
+    #: the same on the stored picture itself, 8 bits and all, read back
+    stored_activation: float
     steps: int
+    #: how many other start images were tried
+    restarts: Annotated[int, Field(ge=0)]
     #: device seconds of the batch the tile was rendered in, divided by the tiles in it
     seconds: Annotated[float, Field(ge=0)]
     #: how often rendering was begun for this tile, this time included
