@@ -155,9 +155,21 @@ def sample_job(*layers: str, filters: str = "0-3", size_px: int = 8, seed: int =
 def sample_tile(job: Job, layer: str, filter_: int, *, status: Status = "live") -> bytes:
     """The PNG of one tile of ``job``, all of its pixels (filter + 1, 0, 200)."""
     record = TileRecord(
-        job=job.id, layer=layer, filter=filter_, seed=job.recipe.seed, status=status, start_activation=0.5,
-        activation=1.5, stored_activation=1.25, restarts=0, steps=job.recipe.steps, seconds=0.25, attempts=1, device="cpu", versions={"filterfarm": "0"},
-    )  # fmt: skip
+        job=job.id,
+        layer=layer,
+        filter=filter_,
+        seed=job.recipe.seed,
+        status=status,
+        start_activation=0.5,
+        activation=1.5,
+        stored_activation=1.25,
+        restarts=0,
+        steps=job.recipe.steps,
+        seconds=0.25,
+        attempts=1,
+        device="cpu",
+        versions={"filterfarm": "0"},
+    )
     pixels = np.full((job.recipe.size_px, job.recipe.size_px, 3), (filter_ + 1, 0, 200), np.uint8)
     return encode_tile(pixels, record)
 

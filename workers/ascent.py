@@ -99,7 +99,9 @@ class _Watch:
         maps, before = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
         if self._rescue:
             self.redirected = (self._asleep & _is_zero(maps)) | self._flat
-        return torch.where(self.redirected, before.mean(dim=(1, 2)), maps.mean(dim=(1, 2)))
+        # The mean wakes the whole map, and the maximum its first unit where the mean cannot.
+        waking = before.mean(dim=(1, 2)) + before.amax(dim=(1, 2))
+        return torch.where(self.redirected, waking, maps.mean(dim=(1, 2)))
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""

@@ -165,12 +165,15 @@ def _fourier(
             torch.full((1, 3, size_px, size_px), 127.5, device=device).expand(len(filters), -1, -1, -1), None
         )
     stride = size_px / maps.shape[-1]
-    canvas = fourier.Canvas(start, device=device, longest_px=fourier.longest_wave_px(stride))
+    # What did not wake gently gets all there is.
+    gentle = restart == 0
+    longest_px = fourier.longest_wave_px(stride) if gentle else math.inf
+    rate = recipe.step_size * (fourier.pace(stride) if gentle else 1.0)
+    canvas = fourier.Canvas(start, device=device, longest_px=longest_px)
     views = fourier.Views(
         seed=recipe.seed, restart=restart, layer=layer, filters=filters, steps=recipe.steps, size_px=size_px,
         stride=stride, device=device,
     )  # fmt: skip
-    rate = recipe.step_size * fourier.pace(stride)
     climbed = fourier_ascent(objective, canvas, views, steps=recipe.steps, learning_rate=rate, rescue=recipe.rescue)
     results = climbed.pictures.permute(0, 2, 3, 1).nan_to_num().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return climbed, list(results)
