@@ -15,7 +15,7 @@ import os
 import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from workers.batching import Batcher, Group
 from workers.contract import keys
@@ -196,7 +196,7 @@ class Service:
         self._store.put(key, failure.model_dump_json(indent=1).encode(), "application/json")
         self.ledger.mark_failed(job.id, number, reason)
 
-    def _hand_back(self, error: BaseException) -> None:
+    def _hand_back(self, error: BaseException) -> NoReturn:
         log.warning("handed a message back: %s", error)
         self._stopping.wait(HAND_BACK_PAUSE_S)
         raise HandBack from error

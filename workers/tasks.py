@@ -87,9 +87,19 @@ def install(app: Celery, settings: Settings) -> None:
     def render(self: Any, /, *unnamed: object, **body: object) -> None:
         farmhands[0].handle(self.request.properties["delivery_tag"], [unnamed, body] if unnamed else body)
 
+    def begin(instance: Any, **_: object) -> None:
+        farmhands.append(Farmhand(settings, instance.hostname))
+
+    # There is none yet where a worker is stopped before it has begun.
+    def drain(**_: object) -> None:
+        for farmhand in farmhands:
+            farmhand.drain()
+
+    def end(**_: object) -> None:
+        for farmhand in farmhands:
+            farmhand.end()
+
     # weak=False: these functions have no other owner.
-    signals.celeryd_after_setup.connect(
-        lambda instance, **_: farmhands.append(Farmhand(settings, instance.hostname)), weak=False
-    )
-    signals.worker_shutting_down.connect(lambda **_: farmhands[0].drain(), weak=False)
-    signals.worker_shutdown.connect(lambda **_: farmhands[0].end(), weak=False)
+    signals.celeryd_after_setup.connect(begin, weak=False)
+    signals.worker_shutting_down.connect(drain, weak=False)
+    signals.worker_shutdown.connect(end, weak=False)
