@@ -34,7 +34,7 @@ class Climbed:
 
 
 def notebook_ascent(
-    objective: Objective, start: torch.Tensor, *, steps: int, step_size: float, rescue: bool = False
+    objective: Objective, start: torch.Tensor, *, steps: int, step_size: float, rescue: bool = False, peak: bool = False
 ) -> Climbed:
     """Climb the mean of each picture's map from ``start``, (B, 3, H, W) float32 in 0..255.
 
@@ -44,7 +44,7 @@ def notebook_ascent(
     until it wakes; the others are untouched by that. One that gets no gradient even so is stuck: see Tap.features.
     """
     pictures = start.clone(memory_format=torch.preserve_format)
-    watch = _Watch(objective, pictures, rescue=rescue)
+    watch = _Watch(objective, pictures, rescue=rescue, peak=peak)
     for _ in range(steps):
         variable = pictures.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(watch.loss(variable).sum(), variable)
@@ -57,14 +57,21 @@ def notebook_ascent(
 
 
 def fourier_ascent(
-    objective: Objective, canvas: Canvas, views: Views, *, steps: int, learning_rate: float, rescue: bool = False
+    objective: Objective,
+    canvas: Canvas,
+    views: Views,
+    *,
+    steps: int,
+    learning_rate: float,
+    rescue: bool = False,
+    peak: bool = False,
 ) -> Climbed:
     """Climb the mean of each picture's map over the canvas's coefficients, with Adam, each step from another view.
 
     Source: Lucid's ``render_vis`` (C. Olah, A. Mordvintsev, L. Schubert, "Feature Visualization", Distill 2017).
     """
     with torch.no_grad():
-        watch = _Watch(objective, canvas.tiles(), rescue=rescue)
+        watch = _Watch(objective, canvas.tiles(), rescue=rescue, peak=peak)
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
     optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
     for step in range(steps):
@@ -82,11 +89,12 @@ class _Watch:
 
     With rescue, a picture whose map is zero at the start climbs what its filter is before the activation function,
     until the map is zero no more. One that has no gradient in the first step (its map is the same everywhere, though
-    not zero) does so from then on. One that has none even then sees its network leak: see Tap.features.
+    not zero) does so from then on. One that has none even then sees its network leak: see Tap.features. ``peak`` adds
+    the map's maximum to what is climbed, which wakes one unit where the mean wakes none.
     """
 
-    def __init__(self, objective: Objective, start: torch.Tensor, *, rescue: bool) -> None:
-        self._objective, self._rescue = objective, rescue
+    def __init__(self, objective: Objective, start: torch.Tensor, *, rescue: bool, peak: bool) -> None:
+        self._objective, self._rescue, self._peak = objective, rescue, peak
         self._start_activation, self._asleep = _look(objective, start)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat, self._leaking = nobody, nobody, nobody
@@ -99,8 +107,9 @@ class _Watch:
         maps, before = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
         if self._rescue:
             self.redirected = (self._asleep & _is_zero(maps)) | self._flat
-        # The mean wakes the whole map, and the maximum its first unit where the mean cannot.
-        waking = before.mean(dim=(1, 2)) + before.amax(dim=(1, 2))
+        waking = before.mean(dim=(1, 2))
+        if self._peak:
+            waking = waking + before.amax(dim=(1, 2))
         return torch.where(self.redirected, waking, maps.mean(dim=(1, 2)))
 
     def note(self, gradient: torch.Tensor) -> None:

@@ -138,7 +138,9 @@ def _notebook(
         for filter_ in filters
     )
     start = _channels_first(np.stack([images.notebook_start(noise) for noise in noises]), device)
-    climbed = notebook_ascent(objective, start, steps=recipe.steps, step_size=recipe.step_size, rescue=recipe.rescue)
+    climbed = notebook_ascent(
+        objective, start, steps=recipe.steps, step_size=recipe.step_size, rescue=recipe.rescue, peak=restart > 0
+    )
     results = climbed.pictures.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
     return climbed, [
         images.deprocess(np.ascontiguousarray(result))
@@ -174,7 +176,9 @@ def _fourier(
         seed=recipe.seed, restart=restart, layer=layer, filters=filters, steps=recipe.steps, size_px=size_px,
         stride=stride, device=device,
     )  # fmt: skip
-    climbed = fourier_ascent(objective, canvas, views, steps=recipe.steps, learning_rate=rate, rescue=recipe.rescue)
+    climbed = fourier_ascent(
+        objective, canvas, views, steps=recipe.steps, learning_rate=rate, rescue=recipe.rescue, peak=not gentle
+    )
     results = climbed.pictures.permute(0, 2, 3, 1).nan_to_num().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return climbed, list(results)
 
