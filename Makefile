@@ -6,13 +6,21 @@ BIN = $(VENV)/bin
 # A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: about three minutes on two CPU cores.
 DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_pw,blocks.3.0.conv_pw,blocks.5.0.conv_pw,conv_head --filters 0-31 --size 112 --method fourier --steps 56
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test test-faults soak lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# The slow rows of the README's "What survives what"; a few of each are in "make test".
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults
+
+# Half an hour of work, watched for leaks; SOAK_MINUTES=3 for a try.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
