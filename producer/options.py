@@ -1,4 +1,4 @@
-"""The job options that ``run``, ``plan`` and ``submit`` share."""
+"""The options that commands share: those of a job (``run``, ``plan``, ``submit``), and ``--json``."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,8 @@ import click
 from producer.plan import METHOD_DEFAULTS, Options
 
 Command = Callable[..., Any]
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
 _DEFAULTS = Options(model="")
 

@@ -1,0 +1,123 @@
+"""The commands of a farm and of the jobs in it: its processes, how a job stands, what becomes of its pictures."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from producer import report
+from producer.fetch import fetch as fetch_job
+from producer.options import as_json
+from producer.progress import summary
+from producer.progress import watch as watch_job
+from producer.session import open_session, open_store, read_settings
+from producer.status import job_status, load_job, readable_jobs, require_complete
+from producer.submit import write_status
+from workers.contract.broker import broker_errors, connect, make_app
+from workers.contract.errors import ExitCode
+from workers.contract.ledger import Ledger
+from workers.contract.storage import Store
+
+
+@click.command()
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+@click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
+@click.option("--all-gpus", is_flag=True, help="One process for each GPU.")
+def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
+    """Render tiles until stopped. SIGTERM finishes the batch on the device and hands back the rest."""
+    settings = read_settings(device=device, batch=batch)
+    open_session(settings)
+    arguments = ["--all-gpus"] if all_gpus else []
+    # Becomes the supervisor: signals reach it directly.
+    environ = {**os.environ, **settings.to_environ()}
+    os.execve(sys.executable, [sys.executable, "-m", "workers.supervisor", *arguments], environ)  # noqa: S606
+
+
+@click.command()
+def collector() -> None:
+    """Assemble what is whole and enqueue again what was lost, until stopped. One is enough; two do no harm."""
+    from producer.collector import Collector
+
+    settings = read_settings()
+    open_session(settings)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = Store(settings, patience_s=settings.storage_patience_s, stop=stop)
+    ledger = Ledger(connect(settings, retries=3))
+    Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)
+
+
+@click.command()
+@click.argument("job", required=False)
+@as_json
+def status(job: str | None, json_: bool) -> None:
+    """Show how JOB stands and what it waits for; without JOB, list all jobs of the bucket."""
+    farm = open_session(read_settings())
+    store, ledger = farm.store, farm.ledger
+    with broker_errors(farm.settings):
+        if job is None:
+            every = [job_status(frozen, store, ledger) for frozen in readable_jobs(store, Console(stderr=True))]
+            click.echo(
+                json.dumps([entry.as_json() for entry in every])
+                if json_
+                else "\n".join(summary(s, None) for s in every)
+            )
+            return
+        one = job_status(load_job(job, store), store, ledger)
+    click.echo(json.dumps(one.as_json()) if json_ else report.status(one))
+
+
+@click.command()
+@click.argument("job")
+def watch(job: str) -> None:
+    """Show JOB's progress until it has ended."""
+    farm = open_session(read_settings())
+    frozen = load_job(job, farm.store)
+    with broker_errors(farm.settings):
+        require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
+
+
+@click.command()
+@click.argument("job")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+def fetch(job: str, folder: Path) -> None:
+    """Copy JOB's tiles, grids, records and gallery into DIR. What is there already stays."""
+    store = open_store(read_settings())
+    count = fetch_job(load_job(job, store), folder, store)
+    click.echo(f"{count} files fetched", err=True)
+    click.echo(str(folder))
+
+
+@click.command()
+@click.argument("job")
+def cancel(job: str) -> None:
+    """Stop JOB: workers drop its tasks. Its tiles stay, and submitting it again resumes it."""
+    farm = open_session(read_settings())
+    frozen = load_job(job, farm.store)
+    with broker_errors(farm.settings):
+        farm.ledger.cancel(frozen.id)
+        write_status(farm.store, frozen.id, "cancelled", reasons={})
+    click.echo(f"cancelled {frozen.id}", err=True)
+
+
+@click.command()
+@as_json
+def doctor(json_: bool) -> None:
+    """Say what is missing or unreachable, and the way out."""
+    from producer.doctor import examine
+
+    findings = examine(os.environ)
+    click.echo(
+        json.dumps([asdict(finding) for finding in findings]) if json_ else "\n".join(map(report.finding, findings))
+    )
+    worst = next((finding.code for finding in findings if finding.code), ExitCode.OK)
+    sys.exit(int(worst))
