@@ -14,6 +14,7 @@ Examples:
   filterfarm run vgg16 --layers block1_conv1 --filters 0-63 --size 64 --grid 8x8 --margin 5
   filterfarm layers vgg16
   filterfarm plan inception_v3 --size 299
+  filterfarm quality JOB              how good its pictures are, in figures
 
 \b
 On a fleet, with FILTERFARM_BROKER_URL, FILTERFARM_BUCKET and the AWS variables set:
@@ -40,6 +41,7 @@ for _command in (
     farm_commands.status,
     farm_commands.watch,
     farm_commands.fetch,
+    farm_commands.quality,
     farm_commands.cancel,
     farm_commands.doctor,
 ):

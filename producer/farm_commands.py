@@ -14,7 +14,7 @@ from rich.console import Console
 
 from producer import report
 from producer.fetch import fetch as fetch_job
-from producer.options import as_json
+from producer.options import DATA, as_json
 from producer.progress import summary
 from producer.progress import watch as watch_job
 from producer.session import open_session, open_store, read_settings
@@ -107,6 +107,43 @@ def cancel(job: str) -> None:
         farm.ledger.cancel(frozen.id)
         write_status(farm.store, frozen.id, "cancelled", reasons={})
     click.echo(f"cancelled {frozen.id}", err=True)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--against", metavar="JOB2", help="Another job of the same network, such as one with another seed.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of filterfarm run.  [default: the bucket of the settings, or filterfarm-data where none is set]",
+)  # fmt: skip
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+@as_json
+def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
+    """Measure how good JOB's pictures are: show each stored tile to the network once more."""
+    from producer import quality_report
+    from producer.folder import Folder
+    from producer.quality import measure, require_whole
+
+    settings = read_settings(device=device)
+    reader: Folder | Store
+    if data is None and settings.bucket_url:
+        reader = open_store(settings)
+    else:
+        reader = Folder(data or DATA)
+        for name in filter(None, (job, against)):
+            reader.require(name)
+    frozen = load_job(job, reader)
+    other = load_job(against, reader) if against else None
+    console = Console(stderr=True)
+    with console.status("reading tiles") as shown:
+        layers = measure(
+            frozen, reader, device=settings.device, against=other, done=lambda name: shown.update(f"{name} measured")
+        )
+    if json_:
+        click.echo(json.dumps(quality_report.as_json(frozen, layers, other)))
+    else:
+        click.echo(quality_report.as_table(layers, against=other is not None))
+    require_whole(frozen, layers)
 
 
 @click.command()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from producer import plan as planning
 from producer import report
-from producer.options import as_json, job_options
+from producer.options import DATA, as_json, job_options
 from producer.plan import Options
 from producer.progress import watch as watch_job
 from producer.session import open_session, read_settings
@@ -46,7 +46,7 @@ def plan(options: Options, json_: bool) -> None:
 @click.command()
 @job_options
 @click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), default=Path("filterfarm-data"), show_default=True,
+    "--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, show_default=True,
     help="Folder for pictures, queue and logs.",
 )  # fmt: skip
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")

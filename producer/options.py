@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +10,9 @@ import click
 from producer.plan import METHOD_DEFAULTS, Options
 
 Command = Callable[..., Any]
+
+#: Where ``filterfarm run`` keeps its bucket, unless told otherwise.
+DATA = Path("filterfarm-data")
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 

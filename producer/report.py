@@ -10,9 +10,6 @@ from producer.status import JobStatus
 from producer.submit import Submitted
 from workers.contract.job import Job
 
-#: Columns of a table that hold names; the rest are numbers.
-_NAME_COLUMNS = 2
-
 
 def layers(plans: list[LayerPlan], *, steps: int) -> str:
     """A table of layers with totals; GFLOP are those of ``steps`` gradient steps of one tile."""
@@ -29,7 +26,7 @@ def layers(plans: list[LayerPlan], *, steps: int) -> str:
         for plan in plans
     ]
     filters = sum(plan.channels for plan in plans)
-    return f"{_table(rows)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
+    return f"{table(rows)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
 
 
 def plan(job: Job, plans: list[LayerPlan]) -> str:
@@ -49,7 +46,7 @@ def plan(job: Job, plans: list[LayerPlan]) -> str:
     total = plan_as_json(job, plans)
     recipe = job.recipe
     return (
-        f"{_table(rows)}\n"
+        f"{table(rows)}\n"
         f"{job.id}: {_count(total['layers_total'], 'layer')}, {_count(total['tiles_total'], 'tile')}, "
         f"{total['gflop_total'] / 1000:,.1f} TFLOP\n"
         f"{recipe.method}, {recipe.steps} steps at {recipe.size_px} px, tap {recipe.tap}, seed {recipe.seed}; "
@@ -98,7 +95,7 @@ def status(one: JobStatus) -> str:
     """Everything about one job."""
     rows = [("layer", "stored", "failed", "planned")]
     rows += [(entry.layer, str(entry.stored), str(entry.failed), str(entry.planned)) for entry in one.layers]
-    lines = [summary(one, None), _table(rows)]
+    lines = [summary(one, None), table(rows)]
     lines.append(f"messages outstanding (all jobs): {one.outstanding}; workers seen: {one.workers}")
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
     return "\n".join(lines)
@@ -113,15 +110,15 @@ def _output(plan: LayerPlan) -> str:
     return "x".join(map(str, plan.output_px)) if plan.output_px else "too small"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their longest cell: names to the left, numbers to the right."""
+def table(rows: Sequence[tuple[str, ...]], *, names: int = 2) -> str:
+    """Columns as wide as their longest cell: the first ``names`` to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_row(row, widths) for row in rows)
+    return "\n".join(_row(row, widths, names) for row in rows)
 
 
-def _row(row: tuple[str, ...], widths: list[int]) -> str:
+def _row(row: tuple[str, ...], widths: list[int], names: int) -> str:
     cells = (
-        cell.ljust(width) if place < _NAME_COLUMNS else cell.rjust(width)
+        cell.ljust(width) if place < names else cell.rjust(width)
         for place, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join(cells).rstrip()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -51,7 +51,14 @@ class JobStatus:
         return asdict(self)
 
 
-def load_job(job_id: str, store: Store) -> Job:
+class Reader(Protocol):
+    """What a job is read from: a Store, or a Folder of one."""
+
+    def get(self, key: str, *, max_bytes: int = ...) -> bytes | None:
+        """The object's bytes, or None where there is none."""
+
+
+def load_job(job_id: str, store: Reader) -> Job:
     """The frozen job; raises NoJob and CorruptJob."""
     data = store.get(keys.job(job_id)) if keys.is_name(job_id) else None
     if data is None:

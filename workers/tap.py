@@ -25,7 +25,7 @@ class Tap(nn.Module):
         conv = graphs.find(model, graph, layer)
         chain = graphs.tapped(model, conv, tap)
         before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
-        self._trunk = _subgraph(model, graph, upto=conv.all_input_nodes[0])
+        self._trunk = subgraph(model, graph, upto=conv.all_input_nodes[0])
         self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
@@ -158,7 +158,7 @@ def _group_inputs(conv: _ConvNd, groups: int, filters: torch.Tensor) -> tuple[to
     return inputs.flatten(), len(filters)
 
 
-def _subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
+def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
     """The model's operations that node ``upto`` depends on, and that node itself."""
     needed, todo = {upto}, [upto]
     while todo:

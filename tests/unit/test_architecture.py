@@ -15,11 +15,13 @@ ROOT = Path(__file__).parents[2]
 MOST_LINES = 260
 
 #: What makes pictures; it knows no queue, no ledger and no object store.
-RENDERING = {f"workers.{name}" for name in ("models", "graph", "tap", "images", "ascent", "render", "weights")}
+RENDERING = {
+    f"workers.{name}" for name in ("models", "graph", "tap", "images", "ascent", "render", "weights", "measure")
+}
 REMOTE = {"celery", "kombu", "redis", "boto3", "botocore"}
 
 #: What the control plane may take from the data plane beside the contract; all but png need torch.
-SHARED = {f"workers.{name}" for name in ("models", "graph", "weights", "png")}
+SHARED = {f"workers.{name}" for name in ("models", "graph", "weights", "png", "measure", "cpu", "devices")}
 
 
 @dataclass(frozen=True)

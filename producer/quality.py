@@ -1,0 +1,244 @@
+"""How good a job's pictures are: each tile is read back and shown to the network once more.
+
+Truly dead filters, whose batch-norm lets nothing through, are counted and otherwise left out: no picture could be
+better. Every other filter counts, one whose tile stayed grey as well.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from producer.status import Reader
+from workers.contract import keys
+from workers.contract.errors import BadOption, CorruptJob, CorruptTile, JobIncomplete, WeightsMissing
+from workers.contract.job import Job, Layer
+from workers.contract.tile import Status
+from workers.png import decode_tile, max_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from workers.measure import Probe
+
+_READERS = 8
+
+#: Tiles that are in memory at once.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileQuality:
+    """One tile, measured on its stored picture; activations are means of the filter's map, in the units of the tap."""
+
+    layer: str
+    filter: int
+    status: Status
+    #: no picture can excite the filter: its batch-norm has no gain, or never saw it vary
+    inert: bool
+    start_activation: float
+    activation: float
+    #: whether no other tile of the layer excites this tile's filter as much; None where there is no other
+    identified: bool | None
+    #: own activation over the best other tile's, 0 or more; infinite where no other excites the filter
+    selectivity: float | None
+    #: share of the picture's power in high frequencies, 0..1
+    high_frequency: float
+    #: likeness to the other job's tile of the same filter, -1..1, and whether no other of its tiles is more alike
+    similarity: float | None = None
+    matched: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerQuality:
+    """The tiles of one layer, and how many it should have."""
+
+    layer: str
+    planned: int
+    tiles: tuple[TileQuality, ...]
+    #: filters whose PNG does not read, with the reason
+    broken: dict[int, str]
+
+
+def measure(
+    job: Job, reader: Reader, *, device: str, against: Job | None = None, done: Callable[[str], None] = lambda _: None
+) -> list[LayerQuality]:
+    """Measure every layer of a job, against another job of the same network where one is given.
+
+    ``done`` is told each layer's name. Raises BadOption where the jobs cannot be compared, and the errors of loading
+    weights and of reading.
+    """
+    import torch
+
+    from workers import cpu, graph, weights
+    from workers.devices import available
+    from workers.measure import Probe
+
+    if against is not None:
+        _check_comparable(job, against)
+    cpu.tune()
+    target = torch.device(available()[0] if device == "auto" else device)
+    with _checkpoint(job, reader) as path:
+        model = weights.load(job.model, job.weights, path, seed=job.recipe.seed).to(target)
+    trace = graph.trace(model)
+    result = []
+    for layer in job.layers:
+        result.append(_layer(job, layer, Probe(model, trace, layer.name, job.recipe, target), reader, against))
+        done(layer.name)
+    return result
+
+
+def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:
+    """Raise CorruptTile where tiles do not read, and JobIncomplete where some are missing."""
+    planned, measured = len(job.tiles), sum(len(layer.tiles) for layer in layers)
+    broken = {f"{layer.layer}/{filter_}": why for layer in layers for filter_, why in layer.broken.items()}
+    if broken:
+        tile, why = next(iter(broken.items()))
+        raise CorruptTile(
+            f"{len(broken)} of {planned} tiles of {job.id} cannot be read, such as {tile}: {why}; delete them and "
+            f"run or submit the job again; what is said is of {measured} tiles"
+        )
+    if measured < planned:
+        raise JobIncomplete(
+            f"{planned - measured} of {planned} tiles of {job.id} are missing; run or submit it again to resume; "
+            f"what is said is of {measured} tiles"
+        )
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """The tiles of one layer that could be read, in the filters' order, and what they do to it."""
+
+    filters: list[int] = field(default_factory=list)
+    statuses: list[Status] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    #: means of each filter's map: a row for each tile, a column for each filter of the layer
+    responses: "list[NDArray[np.float32]]" = field(default_factory=list)
+    high_frequency: list[float] = field(default_factory=list)
+    broken: dict[int, str] = field(default_factory=dict)
+
+
+def _layer(job: Job, layer: Layer, probe: "Probe", reader: Reader, against: Job | None) -> LayerQuality:
+    from workers import measure as numbers
+
+    seen = _look(job, layer, probe, reader)
+    if not seen.filters:
+        return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=(), broken=seen.broken)
+    own = np.stack(seen.responses)[:, seen.filters]
+    alone = len(own) == 1
+    identified = [None] if alone else numbers.identified(own).tolist()
+    selectivity = [None] if alone else numbers.selectivity(own).tolist()
+    alike = _alike(seen, against, layer, probe, reader)
+    tiles = tuple(
+        TileQuality(
+            layer=layer.name,
+            filter=filter_,
+            status=seen.statuses[place],
+            inert=bool(probe.inert[filter_]),
+            start_activation=seen.starts[place],
+            activation=float(own[place, place]),
+            identified=identified[place],
+            selectivity=selectivity[place],
+            high_frequency=seen.high_frequency[place],
+            similarity=alike[filter_][0] if filter_ in alike else None,
+            matched=alike[filter_][1] if filter_ in alike else None,
+        )
+        for place, filter_ in enumerate(seen.filters)
+    )
+    return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=tiles, broken=seen.broken)
+
+
+def _look(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> _Seen:
+    """Read a layer's tiles, chunk by chunk, and show them to the network."""
+    from workers import measure as numbers
+
+    seen = _Seen()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for chunk in _chunks(layer.selected):
+            pictures = []
+            stored = pool.map(lambda filter_: _stored(job, layer, filter_, reader), chunk)
+            for filter_, data in zip(chunk, stored, strict=True):
+                if data is None:
+                    continue
+                try:
+                    pixels, record = decode_tile(data, job.recipe.size_px)
+                    if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
+                        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+                except (CorruptTile, CorruptJob) as error:
+                    seen.broken[filter_] = str(error)
+                    continue
+                seen.filters.append(filter_)
+                seen.statuses.append(record.status)
+                seen.starts.append(record.start_activation)
+                pictures.append(pixels)
+            if pictures:
+                batch = np.stack(pictures)
+                seen.responses.extend(probe.responses(batch))
+                seen.high_frequency.extend(numbers.high_frequency(batch).tolist())
+    return seen
+
+
+def _stored(job: Job, layer: Layer, filter_: int, reader: Reader) -> bytes | None:
+    return reader.get(keys.tile(job.id, layer.name, filter_), max_bytes=max_bytes(job.recipe.size_px) + 1)
+
+
+def _alike(
+    seen: _Seen, against: Job | None, layer: Layer, probe: "Probe", reader: Reader
+) -> dict[int, tuple[float, bool]]:
+    """Filter -> likeness to the other job's tile of it, and whether that is the most alike of all, for common ones."""
+    from workers import measure as numbers
+
+    other = against.layer(layer.name) if against else None
+    if against is None or other is None:
+        return {}
+    theirs = _look(against, other, probe, reader)
+    common = [filter_ for filter_ in seen.filters if filter_ in set(theirs.filters)]
+    if len(common) < 2:  # likeness is relative to what all tiles have in common
+        return {}
+    cosines = numbers.similarity(
+        np.stack([seen.responses[seen.filters.index(filter_)] for filter_ in common]),
+        np.stack([theirs.responses[theirs.filters.index(filter_)] for filter_ in common]),
+    )
+    matched = numbers.identified(cosines.T)
+    return {filter_: (float(cosines[place, place]), bool(matched[place])) for place, filter_ in enumerate(common)}
+
+
+def _check_comparable(job: Job, against: Job) -> None:
+    def network(one: Job) -> tuple[object, ...]:
+        drawn = one.recipe.seed if one.weights.source == "none" else None
+        return one.model, one.weights, drawn, one.recipe.tap
+
+    if job.id == against.id:
+        raise BadOption(f"--against {against.id} is the job itself; name one that differs in its seed or recipe")
+    if network(job) != network(against):
+        raise BadOption(
+            f"--against {against.id} is another network's or tap's than {job.id}; compare jobs of the same model, "
+            "weights and tap (random weights change with the seed)"
+        )
+    if not {layer.name for layer in job.layers} & {layer.name for layer in against.layers}:
+        raise BadOption(f"--against {against.id} has no layer in common with {job.id}")
+
+
+@contextlib.contextmanager
+def _checkpoint(job: Job, reader: Reader) -> Iterator[Path | None]:
+    """A copy of the job's own checkpoint, if it has one, for as long as it takes to load."""
+    if job.weights.source != "file" or job.weights.sha256 is None:
+        yield None
+        return
+    data = reader.get(keys.weights(job.id, job.weights.sha256))
+    if data is None:
+        raise WeightsMissing(f"job {job.id} has lost its checkpoint {job.weights.name}; run or submit it again")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"weights{Path(job.weights.name).suffix}")
+        path.write_bytes(data)
+        yield path
+
+
+def _chunks(filters: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(filters), _CHUNK):
+        yield filters[first : first + _CHUNK]
