@@ -65,6 +65,10 @@ def job_options(command: Command) -> Command:
             help="Maximise the layer after batch-norm and activation, or the convolution's own output.",
         ),
         click.option(
+            "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default=_DEFAULTS.precision, show_default=True,
+            help="What the network computes in; auto takes bf16 where the device has it in hardware.",
+        ),
+        click.option(
             "--grid", default=_DEFAULTS.grid, show_default=True, help="Rows x columns of a sheet, as in 8x8; or auto."
         ),
         click.option(

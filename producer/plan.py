@@ -51,6 +51,7 @@ class Options:
     seed: int = 0
     rescue: bool = True
     tap: str = "activation"
+    precision: str = "auto"
     grid: str = "auto"
     margin_px: int = 5
 
@@ -134,6 +135,7 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
         step_size=step_size if options.step_size is None else options.step_size,
         seed=options.seed,
         rescue=options.rescue,
+        precision=options.precision,
     )
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
     job = Job(

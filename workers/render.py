@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from workers import fourier, images
+from workers import devices, fourier, images
 from workers.ascent import Climbed, Objective, fourier_ascent, notebook_ascent
 from workers.contract.job import Recipe
-from workers.contract.tile import Status
-from workers.devices import describe
+from workers.contract.tile import Precision, Status
 from workers.tap import Tap
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ class Tile:
     seconds: float
     #: what it was rendered on, such as "cpu" or "NVIDIA L4"
     device: str
+    #: what the network computed in while the picture climbed
+    precision: Precision
     #: why the tile cannot be shown; empty for a good one
     error: str = ""
 
@@ -51,7 +52,7 @@ def render(
 
     ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
     """
-    tap = Tap(model, graph, layer, recipe.tap)
+    tap = Tap(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
     tiles = _attempt(tap, layer, filters, recipe, device, restart=0)
     inert = tap.inert.tolist()
     for restart in range(1, MAX_RESTARTS + 1):
@@ -106,7 +107,8 @@ def _attempt(
             stored_activation=stored[place],
             restarts=restart,
             seconds=seconds,
-            device=describe(device),
+            device=devices.describe(device),
+            precision=tap.precision,
             error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
         )
         tiles.append(tile)

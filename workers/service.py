@@ -186,6 +186,7 @@ class Service:
             seconds=tile.seconds,
             attempts=starts,
             device=tile.device,
+            precision=tile.precision,
             versions=self._versions,
         )
 

@@ -12,20 +12,25 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from workers import graph as graphs
+from workers.contract.tile import Precision
 
 
 class Tap(nn.Module):
     """A frozen network up to one layer.
 
-    ``Tap(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing in it.
+    ``Tap(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing in it. With
+    ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what it needs;
+    under ``torch.no_grad``, where values are only looked at, in float32 as ever.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str, precision: Precision = "fp32") -> None:
         super().__init__()
         conv = graphs.find(model, graph, layer)
         chain = graphs.tapped(model, conv, tap)
         before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
         self._trunk = subgraph(model, graph, upto=conv.all_input_nodes[0])
+        self.precision = precision
+        self._half = copy.deepcopy(self._trunk).to(torch.bfloat16) if precision == "bf16" else None
         self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
@@ -39,15 +44,19 @@ class Tap(nn.Module):
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
     def features(self, pictures: torch.Tensor, stuck: torch.Tensor | None) -> torch.Tensor:
-        """What the layer is fed. Pictures that are ``stuck`` ((B,) bool) get a gradient through sleeping channels too.
+        """What the layer is fed, in bfloat16 where that is what it is computed in.
 
-        A filter may see nothing but channels that sleep themselves, as a depthwise one does: then nothing at all
-        reaches the picture. The values are the same either way.
+        Pictures that are ``stuck`` ((B,) bool) get a gradient through sleeping channels too. A filter may see nothing
+        but channels that sleep themselves, as a depthwise one does: then nothing at all reaches the picture. The
+        values are the same either way.
         """
-        if stuck is None:
-            return self._trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
+        trunk = self._trunk
+        if self._half is not None and torch.is_grad_enabled():
+            trunk, pictures = self._half, pictures.to(torch.bfloat16)
+        if stuck is None or not torch.is_grad_enabled():
+            return trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
         if self._leaky is None:
-            self._leaky = _leaking(self._trunk)
+            self._leaky = _leaking(trunk)
         for module in self._leaky.modules():
             if isinstance(module, _Leaky):
                 module.stuck = stuck[:, None, None, None]
@@ -81,7 +90,7 @@ class _Leaky(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape."""
         y: torch.Tensor = self._activation(x)
-        leak = _LEAK * (self.stuck & (y.detach() == 0))
+        leak = _LEAK * (self.stuck & (y.detach() == 0)).to(y.dtype)
         return y + leak * (x - x.detach())
 
 
@@ -120,7 +129,8 @@ class SlicedTap:
         if self._inputs is not None:
             features = features[:, self._inputs]
         self._tap._conv.groups = self._groups
-        maps = functional_call(self._tap._conv, self._conv, (features,))
+        rows = {name: tensor.to(features.dtype) for name, tensor in self._conv.items()}
+        maps = functional_call(self._tap._conv, rows, (features,)).to(pictures.dtype)
         maps = functional_call(self._tap._norm, self._norm, (maps,))
         # A copy by indexing, and so safe from an activation that works in place.
         before = self._own(maps)

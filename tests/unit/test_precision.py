@@ -1,0 +1,124 @@
+"""In bf16 the network computes in half the bits where a picture climbs, and what is recorded is fp32 all the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from workers import devices, graph
+from workers.contract.job import Preprocess, Recipe
+from workers.render import render
+from workers.tap import Tap
+
+CPU = torch.device("cpu")
+
+
+def small_network() -> nn.Sequential:
+    """A convolution, batch-norm and ReLU, a grouped one, and a third."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+            nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 6, 3), nn.ReLU(),
+        )  # fmt: skip
+    return layers.eval().requires_grad_(False)
+
+
+def pictures() -> torch.Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layer", ["0", "3", "5"])
+def test_gradients_in_bf16_are_nearly_those_in_fp32(layer: str) -> None:
+    # Given
+    model = small_network()
+    chosen = torch.tensor([4, 0, 4])
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        variable = pictures().requires_grad_(True)
+        # When
+        maps = Tap(model, graph.trace(model), layer, "activation", precision).slice(chosen)(variable)
+        assert maps.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(maps.sum(), variable)
+        gradients.append(gradient.flatten())
+    # Then they point the same way, and are not the same
+    assert gradients[1].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
+    assert not torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("layer", ["0", "3", "5"])
+def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> None:
+    # Given
+    model = small_network()
+    chosen = torch.tensor([4, 0, 4])
+    with torch.no_grad():
+        # When
+        maps = [
+            Tap(model, graph.trace(model), layer, "activation", precision).slice(chosen)(pictures())
+            for precision in ("fp32", "bf16")
+        ]
+    # Then
+    assert torch.equal(*maps)
+
+
+def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -> None:
+    # Given a network whose first activation sleeps everywhere
+    model = small_network()
+    model[1].bias.data.fill_(-100)  # type: ignore[operator]
+    sliced = Tap(model, graph.trace(model), "3", "conv", "bf16").slice(torch.tensor([4, 0, 4]))
+    variable = pictures().requires_grad_(True)
+    stuck = torch.tensor([True, False, True])
+    # When
+    maps, _ = sliced.both(variable, stuck)
+    (gradient,) = torch.autograd.grad(maps.sum(), variable)
+    # Then
+    assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == stuck.tolist()
+
+
+def test_a_tile_in_bf16_climbs_like_one_in_fp32_and_says_what_it_is() -> None:
+    # Given
+    model = small_network()
+    tiles = []
+    for precision in ("fp32", "bf16"):
+        recipe = Recipe(preprocess=Preprocess(name="imagenet"), size_px=16, steps=8, precision=precision)
+        # When
+        tiles.append(render(model, graph.trace(model), "5", [1], recipe, CPU)[0])
+    # Then
+    assert [tile.precision for tile in tiles] == ["fp32", "bf16"]
+    assert tiles[1].start_activation == tiles[0].start_activation
+    assert tiles[1].activation == pytest.approx(tiles[0].activation, rel=0.05)
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_precision_that_is_asked_for_is_taken_everywhere(wanted: str, device: str) -> None:
+    # When / Then
+    assert devices.precision(wanted, torch.device(device)) == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "taken"), [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")]
+)
+def test_auto_takes_bf16_where_the_cpu_has_it(
+    avx512: bool, amx: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    # When / Then
+    assert devices.precision("auto", CPU) == taken
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+def test_auto_takes_bf16_on_cuda_devices_from_ampere_on(
+    capability: tuple[int, int], taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    # When / Then
+    assert devices.precision("auto", torch.device("cuda", 0)) == taken
+
+
+def test_auto_takes_fp32_on_other_devices() -> None:
+    # When / Then
+    assert devices.precision("auto", torch.device("mps")) == "fp32"
