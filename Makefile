@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: about three minutes on two CPU cores.
 DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_pw,blocks.3.0.conv_pw,blocks.5.0.conv_pw,conv_head --filters 0-31 --size 112 --method fourier --steps 56
 
-.PHONY: demo test test-faults soak lint types format clean
+.PHONY: demo test test-faults soak bench-quality lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
@@ -21,6 +21,10 @@ test-faults: $(VENV)/.installed-dev
 # Half an hour of work, watched for leaks; SOAK_MINUTES=3 for a try.
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak
+
+# How good the pictures are, and against Lucent's: hours on two cores. ARGS="--every 6 --filters 8" for a try.
+bench-quality: $(VENV)/.installed-dev build/lucent
+	$(BIN)/python -m tests.benchmarks.quality $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -46,3 +50,8 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --timeout 120 -e '.[dev]'
 	touch $@
+
+# Apart from our own packages and without its own requirements, which are of 2020: only what it imports.
+build/lucent: | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --target $@ --no-deps torch-lucent==0.1.8 kornia==0.4.1
+	$(BIN)/python -m pip install --quiet --target $@ decorator ipython tqdm
