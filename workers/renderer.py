@@ -2,6 +2,7 @@
 
 A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang takes only the child. The parent knows the
 batch, starts a new child, splits the batch until the tile that did it stands alone, and gives up on that one only.
+A batch that the device's memory cannot hold is halved, and the size that fits is remembered.
 This module imports torch in the child alone.
 """
 
@@ -9,21 +10,29 @@ import functools
 import multiprocessing
 import os
 import threading
-from concurrent.futures import CancelledError
+import time
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from workers.contract.errors import Draining, FilterfarmError, RendererLost, RenderFailed
+from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RendererLost, RenderFailed
 from workers.contract.job import Job, Weights
 
 if TYPE_CHECKING:
     from workers.render import Tile
 
-#: How often one tile, alone, may kill the renderer or overrun its deadline before it is given up.
+#: How often a tile may be in the renderer when that dies or hangs. The last time it is alone, so that no other tile is
+#: given up in its place.
 MAX_ATTEMPTS = 3
+
+#: How often the parent looks whether the child goes on; a hang is noticed that much later.
+_LOOK_S = 0.5
+
+#: Spawned, because neither CUDA nor OpenMP survives a fork.
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +50,47 @@ class Batch:
 class Renderer:
     """One child process that renders one batch at a time. ``render`` is called by one thread, ``stop`` by any."""
 
-    def __init__(self, *, deadline_s: float) -> None:
-        self._deadline_s = deadline_s
+    def __init__(self, *, hang_s: float) -> None:
+        self._hang_s = hang_s
         self._stopped = False
         self._lock = threading.Lock()
-        self._pool = _new_pool()
+        #: (job id, layer) -> tiles that fit into the device's memory at once, where that is known
+        self._fitting: dict[tuple[str, str], int] = {}
+        #: counts what the child has done; that it changes is all that is asked of it
+        self._progress = _SPAWN.Value("Q", 0, lock=False)
+        self._pool = self._new_pool()
 
     def render(self, batch: Batch) -> "dict[int, Tile | FilterfarmError]":
         """Filter -> its tile, or why it has none. Raises Draining once the renderer has been stopped."""
+        return self._in_parts(batch, len(batch.filters), deaths=0)
+
+    def _in_parts(self, batch: Batch, size: int, deaths: int) -> "dict[int, Tile | FilterfarmError]":
+        results: dict[int, Tile | FilterfarmError] = {}
+        rest = batch.filters
+        while rest:
+            size = min(size, self._fitting.get((batch.job.id, batch.layer), size))
+            part, rest = rest[:size], rest[size:]
+            results |= self._part(replace(batch, filters=part), deaths)
+        return results
+
+    def _part(self, batch: Batch, deaths: int) -> "dict[int, Tile | FilterfarmError]":
+        """A batch, or what it has to be split into. Each of its tiles has seen the renderer die ``deaths`` times."""
+        alone, half = len(batch.filters) == 1, max(1, len(batch.filters) // 2)
         try:
             return {tile.filter: tile for tile in self._once(batch)}
         except Draining:
             raise
-        except (RendererLost, RenderFailed) as error:
-            if len(batch.filters) == 1:
-                return {batch.filters[0]: self._alone(batch, error)}
-            middle = len(batch.filters) // 2
-            first = self.render(replace(batch, filters=batch.filters[:middle]))
-            return first | self.render(replace(batch, filters=batch.filters[middle:]))
+        except RendererLost as error:
+            deaths += 1
+            if deaths >= MAX_ATTEMPTS:
+                return {batch.filters[0]: RenderFailed(f"{error}, and so {MAX_ATTEMPTS} times in a row")}
+            return self._in_parts(batch, 1 if deaths == MAX_ATTEMPTS - 1 else half, deaths)
+        except (DeviceFull, RenderFailed) as error:
+            if alone:
+                return {batch.filters[0]: error}
+            if isinstance(error, DeviceFull):
+                self._fitting[batch.job.id, batch.layer] = half
+            return self._in_parts(batch, half, deaths)
         except FilterfarmError as error:  # of the job, such as weights that are not here: no tile's own fault
             return dict.fromkeys(batch.filters, error)
 
@@ -69,29 +101,15 @@ class Renderer:
             self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    def _alone(self, batch: Batch, error: FilterfarmError) -> "Tile | FilterfarmError":
-        for _ in range(MAX_ATTEMPTS - 1):
-            if not isinstance(error, RendererLost):
-                return error
-            try:
-                return self._once(batch)[0]
-            except Draining:
-                raise
-            except FilterfarmError as next_error:
-                error = next_error
-        return RenderFailed(f"{error}, {MAX_ATTEMPTS} times in a row")
-
     def _once(self, batch: Batch) -> "list[Tile]":
         with self._lock:
             if self._stopped:
                 raise Draining("the worker is stopping")
             if not self._pool.active:  # pebble gives a pool up whose child died before it took any work
-                self._pool = _new_pool()
-            future = self._pool.schedule(_render, args=(batch,), timeout=self._deadline_s)
+                self._pool = self._new_pool()
+            future = self._pool.schedule(_render, args=(batch,))
         try:
-            return future.result()
-        except TimeoutError:
-            raise RendererLost(f"the renderer took longer than {self._deadline_s:g} s") from None
+            return self._await(future)
         except FilterfarmError:
             raise
         except (ProcessExpired, CancelledError, RuntimeError) as error:
@@ -100,10 +118,32 @@ class Renderer:
             code = getattr(error, "exitcode", None)
             raise RendererLost(f"the renderer died ({_cause(code)})") from None
 
+    def _await(self, future: "Future[list[Tile]]") -> "list[Tile]":
+        """The child's answer; raises RendererLost once it has not gone on for too long, and whatever it raises."""
+        seen, since = self._progress.value, time.monotonic()
+        while True:
+            try:
+                return future.result(_LOOK_S)
+            except TimeoutError:
+                pass
+            if self._stopped:  # pebble leaves the futures of a stopped pool without an answer
+                raise Draining("the worker is stopping")
+            if self._progress.value != seen:
+                seen, since = self._progress.value, time.monotonic()
+            elif time.monotonic() - since > self._hang_s:
+                self._replace_pool()
+                raise RendererLost(f"the renderer did not go on for {self._hang_s:g} s")
 
-def _new_pool() -> ProcessPool:
-    # Spawned, because neither CUDA nor OpenMP survives a fork.
-    return ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"), initializer=_begin)
+    def _replace_pool(self) -> None:
+        """Kill the child, whatever it does. Cancelling its task would not kill one that has not taken it up yet."""
+        with self._lock:
+            if not self._stopped:
+                self._pool.stop()  # type: ignore[no-untyped-call]
+                self._pool.join()
+                self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(max_workers=1, context=_SPAWN, initializer=_begin, initargs=(self._progress,))
 
 
 def _cause(code: int | None) -> str:
@@ -115,11 +155,19 @@ def _cause(code: int | None) -> str:
 # What follows runs in the child.
 
 
-def _begin() -> None:
+def _begin(progress: Any) -> None:
+    progress.value += 1  # before torch is loaded, which can take a while
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
     from workers import cpu
+
+    def go_on(*_: object) -> None:
+        progress.value += 1
 
     _die_with_parent()
     cpu.tune()
+    # Every call of any part of a network is progress. For as long as this process lives, which does nothing else.
+    register_module_forward_pre_hook(go_on)
 
 
 def _die_with_parent() -> None:
@@ -147,7 +195,15 @@ def _render(batch: Batch) -> "list[Tile]":
     except FilterfarmError:
         raise
     except Exception as error:  # as text: the parent has no torch to unpickle torch's exceptions with
-        raise RenderFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise (DeviceFull if _is_out_of_memory(error) else RenderFailed)(reason) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA has an error of its own for it; MPS and the CPU's allocator raise RuntimeError with these words."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
 
 
 #: The child's only state: the networks of the last jobs. Two, so that two jobs that take turns load once each.

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 #: machines that vanish can do to one tile, and low enough that a poison ends.
 MAX_STARTS = 10
 
-#: Errors that may be one machine's fault (a checkpoint it cannot load, a full disk) get this many machines' tries.
+#: Errors that may be one machine's fault (weights it cannot load, too little memory) get this many machines' tries.
 MAX_ATTEMPTS = 3
 
 #: Pause before a message goes back because of an error that will still be there in a moment.
@@ -74,7 +74,7 @@ class Service:
         self._stopping = threading.Event()
         self._store = Store(settings, patience_s=settings.storage_patience_s, stop=self._stopping)
         self.ledger = Ledger(connect(settings, retries=20))
-        self._renderer = Renderer(deadline_s=settings.batch_deadline_s)
+        self._renderer = Renderer(hang_s=settings.hang_s)
         self._batcher: Batcher[Tile] = Batcher(self._run, size=settings.batch or DEFAULT_BATCH, linger_s=LINGER_S)
         self._jobs: dict[str, tuple[Job, Path | None]] = {}
         self._jobs_lock = threading.Lock()

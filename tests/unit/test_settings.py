@@ -22,7 +22,7 @@ GIVEN: dict[str, tuple[str, object]] = {
     "FILTERFARM_BATCH": ("16", 16),
     "FILTERFARM_CACHE": ("/var/cache/x", Path("/var/cache/x")),
     "FILTERFARM_VISIBILITY_TIMEOUT_S": ("60.5", 60.5),
-    "FILTERFARM_BATCH_DEADLINE_S": ("7", 7.0),
+    "FILTERFARM_HANG_S": ("7", 7.0),
     "FILTERFARM_STORAGE_PATIENCE_S": ("0", 0.0),
     "FILTERFARM_DRAIN_S": ("1e1", 10.0),
 }
@@ -52,10 +52,10 @@ BAD = [
     ("FILTERFARM_BATCH", "-1"),
     ("FILTERFARM_BATCH", "1025"),
     *((f"FILTERFARM_{name}_S", value)
-      for name in ("VISIBILITY_TIMEOUT", "BATCH_DEADLINE", "STORAGE_PATIENCE", "DRAIN")
+      for name in ("VISIBILITY_TIMEOUT", "HANG", "STORAGE_PATIENCE", "DRAIN")
       for value in ("soon", "-1", "nan", "inf")),
     ("FILTERFARM_VISIBILITY_TIMEOUT_S", "4"),
-    ("FILTERFARM_BATCH_DEADLINE_S", "0"),
+    ("FILTERFARM_HANG_S", "0"),
 ]  # fmt: skip
 
 

@@ -157,8 +157,12 @@ class RenderFailed(PermanentError):
     exit_code = ExitCode.RENDER_FAILED
 
 
+class DeviceFull(PermanentError):
+    """Raised when a batch does not fit into the device's memory; another machine may have more."""
+
+
 class RendererLost(TransientError):
-    """Raised when the renderer's process died or overran its deadline."""
+    """Raised when the renderer's process died or hung."""
 
 
 class Draining(TransientError):

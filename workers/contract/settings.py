@@ -35,8 +35,9 @@ class Settings:
     #: FILTERFARM_VISIBILITY_TIMEOUT_S: a message whose worker has been silent this long goes to another; a heartbeat
     #: keeps long batches alive, so it can be short
     visibility_timeout_s: float = 120.0
-    #: FILTERFARM_BATCH_DEADLINE_S: a batch that takes longer is taken for hung, and its renderer is replaced
-    batch_deadline_s: float = 1800.0
+    #: FILTERFARM_HANG_S: a renderer that has not gone on (called no layer of its network) for this long is taken for
+    #: hung and replaced; must outlast loading a model, downloads included, and one gradient step of a batch
+    hang_s: float = 600.0
     #: FILTERFARM_STORAGE_PATIENCE_S: how long workers and collector retry when the object store is out of reach
     storage_patience_s: float = 120.0
     #: FILTERFARM_DRAIN_S: after SIGTERM, the time the batch on the device has to finish
@@ -89,7 +90,7 @@ class Settings:
             raise BadSettings(f"FILTERFARM_BATCH={self.batch} must lie in 0..1024; 0 leaves it to the device")
         for name, lowest in (
             ("visibility_timeout_s", 5.0),
-            ("batch_deadline_s", 1.0),
+            ("hang_s", 1.0),
             ("storage_patience_s", 0.0),
             ("drain_s", 0.0),
         ):
@@ -108,7 +109,7 @@ VARIABLES = {
     "batch": "FILTERFARM_BATCH",
     "cache_dir": "FILTERFARM_CACHE",
     "visibility_timeout_s": "FILTERFARM_VISIBILITY_TIMEOUT_S",
-    "batch_deadline_s": "FILTERFARM_BATCH_DEADLINE_S",
+    "hang_s": "FILTERFARM_HANG_S",
     "storage_patience_s": "FILTERFARM_STORAGE_PATIENCE_S",
     "drain_s": "FILTERFARM_DRAIN_S",
 }

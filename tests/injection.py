@@ -1,0 +1,35 @@
+"""Faults put into real processes without a hook in the code: a ``sitecustomize`` that those processes find first."""
+
+import textwrap
+from pathlib import Path
+
+#: Runs before anything else in every Python process that inherits the path; only a spawned renderer is touched.
+_RENDERER = """\
+import sys
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    import ctypes, os, resource, signal, time
+
+    import torch
+    import workers.render
+
+    whole = workers.render.render
+
+    def render(model, graph, layer, filters, recipe, device, *rest, **named):
+{body}
+        return whole(model, graph, layer, filters, recipe, device, *rest, **named)
+
+    workers.render.render = render
+"""
+
+
+def into_renderer(folder: Path, body: str) -> dict[str, str]:
+    """Variables with which each renderer runs ``body`` before every batch, with ``render``'s arguments as names."""
+    return into_python(folder, _RENDERER.format(body=textwrap.indent(textwrap.dedent(body), " " * 8)))
+
+
+def into_python(folder: Path, source: str) -> dict[str, str]:
+    """Variables with which each Python process runs ``source`` first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(source)
+    return {"PYTHONPATH": str(folder)}
