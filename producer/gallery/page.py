@@ -1,6 +1,7 @@
 """index.html of a job: every tile of every layer on one page, with a link to each, and no server needed.
 
-``index.html#features.24/17`` and, where a layer has an alias, ``index.html#block5_conv1/17`` lead to a tile.
+``index.html#features.24/17`` and, where a layer has an alias, ``index.html#block5_conv1/17`` lead to a tile; its number
+is that link, and its picture leads to the file in full size.
 """
 
 import html
@@ -15,10 +16,11 @@ h2 { margin: 2.5rem 0 .5rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: 6px; }
 figure { margin: 0; width: SIZEpx; border: 2px solid transparent; }
 figure img, figure div { display: block; width: 100%; aspect-ratio: 1; }
-figure:target, figure.found { border-color: #fd4; }
+figure.found { outline: 3px solid #fd4; }
 figure.dead { border-color: #d62828; }
 figure.rescued figcaption { color: #e6a01e; }
 figure.failed div { background: #281010; }
+figcaption a { color: inherit; text-decoration: none; }
 figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """
 
@@ -26,7 +28,9 @@ figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden
 _SCRIPT = """
 const aliases = JSON.parse(document.getElementById("aliases").textContent);
 function go() {
-  const [name, filter] = decodeURIComponent(location.hash.slice(1)).split("/");
+  let hash = location.hash.slice(1);
+  try { hash = decodeURIComponent(hash); } catch { /* no link of ours */ }
+  const [name, filter] = hash.split("/");
   const layer = aliases[name] || name;
   const found = document.getElementById(filter === undefined ? layer : layer + "/" + filter);
   document.querySelectorAll(".found").forEach(e => e.classList.remove("found"));
@@ -51,9 +55,7 @@ def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
         f"<title>{_text(job.id)}</title>",
         f"<style>{_STYLE.replace('SIZE', str(min(recipe.size_px, 150)))}</style></head><body>",
         f'<h1>{_text(job.id)}</h1><p>{_text(facts)} · <a href="job.json">job.json</a></p><nav>',
-        " · ".join(
-            f'<a href="#{_text(layer.name)}">{_text(_title(layer.name, layer.aliases))}</a>' for layer in job.layers
-        ),
+        " · ".join(map(_link, job.layers)),
         "</nav>",
     ]
     for layer in job.layers:
@@ -78,12 +80,15 @@ def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
 def _figure(layer: str, filter_: int, status: str) -> str:
     here = f"{_text(layer)}/{filter_}"
     note = "" if status == "live" else f" {status}"
-    image = f'<img loading="lazy" src="tiles/{here}.png" alt="filter {filter_} of {_text(layer)}">'
+    image = (
+        f'<a href="tiles/{here}.png"><img loading="lazy" src="tiles/{here}.png" '
+        f'alt="filter {filter_} of {_text(layer)}"></a>'
+    )
     if status == "failed":
         image = "<div></div>"
     return (
-        f'<figure id="{here}" class="{_text(status)}"><a href="#{here}">{image}</a>'
-        f"<figcaption>{filter_}{_text(note)}</figcaption></figure>"
+        f'<figure id="{here}" class="{_text(status)}">{image}'
+        f'<figcaption><a href="#{here}">{filter_}{_text(note)}</a></figcaption></figure>'
     )
 
 

@@ -55,7 +55,8 @@ def test_every_tile_has_its_picture_and_its_own_link() -> None:
     found = Parsed(page(job, {}))
     # Then each tile's picture is shown, once
     assert found.having("img", "src") == [f"tiles/{layer}/{filter_}.png" for layer, filter_ in job.tiles]
-    # And each has an id, and a link to it
+    # And leads to the file, and each has an id, and a link to it
+    assert {f"tiles/{layer}/{filter_}.png" for layer, filter_ in job.tiles} <= set(found.having("a", "href"))
     ids = [f"{layer}/{filter_}" for layer, filter_ in job.tiles]
     assert found.having("figure", "id") == ids
     assert {f"#{name}" for name in ids} <= set(found.having("a", "href"))
@@ -109,8 +110,8 @@ def test_dead_and_failed_filters_are_marked() -> None:
     }
     assert "1 dead" in data.decode()
     assert "5 failed" in data.decode()
-    # And the one without a tile shows no picture, which would be a broken one
-    assert "tiles/features.0/5.png" not in found.having("img", "src")
+    # And the one without a tile shows no picture, which would be a broken one, and leads to none
+    assert "tiles/features.0/5.png" not in [*found.having("img", "src"), *found.having("a", "href")]
     assert "tiles/features.0/1.png" in found.having("img", "src")
 
 
