@@ -26,12 +26,12 @@ def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1
 
 
 def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
-    rate = _Rate()
+    rate = Rate()
     told_at, told = 0.0, ""
     while True:
         status = look()
-        text = summary(status, rate.left_s(status))
         now = time.monotonic()
+        text = summary(status, rate.left_s(status.stored + status.failed, status.planned, now))
         if status.state != "running" or (text != told and now - told_at >= _LINE_EVERY_S):
             console.print(text, highlight=False, soft_wrap=True)
             told_at, told = now, text
@@ -41,11 +41,15 @@ def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> J
 
 
 def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
-    rate = _Rate()
+    rate, began_s = Rate(), time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             status = look()
-            live.update(_picture(status, rate.left_s(status)), refresh=True)
+            now_s = time.monotonic()
+            left_s = rate.left_s(status.stored + status.failed, status.planned, now_s)
+            live.update(
+                _picture(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status), refresh=True
+            )
             if status.state != "running":
                 break
             time.sleep(every_s)
@@ -70,7 +74,7 @@ def summary(status: JobStatus, left_s: float | None) -> str:
     return ", ".join(parts)
 
 
-def _picture(status: JobStatus, left_s: float | None) -> Group:
+def _picture(heading: str, status: JobStatus) -> Group:
     bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     unfinished = [layer for layer in status.layers if layer.stored + layer.failed < layer.planned]
     finished = [layer for layer in status.layers if layer.stored + layer.failed >= layer.planned]
@@ -78,26 +82,37 @@ def _picture(status: JobStatus, left_s: float | None) -> Group:
     for layer in shown:
         mark = " [red]failed: " + str(layer.failed) if layer.failed else ""
         bars.add_task(layer.layer + mark, total=layer.planned, completed=layer.stored + layer.failed)
+    more = len(status.layers) - len(shown)
+    rest = [Text(f"and {more} layer{'' if more == 1 else 's'} more")] if more else []
     failures = [Text(f"failed {tile}: {reason}", style="red") for tile, reason in list(status.reasons.items())[-5:]]
-    return Group(Text(summary(status, left_s)), bars, *failures)
+    return Group(Text(heading), bars, *rest, *failures)
 
 
-class _Rate:
-    """Tiles per second over the last minute, and from it the time left."""
+class Rate:
+    """Seconds a tile takes, from those that ended last, and from that the time left.
+
+    What passes before the first tile ends is no measure: processes start and networks load.
+    """
 
     def __init__(self) -> None:
+        self._before: int | None = None
+        #: (when, how many had ended by then), of the last minute, and always the last two there were
         self._seen: list[tuple[float, int]] = []
 
-    def left_s(self, status: JobStatus) -> float | None:
-        ended = status.stored + status.failed
-        now = time.monotonic()
-        self._seen.append((now, ended))
-        while self._seen[0][0] < now - _RATE_WINDOW_S:
+    def left_s(self, ended: int, planned: int, now_s: float) -> float | None:
+        """The time left, given how many tiles of ``planned`` have ended by ``now_s``; None where that is not known."""
+        if ended != self._before:
+            if self._before is not None and ended < self._before:  # tiles were lost, and the farm knows it now
+                self._seen = []
+            elif self._before is not None:
+                self._seen.append((now_s, ended))
+            self._before = ended
+        while len(self._seen) > 2 and self._seen[1][0] <= now_s - _RATE_WINDOW_S:
             self._seen.pop(0)
-        began, first = self._seen[0]
-        if ended <= first:
+        if len(self._seen) < 2:
             return None
-        return (status.planned - ended) * (now - began) / (ended - first)
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (planned - ended) * (last_s - first_s) / (last - first)
 
 
 def _duration(seconds: float) -> str:

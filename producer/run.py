@@ -1,6 +1,6 @@
 """One job on this machine from options to sheets: what ``filterfarm run`` does between parsing and printing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +46,9 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
 
         def look() -> JobStatus:
             farm.tend()
-            return job_status(job, store, ledger)
+            status = job_status(job, store, ledger)
+            # Nobody has to start anything: the farm tends its own processes.
+            return replace(status, waiting_for="its own processes to start") if status.waiting_for else status
 
         return Outcome(
             status=watch(look, console),
