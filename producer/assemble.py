@@ -43,7 +43,7 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, stil
                 entries.append(entry)
     if broken:
         return broken
-    canvas = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.size_px)
+    canvas = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.tile_px)
     store.put(keys.grid(job.id, layer.name), encode_sheet(canvas), "image/png")
     records = {
         "job": job.id,
@@ -86,11 +86,11 @@ def _read(
     if reason is not None:
         return None, _failure(job, layer, filter_, reason, store)
     key = keys.tile(job.id, layer.name, filter_)
-    data = store.get(key, max_bytes=max_bytes(job.recipe.size_px) + 1)
+    data = store.get(key, max_bytes=max_bytes(job.recipe.tile_px) + 1)
     if data is None:
         return None
     try:
-        pixels, record = decode_tile(data, job.recipe.size_px)
+        pixels, record = decode_tile(data, job.recipe.tile_px)
         if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
             raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
     except (CorruptTile, CorruptJob):

@@ -43,26 +43,33 @@ def place(grid: Grid, count: int, position: int) -> tuple[int, int]:
     return position // columns, position % columns
 
 
-def sheet(tiles: "Sequence[tuple[NDArray[np.uint8] | None, str]]", grid: Grid, size_px: int) -> "NDArray[np.uint8]":
-    """The sheet (height, width, 3) uint8 RGB of (pixels, status) in the filters' order; pixels None: no tile."""
+def sheet(
+    tiles: "Sequence[tuple[NDArray[np.uint8] | None, str]]", grid: Grid, size_px: tuple[int, int]
+) -> "NDArray[np.uint8]":
+    """The sheet (height, width, 3) uint8 RGB of (pixels, status) in the filters' order; pixels None: no tile.
+
+    ``size_px`` is height and width of a tile.
+    """
     rows, columns = shape(grid, len(tiles))
-    pitch = size_px + grid.margin_px
-    canvas = np.zeros((rows * pitch - grid.margin_px, columns * pitch - grid.margin_px, 3), np.uint8)
+    height, width = size_px
+    down, right = height + grid.margin_px, width + grid.margin_px
+    canvas = np.zeros((rows * down - grid.margin_px, columns * right - grid.margin_px, 3), np.uint8)
     corners = []
     for position, (pixels, _) in enumerate(tiles):
         row, column = place(grid, len(tiles), position)
-        top, left = row * pitch, column * pitch
+        top, left = row * down, column * right
         corners.append((top, left))
-        canvas[top : top + size_px, left : left + size_px] = FAILED_RGB if pixels is None else pixels
+        canvas[top : top + height, left : left + width] = FAILED_RGB if pixels is None else pixels
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for (top, left), (pixels, status) in zip(corners, tiles, strict=True):
         if status in _FRAMES:
             _frame(draw, picture.size, left, top, size_px, grid.margin_px, _FRAMES[status])
         if pixels is None:
-            near, far = _FRAME_PX, size_px - 1 - _FRAME_PX  # Pillow's lines overshoot their ends
-            draw.line((left + near, top + near, left + far, top + far), DEAD_RGB, _FRAME_PX)
-            draw.line((left + near, top + far, left + far, top + near), DEAD_RGB, _FRAME_PX)
+            low, high = top + _FRAME_PX, top + height - 1 - _FRAME_PX  # Pillow's lines overshoot their ends
+            near, far = left + _FRAME_PX, left + width - 1 - _FRAME_PX
+            draw.line((near, low, far, high), DEAD_RGB, _FRAME_PX)
+            draw.line((near, high, far, low), DEAD_RGB, _FRAME_PX)
     return np.asarray(picture)
 
 
@@ -78,12 +85,12 @@ def _frame(
     sheet_px: tuple[int, int],
     left: int,
     top: int,
-    size_px: int,
+    size_px: tuple[int, int],
     margin_px: int,
     colour: tuple[int, int, int],
 ) -> None:
     """A frame around the tile where the margin has room for it, else on its edge, as on the rim of the sheet."""
     reach = _FRAME_PX if margin_px >= 2 * _FRAME_PX else 0
-    right, bottom = left + size_px - 1 + reach, top + size_px - 1 + reach
+    right, bottom = left + size_px[1] - 1 + reach, top + size_px[0] - 1 + reach
     box = (max(0, left - reach), max(0, top - reach), min(sheet_px[0] - 1, right), min(sheet_px[1] - 1, bottom))
     draw.rectangle(box, outline=colour, width=_FRAME_PX)

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from producer import plan as planning
 from producer import report
-from producer.options import DATA, as_json, job_options
-from producer.plan import Options
+from producer.options import DATA, Options, as_json, job_options
 from producer.progress import watch as watch_job
+from producer.recipe import chosen_size
 from producer.session import open_session, read_settings
 from producer.status import job_status, require_complete
 from producer.submit import submit as submit_job
@@ -21,9 +21,9 @@ from workers.contract.broker import broker_errors
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--size", "size_px", type=int, default=150, show_default=True, help="Pixels.")
+@click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
 @as_json
-def layers(model: str | None, size_px: int, json_: bool) -> None:
+def layers(model: str | None, size: str, json_: bool) -> None:
     """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models."""
     if model is None:
         from workers import models
@@ -31,7 +31,7 @@ def layers(model: str | None, size_px: int, json_: bool) -> None:
         names = models.names()
         click.echo(json.dumps(names) if json_ else "\n".join(names))
         return
-    plans = planning.layers(model, size_px)
+    plans = planning.layers(model, chosen_size(Options(model=model, size=size)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else report.layers(plans, steps=1))
 
 

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from producer.plan import METHOD_DEFAULTS, Options
+from producer.presets import DEFAULT_METHOD, METHODS, PRESETS
 
 Command = Callable[..., Any]
 
@@ -16,11 +17,49 @@ DATA = Path("filterfarm-data")
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The job options of the command line, unchecked."""
+
+    model: str
+    weights: str | None = None
+    layers: str = "all"
+    filters: str = "all"
+    preset: str | None = None
+    #: None: what the preset or else the method takes
+    method: str | None = None
+    objective: str = "filter"
+    negative: bool = False
+    #: row,column
+    neuron: str | None = None
+    directions: Path | None = None
+    diversity: int = 1
+    preprocess: str = "auto"
+    #: pixels: "150", or height x width as in "96x160"
+    size: str | None = None
+    grey: bool = False
+    steps: int | None = None
+    step_size: float | None = None
+    octaves: int | None = None
+    octave_scale: float | None = None
+    total_variation: float = 0.0
+    l2: float = 0.0
+    blur: float = 0.0
+    frames: int = 0
+    seed: int = 0
+    rescue: bool = True
+    tap: str = "activation"
+    precision: str = "auto"
+    grid: str = "auto"
+    margin_px: int = 5
+
+
 _DEFAULTS = Options(model="")
 
 
-def _per_method(place: int) -> str:
-    return ", ".join(f"{method} {values[place]:g}" for method, values in METHOD_DEFAULTS.items())
+def _per_method(field: str) -> str:
+    return ", ".join(f"{method} {values[field]:g}" for method, values in METHODS.items())
 
 
 def job_options(command: Command) -> Command:
@@ -41,19 +80,60 @@ def job_options(command: Command) -> Command:
             "--filters", default=_DEFAULTS.filters, show_default=True, help="0-63, all, or a list such as 3,5,8-11."
         ),
         click.option(
-            "--method", type=click.Choice(list(METHOD_DEFAULTS)), default=_DEFAULTS.method, show_default=True,
-            help="How pictures are made: notebook is Chollet's recipe to the letter, fourier is Lucid's.",
+            "--preset", type=click.Choice(list(PRESETS)),
+            help="A good combination of the options below, which still go before it.",
+        ),
+        click.option(
+            "--method", type=click.Choice(list(METHODS)),
+            help="How pictures are made: fourier is Lucid's way, notebook Chollet's to the letter, maco moves only "
+            f"phases, pixel only pixels.  [default: {DEFAULT_METHOD}]",
+        ),
+        click.option(
+            "--objective", type=click.Choice(["filter", "neuron", "direction", "deepdream"]),
+            default=_DEFAULTS.objective, show_default=True,
+            help="What is maximised: a filter's map, one place of it, a weighted sum of maps, or the whole layer.",
+        ),
+        click.option("--negative", is_flag=True, help="Minimise it instead."),
+        click.option(
+            "--neuron", metavar="ROW,COLUMN", help="Place in the map, with --objective neuron.  [default: middle]"
+        ),
+        click.option(
+            "--directions", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+            help="A .npy file of shape (directions, channels), one tile each, with --objective direction.",
+        ),
+        click.option(
+            "--diversity", type=int, default=_DEFAULTS.diversity, show_default=True,
+            help="Pictures per filter, kept unlike each other; they stand side by side in the tile.",
         ),
         click.option(
             "--preprocess", type=click.Choice(["auto", "raw", "imagenet"]), default=_DEFAULTS.preprocess,
             show_default=True,
             help="What the network is fed: raw 0..255 RGB, ImageNet mean and std, or what suits the weights.",
         ),
-        click.option("--size", "size_px", type=int, default=_DEFAULTS.size_px, show_default=True, help="Pixels."),
-        click.option("--steps", type=int, help=f"Gradient steps.  [default: {_per_method(0)}]"),
+        click.option("--size", help="Pixels, or height x width as in 96x160.  [default: 150]"),
+        click.option("--grey", is_flag=True, help="Pictures of one channel instead of three."),
+        click.option("--steps", type=int, help=f"Gradient steps.  [default: {_per_method('steps')}]"),
         click.option(
             "--step-size", type=float,
-            help=f"notebook: of 255, per step of unit RMS; fourier: learning rate.  [default: {_per_method(1)}]",
+            help="notebook: of 255, per step of unit RMS; others: learning rate.  "
+            f"[default: {_per_method('step_size')}]",
+        ),
+        click.option("--octaves", type=int, help="notebook: sizes that a picture grows through.  [default: 1]"),
+        click.option("--octave-scale", type=float, help="From one of these sizes to the next.  [default: 1.2]"),
+        click.option(
+            "--tv", "total_variation", type=float, default=_DEFAULTS.total_variation, show_default=True,
+            help="Weight against differences between neighbouring pixels.",
+        ),
+        click.option(
+            "--l2", type=float, default=_DEFAULTS.l2, show_default=True, help="Weight against distance from grey."
+        ),
+        click.option(
+            "--blur", type=float, default=_DEFAULTS.blur, show_default=True,
+            help="Weight against what a blur would remove.",
+        ),
+        click.option(
+            "--frames", type=int, default=_DEFAULTS.frames, show_default=True,
+            help="Pictures of the way there, as an animation beside each tile.",
         ),
         click.option(
             "--rescue/--no-rescue", default=_DEFAULTS.rescue, show_default=True,

@@ -2,23 +2,16 @@
 
 import difflib
 import fnmatch
-import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from producer.options import Options
+from producer.recipe import chosen_size, make_grid, make_recipe
 from workers.contract.errors import BadOption, UnknownLayer
 from workers.contract.filters import format_filters, parse_filters
-from workers.contract.job import MAX_SIZE_PX, MIN_SIZE_PX, Grid, Job, Layer, Recipe
-
-#: method -> (steps, step size): the notebook's own; and Lucid's learning rate, with as many steps as still change what
-#: is seen
-METHOD_DEFAULTS = {"notebook": (40, 1.0), "fourier": (64, 0.05)}
-
-Made = TypeVar("Made", Recipe, Grid)
+from workers.contract.job import Grid, Job, Layer
+from workers.contract.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +27,10 @@ class LayerPlan:
     step_gflop: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The job options of the command line, unchecked."""
-
-    model: str
-    weights: str | None = None
-    layers: str = "all"
-    filters: str = "all"
-    method: str = "notebook"
-    preprocess: str = "auto"
-    size_px: int = 150
-    #: None: what the method takes
-    steps: int | None = None
-    step_size: float | None = None
-    seed: int = 0
-    rescue: bool = True
-    tap: str = "activation"
-    precision: str = "auto"
-    grid: str = "auto"
-    margin_px: int = 5
-
-
-def layers(model_name: str, size_px: int) -> list[LayerPlan]:
+def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
     """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
     from workers import graph, models
 
-    if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
-        raise BadOption(f"--size {size_px} must lie in {MIN_SIZE_PX}..{MAX_SIZE_PX} pixels")
     model = models.skeleton(model_name)
     trace = graph.trace(model)
     costs = graph.costs(model, trace, size_px)
@@ -107,36 +76,23 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
 
     Raises the errors of everything a person can get wrong in the options.
     """
-    every = layers(options.model, options.size_px)
-    chosen = select(every, options.layers, options.model)
+    size_px = chosen_size(options)
+    chosen = select(layers(options.model, size_px), options.layers, options.model)
     too_deep = next((plan for plan in chosen if plan.output_px is None), None)
     if too_deep:
         raise BadOption(
-            f"{options.model} cannot take {options.size_px} px pictures as far as {too_deep.name}; "
+            f"{options.model} cannot take {size_px[0]}x{size_px[1]} px pictures as far as {too_deep.name}; "
             "use another --size, such as 224"
         )
-    frozen = tuple(
-        Layer(name=plan.name, aliases=plan.aliases, channels=plan.channels, filters=_filters(options.filters, plan))
-        for plan in chosen
-    )
-    grid = _grid(options)
-    _check_grid(grid, frozen)
     from workers import weights as loading
 
     weights, checkpoint = loading.choose(options.model, options.weights)
-    steps, step_size = METHOD_DEFAULTS.get(options.method, METHOD_DEFAULTS["notebook"])
-    recipe = _validated(
-        Recipe,
-        method=options.method,
-        tap=options.tap,
-        preprocess=loading.preprocess(options.preprocess, options.model, weights),
-        size_px=options.size_px,
-        steps=steps if options.steps is None else options.steps,
-        step_size=step_size if options.step_size is None else options.step_size,
-        seed=options.seed,
-        rescue=options.rescue,
-        precision=options.precision,
-    )
+    recipe = make_recipe(options, loading.preprocess(options.preprocess, options.model, weights))
+    for plan in chosen:
+        _check_layer(recipe, plan, options.model)
+    frozen = tuple(_layer(recipe, plan, options.filters) for plan in chosen)
+    grid = make_grid(options)
+    _check_grid(grid, frozen)
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
     job = Job(
         model=options.model,
@@ -149,17 +105,31 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
     return job, checkpoint, chosen
 
 
-def _filters(text: str, plan: LayerPlan) -> str:
-    return format_filters(parse_filters(text, plan.channels, plan.name))
+def _layer(recipe: Recipe, plan: LayerPlan, filters: str) -> Layer:
+    """What there is a tile for: the filters, the directions, or the layer as a whole."""
+    tiles = plan.channels
+    if recipe.directions is not None:
+        tiles = recipe.directions.count
+    elif recipe.objective == "deepdream":
+        tiles = 1
+    chosen = format_filters(parse_filters(filters, tiles, plan.name))
+    return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=chosen)
 
 
-def _grid(options: Options) -> Grid:
-    if options.grid == "auto":
-        return _validated(Grid, margin_px=options.margin_px)
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", options.grid)
-    if match is None:
-        raise BadOption(f"cannot read --grid {options.grid[:40]!r}; write rows x columns as in 8x8, or auto")
-    return _validated(Grid, rows=int(match[1]), columns=int(match[2]), margin_px=options.margin_px)
+def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:
+    """Raise where the recipe's objective does not fit the layer."""
+    if recipe.directions is not None and recipe.directions.channels != plan.channels:
+        raise BadOption(
+            f"--directions has vectors of {recipe.directions.channels} numbers, and {plan.name} has {plan.channels} "
+            f"channels; choose --layers of as many ('filterfarm layers {model}' lists them)"
+        )
+    if recipe.neuron is not None and plan.output_px is not None:
+        height, width = plan.output_px
+        if recipe.neuron[0] >= height or recipe.neuron[1] >= width:
+            raise BadOption(
+                f"--neuron {recipe.neuron[0]},{recipe.neuron[1]} is outside of {plan.name}'s map of {height}x{width}; "
+                "count rows and columns from 0"
+            )
 
 
 def _check_grid(grid: Grid, frozen: tuple[Layer, ...]) -> None:
@@ -172,18 +142,3 @@ def _check_grid(grid: Grid, frozen: tuple[Layer, ...]) -> None:
                 f"a grid of {grid.rows}x{grid.columns} holds {room} tiles, and {layer.name} has {len(layer.selected)}; "
                 f"use --grid auto or --filters 0-{room - 1}"
             )
-
-
-#: field of the job -> the option a person sets it with
-_OPTION_NAMES = {"size_px": "--size", "margin_px": "--margin", "rows": "--grid", "columns": "--grid"}
-
-
-def _validated(kind: type[Made], **values: Any) -> Made:
-    """A ``kind`` made from options; raises BadOption with the option's name where a value is out of range."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
-        option = _OPTION_NAMES.get(field, "--" + field.replace("_", "-"))
-        raise BadOption(f"{option} {str(first['input'])[:40]}: {first['msg']}") from error

@@ -166,7 +166,7 @@ def _look(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> _Seen:
                 if data is None:
                     continue
                 try:
-                    pixels, record = decode_tile(data, job.recipe.size_px)
+                    pixels, record = decode_tile(data, job.recipe.tile_px)
                     if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
                         raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
                 except (CorruptTile, CorruptJob) as error:
@@ -184,7 +184,7 @@ def _look(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> _Seen:
 
 
 def _stored(job: Job, layer: Layer, filter_: int, reader: Reader) -> bytes | None:
-    return reader.get(keys.tile(job.id, layer.name, filter_), max_bytes=max_bytes(job.recipe.size_px) + 1)
+    return reader.get(keys.tile(job.id, layer.name, filter_), max_bytes=max_bytes(job.recipe.tile_px) + 1)
 
 
 def _alike(

@@ -40,7 +40,7 @@ def plan(job: Job, plans: list[LayerPlan]) -> str:
                 str(layer.channels),
                 layer.filters if len(layer.filters) <= 24 else f"{layer.filters[:21]}...",
                 _output(entry),
-                f"{entry.step_gflop * job.recipe.steps:.1f}",
+                f"{entry.step_gflop * job.recipe.work:.1f}",
             )
         )
     total = plan_as_json(job, plans)
@@ -49,8 +49,7 @@ def plan(job: Job, plans: list[LayerPlan]) -> str:
         f"{table(rows)}\n"
         f"{job.id}: {_count(total['layers_total'], 'layer')}, {_count(total['tiles_total'], 'tile')}, "
         f"{total['gflop_total'] / 1000:,.1f} TFLOP\n"
-        f"{recipe.method}, {recipe.steps} steps at {recipe.size_px} px, tap {recipe.tap}, seed {recipe.seed}; "
-        f"weights {job.weights.name}, fed {recipe.preprocess.name} pixels"
+        f"{recipe.described}; weights {job.weights.name}, fed {recipe.preprocess.name} pixels"
     )
 
 
@@ -64,7 +63,7 @@ def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
             "filters": layer.filters,
             "tiles": len(layer.selected),
             "output_px": entry.output_px,
-            "gflop_per_tile": entry.step_gflop * job.recipe.steps,
+            "gflop_per_tile": entry.step_gflop * job.recipe.work,
         }
         for layer, entry in zip(job.layers, plans, strict=True)
     ]
@@ -74,7 +73,7 @@ def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
         "layers_total": len(job.layers),
         "tiles_total": len(job.tiles),
         "gflop_total": sum(len(layer.selected) * p.step_gflop for layer, p in zip(job.layers, plans, strict=True))
-        * job.recipe.steps,
+        * job.recipe.work,
         "recipe": job.recipe.model_dump(mode="json"),
         "weights": job.weights.model_dump(mode="json"),
     }

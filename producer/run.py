@@ -8,7 +8,7 @@ from rich.console import Console
 from producer import plan as planning
 from producer import report
 from producer.local import Farm
-from producer.plan import Options
+from producer.options import Options
 from producer.progress import watch
 from producer.session import PATIENCE_S
 from producer.status import JobStatus, job_status, readable_jobs

@@ -16,8 +16,9 @@ from kombu import pools
 from tests import servers
 from workers.contract import keys
 from workers.contract.broker import make_app
-from workers.contract.job import Grid, Job, Layer, Preprocess, Recipe, Weights
+from workers.contract.job import Grid, Job, Layer, Weights
 from workers.contract.ledger import Ledger
+from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
 from workers.contract.tile import Status, TileRecord
@@ -146,7 +147,7 @@ def sample_job(*layers: str, filters: str = "0-3", size_px: int = 8, seed: int =
         model="vgg16",
         weights=Weights(source="none", name="none"),
         layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers or ("features.0",)),
-        recipe=Recipe(preprocess=Preprocess(name="raw"), size_px=size_px, seed=seed),
+        recipe=Recipe(preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, seed=seed),
         grid=grid or Grid(),
         versions={"filterfarm": "0"},
     )
@@ -170,7 +171,7 @@ def sample_tile(job: Job, layer: str, filter_: int, *, status: Status = "live") 
         device="cpu",
         versions={"filterfarm": "0"},
     )
-    pixels = np.full((job.recipe.size_px, job.recipe.size_px, 3), (filter_ + 1, 0, 200), np.uint8)
+    pixels = np.full((*job.recipe.tile_px, 3), (filter_ + 1, 0, 200), np.uint8)
     return encode_tile(pixels, record)
 
 

@@ -1,7 +1,8 @@
 """Gradient ascent on pictures, batched, every picture on its own.
 
 Pictures of a batch share the network and nothing else: losses are summed and never averaged, and each gradient is
-normalised over its own (C, H, W). A tile from a batch of 16 is the tile rendered alone, up to float noise.
+normalised over its own (C, H, W). A tile from a batch of 16 is the tile rendered alone, up to float noise. (Only the
+pictures of one tile, where it has several, are kept unlike each other.)
 """
 
 from collections.abc import Callable
@@ -9,18 +10,25 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.fourier import Canvas, Views
+from workers.canvas import Canvas
+from workers.objectives import Objective
+from workers.views import Views
 
-#: (pictures (B, 3, H, W) in 0..255, which are stuck (B,) or None) -> the maps (B, H', W') of each picture's own
-#: filter, after and before its activation function
-Objective = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+#: pictures (B, C, H, W) in 0..255 -> (B,) what counts against each
+Penalty = Callable[[torch.Tensor], torch.Tensor]
+
+#: Called after each step with its number, from 1, and a function that gives the pictures as they are then.
+Album = Callable[[int, Callable[[], torch.Tensor]], None]
+
+#: How much being like the others of its tile counts against a picture, in units of its own activation.
+_UNLIKE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Climbed:
     """What an ascent ends with; every tensor is on the device of the pictures."""
 
-    #: (B, 3, H, W) float32 in 0..255, give or take what the notebook's method does with them
+    #: (B, C, H, W) float32 in 0..255, give or take what the notebook's method does with them
     pictures: torch.Tensor
     #: (B,) mean of each picture's own map, on the start image and on the final one
     start_activation: torch.Tensor
@@ -34,18 +42,15 @@ class Climbed:
 
 
 def notebook_ascent(
-    objective: Objective, start: torch.Tensor, *, steps: int, step_size: float, rescue: bool = False, peak: bool = False
-) -> Climbed:
-    """Climb the mean of each picture's map from ``start``, (B, 3, H, W) float32 in 0..255.
+    watch: "Watch", start: torch.Tensor, *, steps: int, step_size: float, album: Album | None = None
+) -> torch.Tensor:
+    """Climb from ``start``, (B, C, H, W) float32 in 0..255; returns the pictures at the end.
 
     Source: F. Chollet, "Deep Learning with Python", notebook 5.4, ``generate_pattern``:
     ``grads /= (K.sqrt(K.mean(K.square(grads))) + 1e-5)``, then ``input_img_data += grads_value * step``.
-    With ``rescue``, pictures whose filter is asleep at the start climb what it is before its activation function
-    until it wakes; the others are untouched by that. One that gets no gradient even so is stuck: see Tap.features.
     """
     pictures = start.clone(memory_format=torch.preserve_format)
-    watch = _Watch(objective, pictures, rescue=rescue, peak=peak)
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         variable = pictures.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(watch.loss(variable).sum(), variable)
         watch.note(gradient)
@@ -53,48 +58,47 @@ def notebook_ascent(
         # The notebook's 1e-5 would drown the small gradients that wake a filter.
         floor = torch.where(watch.redirected, 1e-20, 1e-5)[:, None, None, None]
         pictures += gradient / (rms + floor) * step_size
-    return watch.climbed(pictures)
+        if album is not None:
+            album(step, pictures.detach)
+    return pictures
 
 
-def fourier_ascent(
-    objective: Objective,
-    canvas: Canvas,
-    views: Views,
-    *,
-    steps: int,
-    learning_rate: float,
-    rescue: bool = False,
-    peak: bool = False,
-) -> Climbed:
-    """Climb the mean of each picture's map over the canvas's coefficients, with Adam, each step from another view.
+def canvas_ascent(
+    watch: "Watch", canvas: Canvas, views: Views, *, steps: int, learning_rate: float, album: Album | None = None
+) -> torch.Tensor:
+    """Climb over the canvas's coefficients, with Adam, each step from another view; returns the tiles at the end.
 
     Source: Lucid's ``render_vis`` (C. Olah, A. Mordvintsev, L. Schubert, "Feature Visualization", Distill 2017).
     """
-    with torch.no_grad():
-        watch = _Watch(objective, canvas.tiles(), rescue=rescue, peak=peak)
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
     optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
-    for step in range(steps):
-        loss = watch.loss(views.of(canvas.whole(), step))
+    for step in range(1, steps + 1):
+        loss = watch.loss(views.of(canvas.whole(), step - 1))
         (gradient,) = torch.autograd.grad(-loss.sum(), canvas.coefficients)
         watch.note(gradient)
         canvas.coefficients.grad = gradient
         optimiser.step()
+        if album is not None:
+            with torch.no_grad():
+                album(step, canvas.tiles)
     with torch.no_grad():
-        return watch.climbed(canvas.tiles())
+        return canvas.tiles()
 
 
-class _Watch:
+class Watch:
     """What each picture of a batch climbs, and which need help to climb at all.
 
-    With rescue, a picture whose map is zero at the start climbs what its filter is before the activation function,
-    until the map is zero no more. One that has no gradient in the first step (its map is the same everywhere, though
-    not zero) does so from then on. One that has none even then sees its network leak: see Tap.features. ``peak`` adds
-    the map's maximum to what is climbed, which wakes one unit where the mean wakes none.
+    With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
+    function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
+    step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
+    network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
+    mean wakes none.
     """
 
-    def __init__(self, objective: Objective, start: torch.Tensor, *, rescue: bool, peak: bool) -> None:
-        self._objective, self._rescue, self._peak = objective, rescue, peak
+    def __init__(
+        self, objective: Objective, start: torch.Tensor, *, rescue: bool, peak: bool, penalty: Penalty | None = None
+    ) -> None:
+        self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
         self._start_activation, self._asleep = _look(objective, start)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat, self._leaking = nobody, nobody, nobody
@@ -104,13 +108,21 @@ class _Watch:
 
     def loss(self, pictures: torch.Tensor) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step."""
-        maps, before = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
+        seen = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
         if self._rescue:
-            self.redirected = (self._asleep & _is_zero(maps)) | self._flat
-        waking = before.mean(dim=(1, 2))
+            self.redirected = (self._asleep & _is_zero(seen.after)) | self._flat
+        waking = seen.before.mean(dim=(1, 2))
         if self._peak:
-            waking = waking + before.amax(dim=(1, 2))
-        return torch.where(self.redirected, waking, maps.mean(dim=(1, 2)))
+            waking = waking + seen.before.amax(dim=(1, 2))
+        climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
+        # In units of the activation, which differ by orders of magnitude from layer to layer: a weight of 1 makes a
+        # penalty of 1 count as much as all of the activation.
+        against = climbed.detach().abs()
+        if self._penalty is not None:
+            climbed = climbed - against * self._penalty(pictures)
+        if seen.likeness is not None:
+            climbed = climbed - against * _UNLIKE * seen.likeness
+        return climbed
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""
@@ -138,7 +150,7 @@ class _Watch:
 def _look(objective: Objective, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B,) activations, and whether each map is zero everywhere."""
     with torch.no_grad():
-        maps, _ = objective(pictures, None)
+        maps = objective(pictures, None).after
     return maps.mean(dim=(1, 2)), _is_zero(maps)
 
 

@@ -140,16 +140,19 @@ def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
     return lambda name: name in attributes or name.startswith(prefixes)
 
 
-def costs(model: nn.Module, graph: fx.Graph, size_px: int) -> dict[str, Cost]:
-    """Layer -> what it costs, for every layer that a picture of ``size_px`` gets through; model on the meta device."""
+def costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> dict[str, Cost]:
+    """Layer -> what it costs, for every layer that a picture of that height and width gets through.
+
+    The model is on the meta device.
+    """
     return dict(_costs(model, graph, size_px))
 
 
-def _costs(model: nn.Module, graph: fx.Graph, size_px: int) -> Iterator[tuple[str, Cost]]:
+def _costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> Iterator[tuple[str, Cost]]:
     wanted = {node: name for name, node in convolutions(model, graph).items()}
     runner = _CountingInterpreter(model, graph)
     runner.env[next(node for node in graph.nodes if node.op == "placeholder")] = torch.empty(
-        1, 3, size_px, size_px, device="meta"
+        1, 3, *size_px, device="meta"
     )
     before: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in graph.nodes:

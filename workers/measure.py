@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from workers import graph as graphs
 from workers import images
-from workers.contract.job import Recipe
+from workers.contract.recipe import Recipe
 from workers.tap import Tap, subgraph
 
 if TYPE_CHECKING:

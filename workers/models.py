@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision_models
 
 from workers.contract.errors import UnknownModel
-from workers.contract.job import Preprocess
+from workers.contract.recipe import Preprocess
 
 RAW = Preprocess(name="raw")
 #: Mean and standard deviation of ImageNet's training pictures, as nearly all of torchvision's recipes use them.

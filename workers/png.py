@@ -21,9 +21,9 @@ TEXT_KEY = "filterfarm"
 _OVERHEAD_BYTES = 65_536
 
 
-def max_bytes(size_px: int) -> int:
-    """The most bytes a tile's PNG can have."""
-    return size_px * size_px * 4 + _OVERHEAD_BYTES
+def max_bytes(size_px: tuple[int, int]) -> int:
+    """The most bytes a tile's PNG of that height and width can have."""
+    return size_px[0] * size_px[1] * 4 + _OVERHEAD_BYTES
 
 
 def encode_tile(pixels: "NDArray[np.uint8]", record: TileRecord) -> bytes:
@@ -36,19 +36,23 @@ def encode_tile(pixels: "NDArray[np.uint8]", record: TileRecord) -> bytes:
     return out.getvalue()
 
 
-def decode_tile(data: bytes, size_px: int) -> tuple["NDArray[np.uint8]", TileRecord]:
-    """The pixels ((size_px, size_px, 3) uint8 RGB) and the record of a tile's PNG.
+def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint8]", TileRecord]:
+    """The pixels ((H, W, 3) uint8 RGB) and the record of the PNG of a tile of ``size_px``, height and width.
 
     Raises CorruptTile for anything else, before anything large is decoded.
     """
     if len(data) > max_bytes(size_px):
-        raise CorruptTile(f"a tile of {len(data)} bytes is too long for {size_px} px")
+        raise CorruptTile(f"a tile of {len(data)} bytes is too long for {_text(size_px)}")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (size_px, size_px) or image.mode != "RGB":
-                raise CorruptTile(f"a tile is {image.size[0]} x {image.size[1]} {image.mode}, not {size_px} px RGB")
+            if image.size[::-1] != size_px or image.mode != "RGB":
+                raise CorruptTile(f"a tile is {_text(image.size[::-1])} {image.mode}, not {_text(size_px)} RGB")
             pixels = np.asarray(image)
             text = image.info.get(TEXT_KEY, "")
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise CorruptTile(f"a tile is no readable PNG: {' '.join(str(error).split())[:100]}") from error
     return pixels, decode(TileRecord, text, "a tile's provenance")
+
+
+def _text(size_px: tuple[int, int]) -> str:
+    return f"{size_px[0]}x{size_px[1]} px"

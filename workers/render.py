@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from workers import devices, fourier, images
-from workers.ascent import Climbed, Objective, fourier_ascent, notebook_ascent
-from workers.contract.job import Recipe
+from workers import devices
+from workers.contract.recipe import GAP_PX, Recipe
 from workers.contract.tile import Precision, Status
+from workers.methods import Made, channels_first, make
+from workers.objectives import objective
+from workers.streams import Stream
 from workers.tap import Tap
 
 if TYPE_CHECKING:
@@ -27,20 +29,22 @@ class Tile:
     """One rendered tile, or the reason why there is none."""
 
     filter: int
-    #: (size_px, size_px, 3) uint8 RGB
+    #: (H, W, 3) uint8 RGB; where a tile has several pictures, side by side
     pixels: "NDArray[np.uint8]"
     status: Status
-    #: means of the filter's map: on the start image, on the final one, and on ``pixels`` as they are
+    #: means of what is climbed: on the start image, on the final one, and on ``pixels`` as they are
     start_activation: float
     activation: float
     stored_activation: float
-    restarts: int
+    restarts: int = 0
     #: seconds of the batch, divided by its tiles
-    seconds: float
+    seconds: float = 0.0
     #: what it was rendered on, such as "cpu" or "NVIDIA L4"
-    device: str
+    device: str = ""
     #: what the network computed in while the picture climbed
-    precision: Precision
+    precision: Precision = "fp32"
+    #: the same pixels on the way there, where the recipe asks for frames
+    frames: "tuple[NDArray[np.uint8], ...]" = ()
     #: why the tile cannot be shown; empty for a good one
     error: str = ""
 
@@ -50,19 +54,19 @@ def render(
 ) -> list[Tile]:
     """The tiles of ``filters``, in their order, rendered as one batch.
 
-    ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
+    ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. With the objective direction,
+    ``filters`` are numbers of directions; with deepdream there is only 0. Raises UnknownLayer.
     """
     tap = Tap(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
-    tiles = _attempt(tap, layer, filters, recipe, device, restart=0)
-    inert = tap.inert.tolist()
+    inert = tap.inert.tolist() if recipe.objective in {"filter", "neuron"} else [False] * (max(filters) + 1)
+    tiles = _attempt(tap, inert, layer, filters, recipe, device, restart=0)
     for restart in range(1, MAX_RESTARTS + 1):
         again = [place for place, tile in enumerate(tiles) if _may_wake(tile, inert)]
         if not recipe.rescue or not again:
             break
+        sleepers = [filters[place] for place in again]
         for place, tile in zip(
-            again,
-            _attempt(tap, layer, [filters[place] for place in again], recipe, device, restart=restart),
-            strict=True,
+            again, _attempt(tap, inert, layer, sleepers, recipe, device, restart=restart), strict=True
         ):
             # Kept only if it lives: a dead filter's picture is that of its first start.
             woken = tile.status != "dead"
@@ -79,49 +83,64 @@ def _may_wake(tile: Tile, inert: list[bool]) -> bool:
 
 
 def _attempt(
-    tap: Tap, layer: str, filters: list[int], recipe: Recipe, device: torch.device, *, restart: int
+    tap: Tap, inert: list[bool], layer: str, filters: list[int], recipe: Recipe, device: torch.device, *, restart: int
 ) -> list[Tile]:
     """The tiles of one batch from one start image each."""
     began = time.monotonic()
-    sliced = tap.slice(torch.tensor(filters, device=device))
-
-    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return sliced.both(images.to_network(pictures, recipe.preprocess), stuck)
-
-    make = _notebook if recipe.method == "notebook" else _fourier
-    climbed, pixels = make(objective, layer, filters, recipe, device, restart)
+    climb = objective(tap, filters, recipe, device)
+    streams = [
+        Stream(seed=recipe.seed, restart=restart, layer=layer, filter=filter_, variant=variant)
+        for filter_ in filters
+        for variant in range(recipe.diversity)
+    ]
+    made = make(climb, streams, recipe, _stride(tap, recipe, device), device)
     with torch.no_grad():
-        maps, _ = objective(_channels_first(np.stack(pixels).astype(np.float32), device), None)
-    stored = maps.mean(dim=(1, 2)).tolist()
+        seen = climb(channels_first(np.stack(made.pixels).astype(np.float32), device), None)
+    stored = seen.after.mean(dim=(1, 2)).tolist()
     seconds = (time.monotonic() - began) / len(filters)
     tiles = []
     for place, filter_ in enumerate(filters):
-        start, end = float(climbed.start_activation[place]), float(climbed.activation[place])
-        finite = all(map(math.isfinite, (start, end))) and bool(climbed.pictures[place].isfinite().all())
-        tile = Tile(
+        tile = replace(
+            _tile(made, stored, place, recipe, inert=inert[filter_]),
             filter=filter_,
-            pixels=pixels[place],
-            status=_status(climbed, place, inert=bool(tap.inert[filter_]), rescue=recipe.rescue),
-            start_activation=start,
-            activation=end,
-            stored_activation=stored[place],
             restarts=restart,
             seconds=seconds,
             device=devices.describe(device),
             precision=tap.precision,
-            error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
         )
         tiles.append(tile)
     if len(filters) == 1:
         return tiles
     # In a batch, one filter with weights that are not finite spoils its neighbours' gradients (0 x NaN is NaN).
     return [
-        _attempt(tap, layer, [tile.filter], recipe, device, restart=restart)[0] if tile.error else tile
+        _attempt(tap, inert, layer, [tile.filter], recipe, device, restart=restart)[0] if tile.error else tile
         for tile in tiles
     ]
 
 
-def _status(climbed: Climbed, place: int, *, inert: bool, rescue: bool) -> Status:
+def _tile(made: Made, stored: list[float], place: int, recipe: Recipe, *, inert: bool) -> Tile:
+    """The tile at that place of the batch, from all of its pictures."""
+    mine = range(place * recipe.diversity, (place + 1) * recipe.diversity)
+    climbed = made.climbed
+    start, end = (_mean(values.tolist(), mine) for values in (climbed.start_activation, climbed.activation))
+    pictures = climbed.pictures[mine.start : mine.stop]
+    finite = math.isfinite(start) and math.isfinite(end) and bool(pictures.isfinite().all())
+    statuses = {_status(made, picture, inert=inert, rescue=recipe.rescue) for picture in mine}
+    frames = zip(*(made.frames[picture] for picture in mine), strict=True)
+    return Tile(
+        filter=place,
+        pixels=_side_by_side([made.pixels[picture] for picture in mine]),
+        frames=tuple(_side_by_side(list(frame)) for frame in frames),
+        status=next(iter(statuses)) if len(statuses) == 1 else "rescued",
+        start_activation=start,
+        activation=end,
+        stored_activation=_mean(stored, mine),
+        error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
+    )
+
+
+def _status(made: Made, place: int, *, inert: bool, rescue: bool) -> Status:
+    climbed = made.climbed
     start, end = float(climbed.start_activation[place]), float(climbed.activation[place])
     if inert or not climbed.moved[place]:
         return "dead"
@@ -132,59 +151,20 @@ def _status(climbed: Climbed, place: int, *, inert: bool, rescue: bool) -> Statu
     return "live"
 
 
-def _notebook(
-    objective: Objective, layer: str, filters: list[int], recipe: Recipe, device: torch.device, restart: int
-) -> "tuple[Climbed, list[NDArray[np.uint8]]]":
-    noises = (
-        images.start_noise(seed=recipe.seed, restart=restart, layer=layer, filter_=filter_, size_px=recipe.size_px)
-        for filter_ in filters
-    )
-    start = _channels_first(np.stack([images.notebook_start(noise) for noise in noises]), device)
-    climbed = notebook_ascent(
-        objective, start, steps=recipe.steps, step_size=recipe.step_size, rescue=recipe.rescue, peak=restart > 0
-    )
-    results = climbed.pictures.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
-    return climbed, [
-        images.deprocess(np.ascontiguousarray(result))
-        if np.isfinite(result).all()
-        else np.zeros(result.shape, np.uint8)
-        for result in results
-    ]
-
-
-def _fourier(
-    objective: Objective, layer: str, filters: list[int], recipe: Recipe, device: torch.device, restart: int
-) -> "tuple[Climbed, list[NDArray[np.uint8]]]":
-    size_px = recipe.size_px
-    start = np.stack(
-        [
-            fourier.start_coefficients(
-                seed=recipe.seed, restart=restart, layer=layer, filter_=filter_, size_px=size_px + 2 * fourier.MARGIN_PX
-            )
-            for filter_ in filters
-        ]
-    )
+def _stride(tap: Tap, recipe: Recipe, device: torch.device) -> float:
+    """How many times smaller than the picture the layer's map is."""
     with torch.no_grad():
-        maps, _ = objective(
-            torch.full((1, 3, size_px, size_px), 127.5, device=device).expand(len(filters), -1, -1, -1), None
-        )
-    stride = size_px / maps.shape[-1]
-    # What did not wake gently gets all there is.
-    gentle = restart == 0
-    longest_px = fourier.longest_wave_px(stride) if gentle else math.inf
-    rate = recipe.step_size * (fourier.pace(stride) if gentle else 1.0)
-    canvas = fourier.Canvas(start, device=device, longest_px=longest_px)
-    views = fourier.Views(
-        seed=recipe.seed, restart=restart, layer=layer, filters=filters, steps=recipe.steps, size_px=size_px,
-        stride=stride, device=device,
-    )  # fmt: skip
-    climbed = fourier_ascent(
-        objective, canvas, views, steps=recipe.steps, learning_rate=rate, rescue=recipe.rescue, peak=not gentle
-    )
-    results = climbed.pictures.permute(0, 2, 3, 1).nan_to_num().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return climbed, list(results)
+        grey = torch.zeros((1, 3, recipe.height_px, recipe.width_px), device=device)
+        maps = tap.slice(torch.zeros(1, dtype=torch.int64, device=device))(grey)
+    return max(recipe.height_px / maps.shape[1], recipe.width_px / maps.shape[2])
 
 
-def _channels_first(pictures: "NDArray[np.float32]", device: torch.device) -> torch.Tensor:
-    """(B, H, W, 3) as (B, 3, H, W): a permuted view of channels-last memory is a channels-last tensor, no copy."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)
+def _mean(values: list[float], places: range) -> float:
+    return sum(values[place] for place in places) / len(places)
+
+
+def _side_by_side(pictures: "list[NDArray[np.uint8]]") -> "NDArray[np.uint8]":
+    """(H, W, 3) pictures in a row, with a black gap between them."""
+    gap = np.zeros((len(pictures[0]), GAP_PX, 3), np.uint8)
+    row = [part for picture in pictures for part in (picture, gap)]
+    return np.concatenate(row[:-1], axis=1)

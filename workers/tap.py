@@ -125,16 +125,27 @@ class SlicedTap:
 
     def both(self, pictures: torch.Tensor, stuck: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
+        maps = self._before(pictures, stuck)
+        before = self._own(maps)  # a copy by indexing, and so safe from an activation that works in place
+        return self._own(functional_call(self._tap._activation, self._activation, (maps,))), before
+
+    def whole(self, pictures: torch.Tensor, stuck: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps of all of the filters for each picture, after and before the activation function.
+
+        (B, K, H', W') each, with the filters in ascending order and without repeats.
+        """
+        maps = self._before(pictures, stuck)
+        before = maps.clone()
+        return functional_call(self._tap._activation, self._activation, (maps,)), before
+
+    def _before(self, pictures: torch.Tensor, stuck: torch.Tensor | None) -> torch.Tensor:
         features = self._tap.features(pictures, stuck)
         if self._inputs is not None:
             features = features[:, self._inputs]
         self._tap._conv.groups = self._groups
         rows = {name: tensor.to(features.dtype) for name, tensor in self._conv.items()}
         maps = functional_call(self._tap._conv, rows, (features,)).to(pictures.dtype)
-        maps = functional_call(self._tap._norm, self._norm, (maps,))
-        # A copy by indexing, and so safe from an activation that works in place.
-        before = self._own(maps)
-        return self._own(functional_call(self._tap._activation, self._activation, (maps,))), before
+        return functional_call(self._tap._norm, self._norm, (maps,))  # type: ignore[no-any-return]
 
     def _own(self, maps: torch.Tensor) -> torch.Tensor:
         """Each picture's own filter: (B, K, H', W') -> (B, H', W')"""

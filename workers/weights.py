@@ -20,7 +20,8 @@ from torchvision.models import get_model_weights
 from workers import graph as graphs
 from workers import models
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable
-from workers.contract.job import Preprocess, Weights
+from workers.contract.job import Weights
+from workers.contract.recipe import Preprocess
 
 #: Keys under which training scripts keep the parameters beside optimiser state and epoch.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

@@ -8,6 +8,7 @@ import html
 import json
 
 from workers.contract.job import Job, Layer
+from workers.contract.recipe import Recipe
 
 _STYLE = """
 body { background: #111; color: #ddd; font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
@@ -15,7 +16,7 @@ a { color: #8cf; }
 h2 { margin: 2.5rem 0 .5rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: 6px; }
 figure { margin: 0; width: SIZEpx; border: 2px solid transparent; }
-figure img, figure div { display: block; width: 100%; aspect-ratio: 1; }
+figure img, figure div { display: block; width: 100%; aspect-ratio: ASPECT; }
 figure.found { outline: 3px solid #fd4; }
 figure.dead { border-color: #d62828; }
 figure.rescued figcaption { color: #e6a01e; }
@@ -44,16 +45,13 @@ addEventListener("load", go);
 def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
     """The page; ``statuses`` says for each (layer, filter) whether it is live, dead or failed."""
     recipe = job.recipe
-    facts = (
-        f"{job.model} with {job.weights.name} · {recipe.method}, {recipe.steps} steps at {recipe.size_px} px, "
-        f"seed {recipe.seed}, {recipe.tap} · {len(job.tiles)} tiles"
-    )
+    facts = f"{job.model} with {job.weights.name} · {recipe.described} · {len(job.tiles)} tiles"
     aliases = {alias: layer.name for layer in job.layers for alias in layer.aliases}
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
         f"<title>{_text(job.id)}</title>",
-        f"<style>{_STYLE.replace('SIZE', str(min(recipe.size_px, 150)))}</style></head><body>",
+        f"<style>{_style(recipe)}</style></head><body>",
         f'<h1>{_text(job.id)}</h1><p>{_text(facts)} · <a href="job.json">job.json</a></p><nav>',
         " · ".join(map(_link, job.layers)),
         "</nav>",
@@ -75,6 +73,13 @@ def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
         f'<script type="application/json" id="aliases">{data}</script><script>{_SCRIPT}</script></body></html>'
     )
     return "\n".join(parts).encode()
+
+
+def _style(recipe: Recipe) -> str:
+    """Tiles no larger than they are, and no more than 150 px for each picture in them."""
+    height, width = recipe.tile_px
+    shown = min(width, 150 * recipe.diversity)
+    return _STYLE.replace("SIZE", str(shown)).replace("ASPECT", f"{width} / {height}")
 
 
 def _figure(layer: str, filter_: int, status: str) -> str:

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torchvision.transforms import Normalize
 
 from workers import graph as graphs
-from workers.contract.job import Preprocess
+from workers.contract.recipe import Preprocess
 from workers.tap import subgraph
 
 if TYPE_CHECKING:

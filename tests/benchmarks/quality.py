@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from producer import plan as planning
 from producer.grid import encode_sheet, sheet
-from producer.plan import Options
+from producer.options import Options
 from tests.benchmarks.lucent import Lucent
 from workers import cpu, graph, measure, weights
 from workers.contract.job import Grid, Job, Layer
@@ -79,7 +79,8 @@ def main() -> None:
     arguments = _arguments()
     cpu.tune()
     options = Options(
-        model=arguments.model, method=arguments.method, layers=arguments.layers, filters="all", size_px=arguments.size,
+        model=arguments.model, method=arguments.method, layers=arguments.layers, filters="all",
+        size=str(arguments.size),
         steps=arguments.steps, step_size=arguments.step_size, seed=arguments.seed,
     )  # fmt: skip
     job, checkpoint, _ = planning.make_job(options)

@@ -45,7 +45,7 @@ def _check_everything(farm: Fleet, job_id: str) -> Job:
         expected |= {f"{job_id}/grids/{layer.name}.png", f"{job_id}/layers/{layer.name}.json"}
         expected |= {f"{job_id}/tiles/{layer.name}/{filter_}.png" for filter_ in layer.selected}
     assert set(objects) == expected
-    size, margin = job.recipe.size_px, job.grid.margin_px
+    size, margin = job.recipe.height_px, job.grid.margin_px
     for layer in job.layers:
         sheet = np.asarray(Image.open(io.BytesIO(objects[f"{job_id}/grids/{layer.name}.png"])))
         records = json.loads(objects[f"{job_id}/layers/{layer.name}.json"])["filters"]
@@ -53,7 +53,7 @@ def _check_everything(farm: Fleet, job_id: str) -> Job:
         columns = int(np.ceil(np.sqrt(len(layer.selected))))
         assert sheet.shape[1] == columns * (size + margin) - margin
         for place, filter_ in enumerate(layer.selected):
-            pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer.name}/{filter_}.png"], size)
+            pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer.name}/{filter_}.png"], job.recipe.tile_px)
             assert record.model_dump(mode="json") == records[place]
             top, left = place // columns * (size + margin), place % columns * (size + margin)
             shown = sheet[top : top + size, left : left + size]
@@ -83,7 +83,7 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     objects = farm.objects()
     for layer, filter_ in (("conv_stem", 5), ("conv_head", 20)):
         alone = render(model, graph.trace(model), layer, [filter_], job.recipe, torch.device("cpu"))[0]
-        pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer}/{filter_}.png"][1], 32)
+        pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer}/{filter_}.png"][1], (32, 32))
         assert record.activation == pytest.approx(alone.activation, rel=1e-3)
         assert np.abs(pixels.astype(int) - alone.pixels.astype(int)).mean() < 0.5
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
     objects = farm.objects()
     frozen = Job.model_validate_json(objects[f"{job}/job.json"][1])
     expected = render(trained, graph.trace(trained), "conv1", [2], frozen.recipe, torch.device("cpu"))[0]
-    _, record = decode_tile(objects[f"{job}/tiles/conv1/2.png"][1], 32)
+    _, record = decode_tile(objects[f"{job}/tiles/conv1/2.png"][1], (32, 32))
     assert record.activation == pytest.approx(expected.activation, rel=1e-3)
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     assert len(_tiles(tmp_path)) == 32
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for path in _tiles(tmp_path):
-        decode_tile(path.read_bytes(), 48)
+        decode_tile(path.read_bytes(), (48, 48))
 
 
 def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp_path: Path) -> None:

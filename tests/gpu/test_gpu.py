@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from workers import devices, graph, models
-from workers.contract.job import Preprocess, Recipe
+from workers.contract.recipe import Preprocess, Recipe
 from workers.render import Tile, render
 
 pytestmark = [
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-RECIPE = Recipe(preprocess=Preprocess(name="raw"), size_px=48, steps=5, seed=1)
+RECIPE = Recipe(preprocess=Preprocess(name="raw"), height_px=48, width_px=48, steps=5, seed=1)
 
 #: Convolutions on Ampere and later multiply in TF32, ten bits of mantissa; some layers and steps add up its error.
 RELATIVE_TOLERANCE = 0.02

@@ -212,7 +212,7 @@ def test_a_tile_that_is_not_as_stored_is_deleted_and_opened_again(
         "cut": good[:-40],
         "empty": b"",
         "text": b"<html>503 Slow Down</html>",
-        "large": good + bytes(max_bytes(8)),
+        "large": good + bytes(max_bytes((8, 8))),
         "foreign-job": sample_tile(sample_job(seed=1), "features.0", 1),
         "foreign-filter": sample_tile(job, "features.0", 2),
         "no-text": picture.getvalue(),

@@ -1,22 +1,10 @@
 """The ascent: it climbs, and every picture of a batch climbs alone."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
 
-from workers.ascent import Objective, notebook_ascent
-
-
-def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
-    """An objective without an activation function: its maps are what they were before it, stuck or not."""
-
-    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        result = maps(pictures)
-        return result, result
-
-    return objective
+from tests.unit.climbing import climb, maps_of
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -35,8 +23,7 @@ def test_activation_rises_with_every_step() -> None:
     layers, pictures = network(), start(2)
     # When
     ends = [
-        notebook_ascent(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=steps, step_size=1.0).activation
-        for steps in range(6)
+        climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=steps, step_size=1.0).activation for steps in range(6)
     ]
     # Then
     for earlier, later in zip(ends, ends[1:], strict=False):
@@ -47,7 +34,7 @@ def test_no_step_leaves_the_start_image() -> None:
     # Given
     layers, pictures = network(), start(2)
     # When
-    climbed = notebook_ascent(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=0, step_size=1.0)
+    climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=0, step_size=1.0)
     # Then
     assert torch.equal(climbed.pictures, pictures)
     assert torch.equal(climbed.start_activation, climbed.activation)
@@ -58,7 +45,7 @@ def test_a_step_moves_a_picture_by_the_step_size_in_rms() -> None:
     # Given
     layers, pictures = network(), start(3)
     # When
-    climbed = notebook_ascent(maps_of(lambda x: layers(x)[:, 1] * 100), pictures, steps=1, step_size=2.5)
+    climbed = climb(maps_of(lambda x: layers(x)[:, 1] * 100), pictures, steps=1, step_size=2.5)
     # Then
     moved_by = (climbed.pictures - pictures).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(moved_by, torch.full((3,), 2.5), rtol=1e-3, atol=0)
@@ -70,7 +57,7 @@ def test_a_linear_objective_gives_the_step_written_out_by_hand() -> None:
     slope = torch.tensor([3.0, 4.0, 0.0]).view(1, 3, 1, 1)
     pictures = torch.full((1, 3, 1, 1), 128.0)
     # When
-    climbed = notebook_ascent(maps_of(lambda x: (x * slope).sum(1)), pictures, steps=2, step_size=1.0)
+    climbed = climb(maps_of(lambda x: (x * slope).sum(1)), pictures, steps=2, step_size=1.0)
     # Then each step is the gradient by its RMS, sqrt(25 / 3)
     rms = (25 / 3) ** 0.5
     assert climbed.pictures.flatten().tolist() == pytest.approx([128 + 2 * 3 / rms, 128 + 2 * 4 / rms, 128], rel=1e-6)
@@ -83,7 +70,7 @@ def test_the_start_image_is_left_alone() -> None:
     layers, pictures = network(), start(2)
     before = pictures.clone()
     # When
-    notebook_ascent(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=3, step_size=1.0)
+    climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=3, step_size=1.0)
     # Then
     assert torch.equal(pictures, before)
 
@@ -92,8 +79,8 @@ def test_a_batch_of_eight_equals_eight_batches_of_one() -> None:
     # Given
     layers, pictures = network().double(), start(8).double()
     # When
-    together = notebook_ascent(maps_of(lambda x: layers(x)[:, 2]), pictures, steps=10, step_size=1.0)
-    alone = [notebook_ascent(maps_of(lambda x: layers(x)[:, 2]), p[None], steps=10, step_size=1.0) for p in pictures]
+    together = climb(maps_of(lambda x: layers(x)[:, 2]), pictures, steps=10, step_size=1.0)
+    alone = [climb(maps_of(lambda x: layers(x)[:, 2]), p[None], steps=10, step_size=1.0) for p in pictures]
     # Then
     torch.testing.assert_close(together.pictures, torch.cat([a.pictures for a in alone]), rtol=0, atol=1e-8)
     torch.testing.assert_close(together.activation, torch.cat([a.activation for a in alone]))
@@ -106,8 +93,8 @@ def test_scaling_one_pictures_loss_changes_nothing_for_the_others(scale: float) 
     layers, pictures = network(), start(3)
     factors = torch.tensor([1.0, scale, 1.0]).view(3, 1, 1)
     # When
-    plain = notebook_ascent(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=5, step_size=1.0)
-    scaled = notebook_ascent(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=5, step_size=1.0)
+    plain = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=5, step_size=1.0)
+    scaled = climb(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=5, step_size=1.0)
     # Then
     for others in (0, 2):
         assert torch.equal(plain.pictures[others], scaled.pictures[others])
@@ -118,8 +105,8 @@ def test_scaling_one_pictures_loss_hardly_changes_its_own_path() -> None:
     layers, pictures = network().double(), start(2).double()
     factors = torch.tensor([1.0, 1e4], dtype=torch.float64).view(2, 1, 1)
     # When
-    plain = notebook_ascent(maps_of(lambda x: layers(x)[:, 1] * 1e6), pictures, steps=5, step_size=1.0)
-    scaled = notebook_ascent(maps_of(lambda x: layers(x)[:, 1] * factors * 1e6), pictures, steps=5, step_size=1.0)
+    plain = climb(maps_of(lambda x: layers(x)[:, 1] * 1e6), pictures, steps=5, step_size=1.0)
+    scaled = climb(maps_of(lambda x: layers(x)[:, 1] * factors * 1e6), pictures, steps=5, step_size=1.0)
     # Then the only difference is the 1e-5 that keeps a zero gradient from dividing by zero
     torch.testing.assert_close(plain.pictures, scaled.pictures, rtol=0, atol=1e-4)
 
@@ -129,7 +116,7 @@ def test_a_picture_without_gradient_stays_what_it_was_and_stops_no_other() -> No
     layers, pictures = network(), start(2)
     factors = torch.tensor([0.0, 1.0]).view(2, 1, 1)
     # When
-    climbed = notebook_ascent(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=4, step_size=1.0)
+    climbed = climb(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=4, step_size=1.0)
     # Then
     assert climbed.moved.tolist() == [False, True]
     assert torch.equal(climbed.pictures[0], pictures[0])
@@ -141,6 +128,6 @@ def test_channels_last_pictures_stay_channels_last() -> None:
     layers = network()
     pictures = start(2).contiguous(memory_format=torch.channels_last)
     # When
-    climbed = notebook_ascent(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
+    climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
     # Then
     assert climbed.pictures.is_contiguous(memory_format=torch.channels_last)

@@ -8,34 +8,48 @@ import pytest
 import torch
 from torch import nn
 
-from workers import fourier, graph, models
-from workers.ascent import fourier_ascent
-from workers.contract.job import Recipe
-from workers.fourier import MARGIN_PX, Canvas, Views, longest_wave_px, pace, spectrum_scale, start_coefficients
+from tests.unit.climbing import climb_canvas, maps_of
+from workers import graph, models
+from workers.canvas import MARGIN_PX, Canvas, fourier_canvas, longest_wave_px, pace, spectrum_scale
+from workers.contract.recipe import Recipe
 from workers.render import Tile, render
+from workers.streams import Stream
+from workers.views import Views, view_strength
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(method="fourier", preprocess=models.HALVES, size_px=32, steps=6, step_size=0.05, seed=1)
+RECIPE = Recipe(method="fourier", preprocess=models.HALVES, height_px=32, width_px=32, steps=6, step_size=0.05, seed=1)
+
+
+def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0) -> Stream:
+    return Stream(seed=seed, restart=restart, layer=layer, filter=filter_)
 
 
 def coefficients(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0, size_px: int = 40) -> (
     "NDArray[np.float32]"
 ):  # fmt: skip
-    return start_coefficients(seed=seed, restart=restart, layer=layer, filter_=filter_, size_px=size_px)
+    """Of a canvas of that many pixels to each side."""
+    mine = stream(seed=seed, restart=restart, layer=layer, filter_=filter_)
+    tile_px = size_px - 2 * MARGIN_PX
+    canvas = fourier_canvas([mine], size_px=(tile_px, tile_px), channels=3, longest_px=math.inf, device=CPU)
+    return canvas.coefficients.detach().numpy()[0]  # type: ignore[no-any-return]
 
 
 def canvas_of(start: "NDArray[np.float32]", longest_px: float = math.inf) -> Canvas:
-    return Canvas(start, device=CPU, longest_px=longest_px)
+    tile_px = start.shape[2] - 2 * MARGIN_PX
+    canvas = fourier_canvas(
+        [stream()] * len(start), size_px=(tile_px, tile_px), channels=3, longest_px=longest_px, device=CPU
+    )
+    canvas.coefficients.data.copy_(torch.from_numpy(start))
+    return canvas
 
 
 def views_of(filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int) -> Views:
-    return Views(
-        seed=identity.get("seed", 0), restart=identity.get("restart", 0), layer="a", filters=filters, steps=steps,
-        size_px=size_px, stride=stride, device=CPU,
-    )  # fmt: skip
+    seed, restart = identity.get("seed", 0), identity.get("restart", 0)
+    streams = [stream(filter_=filter_, seed=seed, restart=restart) for filter_ in filters]
+    return Views(streams, steps=steps, size_px=(size_px, size_px), stride=stride, device=CPU)
 
 
 def reference_picture(start: "NDArray[np.float32]", scale: "NDArray[np.float64]") -> "NDArray[np.float64]":
@@ -92,7 +106,7 @@ def test_the_canvas_is_the_references_with_and_without_its_longest_waves(longest
     # When
     whole = canvas_of(start, longest_px).whole().detach()[0].permute(1, 2, 0).numpy()
     # Then
-    wanted = reference_picture(start[0], spectrum_scale(40, longest_px).astype(np.float64))
+    wanted = reference_picture(start[0], spectrum_scale((40, 40), longest_px).astype(np.float64))
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.01)
 
 
@@ -120,7 +134,7 @@ def test_the_spectrum_of_four_pixels_is_the_one_written_out() -> None:
     diagonal, flat, corner = 4 / math.sqrt(2), 1.0, 2 / math.sqrt(2)
     knight = 4 / math.sqrt(5)
     # When
-    scale = spectrum_scale(4)
+    scale = spectrum_scale((4, 4))
     # Then
     wanted = [[flat, flat, 2], [flat, diagonal, knight], [2, knight, corner], [flat, diagonal, knight]]
     assert scale.dtype == np.float32
@@ -131,13 +145,13 @@ def test_waves_longer_than_the_longest_fall_off_with_the_square_of_their_frequen
     # Given a longest wave of 2.5 px: frequencies from 0.4 on are left as they are
     longest_px = 2.5
     # When
-    plain, passed = spectrum_scale(4), spectrum_scale(4, longest_px)
+    plain, passed = spectrum_scale((4, 4)), spectrum_scale((4, 4), longest_px)
     # Then the constant term and the lowest frequency keep their quarter
     quarter, diagonal = 1.0, 1 / math.sqrt(8) * longest_px
     wanted = np.array([[quarter, quarter, 1], [quarter, diagonal**3, 1], [1, 1, 1], [quarter, diagonal**3, 1]])
     np.testing.assert_allclose(passed, plain * wanted, rtol=1e-5)
     # And falling off is by the square: 1 / frequency times frequency cubed
-    scale = spectrum_scale(64, 8.0)[0]
+    scale = spectrum_scale((64, 64), 8.0)[0]
     np.testing.assert_allclose(scale[2:8] / scale[2], (np.arange(2, 8) / 2) ** 2, rtol=1e-5)
     np.testing.assert_allclose(scale[8:], 64 / np.arange(8, 33), rtol=1e-5)
 
@@ -157,7 +171,7 @@ def test_the_pace_of_shallow_layers_is_slower() -> None:
 
 def test_the_strength_of_views_grows_from_stride_two_to_eight() -> None:
     # Given / When
-    strengths = [fourier.view_strength(stride) for stride in (1.0, 2.0, 4.0, 8.0, 32.0)]
+    strengths = [view_strength(stride) for stride in (1.0, 2.0, 4.0, 8.0, 32.0)]
     # Then
     assert strengths == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
@@ -196,7 +210,7 @@ def test_a_view_of_no_strength_is_the_canvas_moved_by_whole_pixels() -> None:
     size_px, steps = 24, 6
     whole = canvas_of(coefficients(size_px=size_px + 2 * MARGIN_PX)[None] * np.float32(30)).whole().detach()
     views = views_of([0], stride=1.0, steps=steps, size_px=size_px)
-    canvas, side = whole[0].numpy(), views.view_px
+    canvas, side = whole[0].numpy(), views.view_px[0]
     edge = (canvas.shape[1] - side) // 2
     shifts = set()
     for step in range(steps):
@@ -225,7 +239,7 @@ def test_shallow_layers_are_shown_some_of_the_margin_too(stride: float, view_px:
     # Given / When
     views = views_of([0], stride=stride, size_px=24)
     # Then
-    assert views.view_px == view_px
+    assert views.view_px == (view_px, view_px)
     assert views.of(torch.zeros(1, 3, 56, 56), 0).shape == (1, 3, view_px, view_px)
 
 
@@ -267,7 +281,7 @@ def test_rotation_zoom_and_shift_stay_within_their_bounds(stride: float, strengt
     # Then
     linear = theta[..., :2]
     turned = torch.rad2deg(torch.atan2(linear[..., 1, 0], linear[..., 0, 0])).abs()
-    zoom = linear.det().sqrt() * canvas_px / views.view_px
+    zoom = linear.det().sqrt() * canvas_px / views.view_px[0]
     shift_px = theta[..., 2].abs() * canvas_px / 2
     assert turned.max() <= 10.0 * strength
     assert zoom.min() >= 1 / (1 + 0.1 * strength) - 1e-6
@@ -330,12 +344,9 @@ def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
     canvas = canvas_of(start)
     layers = network()
 
-    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = layers[:3](pictures / 127.5 - 1)[:, 1]
-        return maps, maps
-
+    objective = maps_of(lambda pictures: layers[:3](pictures / 127.5 - 1)[:, 1])
     # When
-    climbed = fourier_ascent(objective, canvas, views_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0)
+    climbed = climb_canvas(objective, canvas, views_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0)
     # Then
     assert climbed.pictures.shape == (2, 3, 24, 24)
     assert climbed.pictures.min() >= 0
@@ -352,7 +363,7 @@ def test_the_stored_pixels_are_the_canvas_rounded() -> None:
     (tile,) = tiles_of(model, [5], recipe)
     # Then
     start = coefficients(seed=1, layer="2", filter_=5, size_px=32 + 2 * MARGIN_PX)
-    wanted = reference_picture(start, spectrum_scale(64, longest_wave_px(32 / 7)).astype(np.float64))
+    wanted = reference_picture(start, spectrum_scale((64, 64), longest_wave_px(32 / 7)).astype(np.float64))
     inner = wanted[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
     assert tile.pixels.dtype == np.uint8
     assert np.abs(tile.pixels - inner).max() <= 0.51

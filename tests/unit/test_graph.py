@@ -257,7 +257,7 @@ def test_the_cost_of_a_small_network_is_the_one_computed_by_hand() -> None:
         nn.Conv2d(6, 12, 1, groups=2),
     ).to("meta")
     # When
-    costs = graph.costs(model.eval(), graph.trace(model), 16)
+    costs = graph.costs(model.eval(), graph.trace(model), (16, 16))
     # Then a multiply-add counts two
     first, second, third = 16 * 16 * (3 * 9) * 2, 6 * 6 * (4 * 9) * 2, 6 * 6 * 3 * 2
     assert [cost.output_px for cost in costs.values()] == [(16, 16), (6, 6), (6, 6)]
@@ -285,7 +285,7 @@ def test_a_branch_does_not_pay_for_its_neighbour() -> None:
     # Given
     model = Branches().eval().to("meta")
     # When
-    costs = graph.costs(model, graph.trace(model), 8)
+    costs = graph.costs(model, graph.trace(model), (8, 8))
     # Then
     assert costs["right"].trunk_flop == 0
     assert costs["both"].trunk_flop == 64 * 2 * 3 * (4 + 8)
@@ -295,7 +295,7 @@ def test_all_of_vgg16_at_the_notebooks_size_costs_76_tflop_a_step() -> None:
     # Given
     model = models.skeleton("vgg16")
     # When
-    costs = graph.costs(model, graph.trace(model), 150)
+    costs = graph.costs(model, graph.trace(model), (150, 150))
     # Then
     step_gflop = sum(cost.step_gflop * channels(model, layer) for layer, cost in costs.items())
     assert step_gflop == pytest.approx(76_091, abs=0.5)
@@ -306,7 +306,7 @@ def test_layers_that_a_small_picture_does_not_reach_are_left_out(size_px: int, d
     # Given VGG16 halves its maps four times before its last block, and 8 px only three
     model = models.skeleton("vgg16")
     # When
-    costs = graph.costs(model, graph.trace(model), size_px)
+    costs = graph.costs(model, graph.trace(model), (size_px, size_px))
     # Then
     assert list(costs)[-1] == deepest
 
@@ -316,5 +316,5 @@ def test_a_network_that_takes_one_size_only_costs_nothing_at_another() -> None:
     model = models.skeleton("vit_b_16")
     trace = graph.trace(model)
     # When / Then
-    assert list(graph.costs(model, trace, 224)) == ["conv_proj"]
-    assert graph.costs(model, trace, 100) == {}
+    assert list(graph.costs(model, trace, (224, 224))) == ["conv_proj"]
+    assert graph.costs(model, trace, (100, 100)) == {}

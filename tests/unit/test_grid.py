@@ -47,7 +47,7 @@ def test_the_notebooks_sheet_runs_down_its_columns() -> None:
     # Given 64 tiles of 64 px, as in the notebook
     size, margin, entries = 64, 5, tiles(64, 64)
     # When they are put on its 8 x 8 sheet
-    canvas = sheet(entries, Grid(rows=8, columns=8, margin_px=margin), size)
+    canvas = sheet(entries, Grid(rows=8, columns=8, margin_px=margin), (size, size))
     # Then it is as large as the notebook's
     assert canvas.shape == (8 * size + 7 * margin, 8 * size + 7 * margin, 3)
     assert canvas.dtype == np.uint8
@@ -64,7 +64,7 @@ def test_a_fixed_grid_may_have_places_left_over() -> None:
     # Given 3 tiles and room for 6
     entries = tiles(3, 8)
     # When they are put on 2 x 3
-    canvas = sheet(entries, Grid(rows=2, columns=3, margin_px=1), 8)
+    canvas = sheet(entries, Grid(rows=2, columns=3, margin_px=1), (8, 8))
     # Then the third begins the second column, and the rest is black
     assert np.array_equal(window(canvas, (0, 1), 8, 1), pixels_of(entries, 2))
     assert not window(canvas, (1, 1), 8, 1).any()
@@ -101,7 +101,7 @@ def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(ma
     size, entries = 8, tiles(9, 8)
     entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet whose margin has room for a frame
-    canvas = sheet(entries, Grid(margin_px=margin), size)
+    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
     # Then every tile is what it was
     for number in range(9):
         assert np.array_equal(window(canvas, divmod(number, 3), size, margin), pixels_of(entries, number))
@@ -118,7 +118,7 @@ def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin:
     size, entries = 8, tiles(9, 8)
     entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet without room for a frame
-    canvas = sheet(entries, Grid(margin_px=margin), size)
+    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
     # Then the frame is on the dead tile's edge, its middle is untouched, and so are all other tiles
     dead = window(canvas, (1, 1), size, margin)
     assert has_mark(dead)
@@ -135,7 +135,7 @@ def test_a_frame_on_the_rim_of_the_sheet_touches_no_other_tile(number: int, marg
     size, entries = 8, tiles(9, 8)
     entries[number] = (entries[number][0], "dead")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), size)
+    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
     # Then it is marked, its middle is as it was, and all others are as they were
     pixels = pixels_of(entries, number)
     assert has_mark(canvas)
@@ -148,7 +148,7 @@ def test_a_live_tile_has_no_frame() -> None:
     # Given live tiles only
     # When they are put on a sheet
     # Then nothing has the colour of a frame
-    assert not has_mark(sheet(tiles(9, 8), Grid(), 8))
+    assert not has_mark(sheet(tiles(9, 8), Grid(), (8, 8)))
 
 
 @pytest.mark.parametrize("margin", [0, 5])
@@ -157,7 +157,7 @@ def test_a_filter_without_a_tile_is_crossed_out(margin: int) -> None:
     size, entries = 16, tiles(4, 16)
     entries[1] = (None, "failed")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), size)
+    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
     # Then both diagonals are drawn, and no neighbour is touched
     gap = window(canvas, (0, 1), size, margin)
     for step in range(2, size - 2):
@@ -171,7 +171,7 @@ def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:
     # Given four tiles
     entries = tiles(4, 8)
     # When they are put on a sheet without margin
-    canvas = sheet(entries, Grid(margin_px=0), 8)
+    canvas = sheet(entries, Grid(margin_px=0), (8, 8))
     # Then it is the tiles side by side
     assert canvas.shape == (16, 16, 3)
     pictures = [pixels for pixels, _ in entries if pixels is not None]
@@ -180,7 +180,7 @@ def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:
 
 def test_a_sheet_comes_back_from_its_png() -> None:
     # Given a sheet
-    canvas = sheet(tiles(5, 8), Grid(), 8)
+    canvas = sheet(tiles(5, 8), Grid(), (8, 8))
     # When it is encoded and read by another hand
     with Image.open(io.BytesIO(encode_sheet(canvas))) as image:
         # Then every pixel is the same
@@ -193,7 +193,7 @@ def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_untouched() -> Non
     size, margin, entries = 16, 5, tiles(9, 16)
     entries[4] = (entries[4][0], "rescued")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), size)
+    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
     # Then its margin has the frame's colour, its own pixels are what they were, and nothing is red
     pitch = size + margin
     assert tuple(canvas[pitch - 1, pitch + 3]) == RESCUED_RGB

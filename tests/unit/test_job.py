@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from tests.conftest import sample_job
 from workers.contract.errors import CorruptJob
-from workers.contract.job import Frozen, Grid, Job, Layer, Preprocess, Recipe, Task, Weights, decode
+from workers.contract.job import Grid, Job, Layer, Task, Weights, decode
+from workers.contract.recipe import Frozen, Preprocess, Recipe
 from workers.contract.tile import FailureRecord
 
 #: path in job.json -> another value it may have
@@ -27,7 +28,20 @@ CHANGES: dict[str, Any] = {
     "recipe.preprocess.name": "imagenet",
     "recipe.preprocess.mean": [0.5, 0.5, 0.5],
     "recipe.preprocess.std": [0.5, 0.5, 0.5],
-    "recipe.size_px": 9,
+    "recipe.height_px": 9,
+    "recipe.width_px": 9,
+    "recipe.grey": True,
+    "recipe.objective": "deepdream",
+    "recipe.negative": True,
+    "recipe.neuron": [0, 1],
+    "recipe.directions": {"count": 1, "channels": 2, "base64": "AACAPwAAAAA="},
+    "recipe.diversity": 2,
+    "recipe.octaves": 2,
+    "recipe.octave_scale": 1.3,
+    "recipe.total_variation": 0.5,
+    "recipe.l2": 0.5,
+    "recipe.blur": 0.5,
+    "recipe.frames": 3,
     "recipe.steps": 41,
     "recipe.step_size": 1.5,
     "recipe.seed": 1,
@@ -37,6 +51,13 @@ CHANGES: dict[str, Any] = {
     "grid.rows": 2,
     "grid.columns": 5,
     "grid.margin_px": 4,
+}
+
+#: path in job.json -> what else has to be so for that value to be allowed
+NEEDS: dict[str, dict[str, Any]] = {
+    "recipe.neuron": {"recipe.objective": "neuron"},
+    "recipe.directions": {"recipe.objective": "direction"},
+    "recipe.octaves": {"recipe.height_px": 16, "recipe.width_px": 16},
 }
 
 #: Not part of the id, or of one possible value only.
@@ -59,14 +80,15 @@ def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def changed(path: str, value: object, base: Job | None = None) -> bytes:
-    """job.json with one value replaced."""
+def changed(path: str, value: object, base: Job | None = None, others: dict[str, Any] | None = None) -> bytes:
+    """job.json with one value replaced, and maybe others."""
     document = json.loads((base or sample_job()).to_json())
-    place: Any = document
-    *parents, last = path.split(".")
-    for part in parents:
-        place = place[int(part) if part.isdigit() else part]
-    place[last] = value
+    for changed_path, new in {path: value, **(others or {})}.items():
+        place: Any = document
+        *parents, last = changed_path.split(".")
+        for part in parents:
+            place = place[int(part) if part.isdigit() else part]
+        place[last] = new
     return json.dumps(document).encode()
 
 
@@ -86,7 +108,7 @@ def test_the_id_is_the_same_in_every_process_and_version() -> None:
     job = sample_job("features.0", "features.2", filters="0-7,9")
     # When the id is made here
     # Then it has not changed: running jobs are found again after an upgrade
-    assert job.id == "vgg16-notebook-275eba0f"
+    assert job.id == "vgg16-notebook-1bf81a35"
 
 
 def test_the_id_is_readable_and_may_be_part_of_a_key() -> None:
@@ -100,10 +122,35 @@ def test_the_id_is_readable_and_may_be_part_of_a_key() -> None:
 def test_the_id_changes_with_every_field_that_matters(path: str) -> None:
     # Given a job whose sheet is one row of four, and one that differs in one field
     job = sample_job(grid=Grid(rows=1, columns=4))
-    other = decode(Job, changed(path, CHANGES[path], job), "a job")
+    other = decode(Job, changed(path, CHANGES[path], job, NEEDS.get(path)), "a job")
     # When both ids are made
     # Then they differ
     assert other.id != job.id
+    # And not for what else the value needs
+    if path in NEEDS and path != "recipe.directions":  # without which there is no such objective
+        assert other.id != decode(Job, changed("grid.rows", 1, job, NEEDS[path]), "a job").id
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"recipe.neuron": [0, 0]}, "needs the objective neuron"),
+        ({"recipe.objective": "direction"}, "come together"),
+        ({"recipe.directions": {"count": 1, "channels": 2, "base64": "AACAPwAAAAA="}}, "come together"),
+        ({"recipe.directions": {"count": 2, "channels": 2, "base64": "AACAPwAAAAA="}}, "not 2 directions of 2"),
+        ({"recipe.directions": {"count": 1, "channels": 2, "base64": "?"}}, "base64"),
+        ({"recipe.directions": {"count": 2000, "channels": 2000, "base64": ""}}, "more than 1000000 numbers"),
+        ({"recipe.octaves": 2, "recipe.method": "fourier"}, "octaves need the method notebook"),
+        ({"recipe.octaves": 5}, "smaller than 8 px"),
+        ({"recipe.diversity": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_parts_of_a_recipe_that_do_not_go_together_are_refused(wrong: dict[str, object], told: str) -> None:
+    # Given a job of which some parts do not fit the others
+    (path, value), *others = wrong.items()
+    # When it is decoded
+    # Then it is refused
+    assert told in refused(Job, changed(path, value, None, dict(others)))
 
 
 def test_no_field_of_a_job_is_forgotten_here() -> None:
@@ -221,11 +268,11 @@ def test_a_job_that_was_cut_off_is_corrupt(keep: float) -> None:
         ("weights.sha256", "../x"),
         ("weights.source", "url"),
         ("recipe.method", "dream"),
-        ("recipe.size_px", 7),
-        ("recipe.size_px", 4097),
-        ("recipe.size_px", "150"),
-        ("recipe.size_px", 150.5),
-        ("recipe.size_px", True),
+        ("recipe.height_px", 7),
+        ("recipe.height_px", 4097),
+        ("recipe.height_px", "150"),
+        ("recipe.height_px", 150.5),
+        ("recipe.height_px", True),
         ("recipe.steps", -1),
         ("recipe.step_size", 0),
         ("recipe.step_size", float("nan")),

@@ -7,7 +7,7 @@ from torch import nn
 
 from workers import graph, measure
 from workers.contract.errors import UnknownLayer
-from workers.contract.job import Preprocess, Recipe
+from workers.contract.recipe import Preprocess, Recipe
 from workers.measure import Probe
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def network() -> nn.Module:
 
 def probe(*, tap: str = "activation", preprocess: Preprocess = RAW, batch: int = 16) -> Probe:
     model = network()
-    recipe = Recipe.model_validate({"preprocess": preprocess, "size_px": 8, "tap": tap})
+    recipe = Recipe.model_validate({"preprocess": preprocess, "height_px": 8, "width_px": 8, "tap": tap})
     return Probe(model, graph.trace(model), "0", recipe, CPU, batch=batch)
 
 

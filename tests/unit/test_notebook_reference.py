@@ -13,10 +13,12 @@ import torch
 from torch import fx, nn
 
 from producer.grid import sheet
+from tests.unit.climbing import climb, seen_by
 from workers import graph, images
-from workers.ascent import notebook_ascent
-from workers.contract.job import Grid, Preprocess, Recipe
+from workers.contract.job import Grid
+from workers.contract.recipe import Preprocess, Recipe
 from workers.render import Tile, render
+from workers.streams import Stream
 from workers.tap import Tap
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def reference_deprocess(picture: "NDArray[np.float32]") -> "NDArray[np.uint8]":
 
 
 def reference_tile(network: nn.Module, layer: str, filter_: int, recipe: Recipe) -> "NDArray[np.uint8]":
-    start = reference_start(layer, filter_, recipe.size_px, recipe.seed)
+    start = reference_start(layer, filter_, recipe.height_px, recipe.seed)
     planes = torch.from_numpy(start.transpose(2, 0, 1)[None].copy())
     result = reference_climb(network, filter_, planes, recipe.steps, recipe.step_size)
     return reference_deprocess(result[0].numpy().transpose(1, 2, 0))
@@ -112,7 +114,9 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
 
 def recipe_of(size_px: int, steps: int, step_size: float = 1.0, seed: int = 3, *, rescue: bool = False) -> Recipe:
     """The bare recipe, which the notebook's is; it rescues nothing."""
-    return Recipe(preprocess=RAW, size_px=size_px, steps=steps, step_size=step_size, seed=seed, rescue=rescue)
+    return Recipe(
+        preprocess=RAW, height_px=size_px, width_px=size_px, steps=steps, step_size=step_size, seed=seed, rescue=rescue
+    )
 
 
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
@@ -124,7 +128,7 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = Tap(network, graph.trace(network), layer, "activation").slice(torch.tensor(filters))
-    climbed = notebook_ascent(tap.both, start, steps=40, step_size=1.0)
+    climbed = climb(seen_by(tap), start, steps=40)
     # Then
     wanted = [reference_climb(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-6)
@@ -178,7 +182,7 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = Tap(features, graph.trace(features), "24", "activation").slice(torch.tensor(filters))
-    climbed = notebook_ascent(tap.both, start, steps=3, step_size=1.0)
+    climbed = climb(seen_by(tap), start, steps=3)
     # Then
     wanted = [reference_climb(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-5)
@@ -188,7 +192,7 @@ def test_activations_are_the_means_of_the_references_maps() -> None:
     # Given
     network = small_network()
     recipe = recipe_of(size_px=24, steps=5)
-    (filter_,) = live_filters(network[:2], "0", 64, recipe.size_px, recipe.seed)[:1]
+    (filter_,) = live_filters(network[:2], "0", 64, recipe.height_px, recipe.seed)[:1]
     start = torch.from_numpy(reference_start("0", filter_, 24, 3).transpose(2, 0, 1)[None].copy())
     # When
     (tile,) = render(network, graph.trace(network), "0", [filter_], recipe, CPU)
@@ -202,7 +206,7 @@ def test_the_start_image_is_the_references() -> None:
     # Given
     layer, filter_, size_px, seed = "features.17", 200, 40, 9
     # When
-    noise = images.start_noise(seed=seed, restart=0, layer=layer, filter_=filter_, size_px=size_px)
+    noise = images.start_noise(Stream(seed=seed, restart=0, layer=layer, filter=filter_), (size_px, size_px))
     # Then
     assert np.array_equal(images.notebook_start(noise), reference_start(layer, filter_, size_px, seed))
 
@@ -224,7 +228,7 @@ def test_the_sheet_is_the_notebooks(size_px: int) -> None:
     generator = np.random.default_rng(1)
     tiles = [generator.integers(0, 256, (size_px, size_px, 3), np.uint8) for _ in range(64)]
     # When
-    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), size_px)
+    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (size_px, size_px))
     # Then
     assert np.array_equal(canvas, reference_sheet(tiles, size_px, 5))
 
@@ -235,7 +239,7 @@ def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_l
     recipe = recipe_of(size_px=16, steps=3)
     # When
     tiles: list[Tile] = render(network, graph.trace(network), "0", list(range(64)), recipe, CPU)
-    canvas = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), 16)
+    canvas = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (16, 16))
     # Then
     live = live_filters(network[:2], "0", 64, 16, recipe.seed)
     wanted = reference_sheet([reference_tile(network[:2], "0", filter_, recipe) for filter_ in range(64)], 16, 5)

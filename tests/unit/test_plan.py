@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from producer.plan import LayerPlan, Options, layers, make_job, select
+from producer.options import Options
+from producer.plan import LayerPlan, layers, make_job, select
 from workers.contract.errors import (
     BadFilters,
     BadOption,
@@ -17,13 +18,13 @@ from workers.contract.errors import (
     WeightsUnreadable,
 )
 
-VGG16 = Options(model="vgg16", weights="none", size_px=32)
+VGG16 = Options(model="vgg16", weights="none", size="32")
 
 
 @pytest.fixture(scope="module")
 def vgg16() -> list[LayerPlan]:
     """The layers of VGG16."""
-    return layers("vgg16", 150)
+    return layers("vgg16", (150, 150))
 
 
 def refused(kind: type[PermanentError], **changes: Any) -> str:
@@ -48,7 +49,7 @@ def test_vgg16_has_13_layers_and_4224_filters(vgg16: list[LayerPlan]) -> None:
 
 def test_inception_v3_has_94_layers_and_17216_filters() -> None:
     # Given Inception v3, whose auxiliary head nobody runs
-    plans = layers("inception_v3", 299)
+    plans = layers("inception_v3", (299, 299))
     # Then its totals are those of the network itself
     assert len(plans) == 94
     assert sum(plan.channels for plan in plans) == 17216
@@ -61,7 +62,7 @@ def test_a_deeper_layer_costs_more_and_a_larger_picture_too(vgg16: list[LayerPla
     # Then they grow from layer to layer
     assert costs == sorted(costs)
     # And about fourfold with twice the size
-    larger = layers("vgg16", 300)[4].step_gflop
+    larger = layers("vgg16", (300, 300))[4].step_gflop
     assert larger / costs[4] == pytest.approx(4.0, rel=0.05)
 
 
@@ -155,16 +156,16 @@ def test_the_filters_that_a_small_grid_advises_do_fit() -> None:
 def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_not_reach() -> None:
     # Given Inception v3, which shrinks its pictures
     # When a job of 32 px is made
-    message = refused(BadOption, model="inception_v3", size_px=32)
+    message = refused(BadOption, model="inception_v3", size="32")
     # Then the error says how far they get
-    assert "inception_v3 cannot take 32 px pictures as far as" in message
+    assert "inception_v3 cannot take 32x32 px pictures as far as" in message
     assert "--size" in message
 
 
 def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
     # Given Inception v3's first layer
     # When a job of 32 px is made of it alone
-    job, _, _ = make_job(Options(model="inception_v3", weights="none", size_px=32, layers="Conv2d_1a_3x3.conv"))
+    job, _, _ = make_job(Options(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
     # Then that is fine
     assert [layer.name for layer in job.layers] == ["Conv2d_1a_3x3.conv"]
 
@@ -172,10 +173,10 @@ def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"size_px": 7}, "--size"),
-        ({"size_px": 0}, "--size"),
-        ({"size_px": -5}, "--size"),
-        ({"size_px": 5000}, "--size"),
+        ({"size": "7"}, "--size"),
+        ({"size": "0"}, "--size"),
+        ({"size": "-5"}, "--size"),
+        ({"size": "5000"}, "--size"),
         ({"steps": -1}, "--steps"),
         ({"steps": 10**6}, "--steps"),
         ({"step_size": 0.0}, "--step-size"),
@@ -192,7 +193,26 @@ def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
         ({"grid": "-8x8"}, "--grid"),
         ({"grid": "99999x99999"}, "--grid"),
         ({"grid": "x" * 10_000}, "--grid"),
-        ({"method": "dream"}, "--method"),
+        ({"size": "x32"}, "--size"),
+        ({"size": "32x7"}, "--size"),
+        ({"size": "9" * 10_000}, "--size"),
+        ({"method": "dream"}, "method 'dream'"),
+        ({"preset": "dream"}, "preset 'dream'"),
+        ({"objective": "dream"}, "--objective"),
+        ({"neuron": "1"}, "--neuron"),
+        ({"neuron": "0,0"}, "objective neuron"),
+        ({"objective": "neuron", "neuron": "0,32"}, "--neuron 0,32"),
+        ({"objective": "neuron", "neuron": "32,0"}, "map of 32x32"),
+        ({"objective": "direction"}, "directions"),
+        ({"diversity": 0}, "--diversity"),
+        ({"octaves": 0}, "--octaves"),
+        ({"octaves": 3}, "octaves"),
+        ({"method": "notebook", "octaves": 30}, "octaves"),
+        ({"method": "notebook", "octave_scale": 1.0}, "--octave-scale"),
+        ({"total_variation": -1.0}, "--tv"),
+        ({"l2": float("nan")}, "--l2"),
+        ({"blur": -1.0}, "--blur"),
+        ({"frames": -1}, "--frames"),
         ({"tap": "softmax"}, "--tap"),
     ],
 )

@@ -52,7 +52,7 @@ def test_pixels_and_record_come_back_as_they_were(size_px: int) -> None:
     # Given
     pixels = noise(size_px)
     # When
-    got, got_record = decode_tile(encode_tile(pixels, record()), size_px)
+    got, got_record = decode_tile(encode_tile(pixels, record()), (size_px, size_px))
     # Then
     assert got.dtype == np.uint8
     assert np.array_equal(got, pixels)
@@ -78,7 +78,7 @@ def test_the_same_tile_is_the_same_bytes() -> None:
 @pytest.mark.parametrize("size_px", [8, 64, 512])
 def test_noise_stays_below_the_most_bytes_a_tile_can_have(size_px: int) -> None:
     # Given noise, which no encoder makes smaller / When / Then
-    assert len(encode_tile(noise(size_px), record())) < max_bytes(size_px)
+    assert len(encode_tile(noise(size_px), record())) < max_bytes((size_px, size_px))
 
 
 @pytest.mark.parametrize("size_px", [SIZE_PX - 1, SIZE_PX + 1, 2 * SIZE_PX])
@@ -86,8 +86,8 @@ def test_a_tile_of_another_size_is_corrupt(size_px: int) -> None:
     # Given
     data = encode_tile(noise(), record())
     # When / Then
-    with pytest.raises(CorruptTile, match=f"16 x 16 RGB, not {size_px} px") as caught:
-        decode_tile(data, size_px)
+    with pytest.raises(CorruptTile, match=f"16x16 px RGB, not {size_px}x{size_px} px") as caught:
+        decode_tile(data, (size_px, size_px))
     assert caught.value.exit_code == ExitCode.CORRUPT_TILE
 
 
@@ -97,14 +97,14 @@ def test_a_picture_of_another_kind_is_corrupt(mode: str) -> None:
     data = png(Image.new(mode, (SIZE_PX, SIZE_PX)), record().model_dump_json())
     # When / Then
     with pytest.raises(CorruptTile, match="px RGB"):
-        decode_tile(data, SIZE_PX)
+        decode_tile(data, (SIZE_PX, SIZE_PX))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
 def test_garbage_is_corrupt(data: bytes) -> None:
     # Given / When / Then
     with pytest.raises(CorruptTile, match="no readable PNG"):
-        decode_tile(data, SIZE_PX)
+        decode_tile(data, (SIZE_PX, SIZE_PX))
 
 
 def test_another_picture_format_is_corrupt() -> None:
@@ -113,7 +113,7 @@ def test_another_picture_format_is_corrupt() -> None:
     Image.fromarray(noise()).save(out, "BMP")
     # When / Then
     with pytest.raises(CorruptTile, match="no readable PNG"):
-        decode_tile(out.getvalue(), SIZE_PX)
+        decode_tile(out.getvalue(), (SIZE_PX, SIZE_PX))
 
 
 def test_a_tile_cut_off_anywhere_before_its_pixels_end_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_a_tile_cut_off_anywhere_before_its_pixels_end_is_refused() -> None:
     # When / Then
     for length in range(end):
         with pytest.raises((CorruptTile, CorruptJob)):
-            decode_tile(data[:length], SIZE_PX)
+            decode_tile(data[:length], (SIZE_PX, SIZE_PX))
 
 
 def test_a_tile_with_any_byte_changed_is_refused_or_unharmed() -> None:
@@ -136,7 +136,7 @@ def test_a_tile_with_any_byte_changed_is_refused_or_unharmed() -> None:
             changed[place] ^= flip
             # When / Then nothing else is raised
             try:
-                pixels, got_record = decode_tile(bytes(changed), 8)
+                pixels, got_record = decode_tile(bytes(changed), (8, 8))
             except (CorruptTile, CorruptJob):
                 continue
             assert np.array_equal(pixels, wanted)
@@ -146,10 +146,10 @@ def test_a_tile_with_any_byte_changed_is_refused_or_unharmed() -> None:
 def test_too_many_bytes_are_refused_unread() -> None:
     # Given
     data = encode_tile(noise(), record())
-    data += b"\0" * (max_bytes(SIZE_PX) + 1 - len(data))
+    data += b"\0" * (max_bytes((SIZE_PX, SIZE_PX)) + 1 - len(data))
     # When / Then
     with pytest.raises(CorruptTile, match="too long"):
-        decode_tile(data, SIZE_PX)
+        decode_tile(data, (SIZE_PX, SIZE_PX))
 
 
 def test_a_small_file_that_claims_to_be_huge_is_refused_before_it_is_decoded() -> None:
@@ -158,7 +158,7 @@ def test_a_small_file_that_claims_to_be_huge_is_refused_before_it_is_decoded() -
     chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     # When / Then
     with pytest.raises(CorruptTile):
-        decode_tile(b"\x89PNG\r\n\x1a\n" + chunk, SIZE_PX)
+        decode_tile(b"\x89PNG\r\n\x1a\n" + chunk, (SIZE_PX, SIZE_PX))
 
 
 def test_a_picture_that_only_nears_pillows_limit_is_refused_without_a_warning() -> None:
@@ -167,7 +167,7 @@ def test_a_picture_that_only_nears_pillows_limit_is_refused_without_a_warning() 
     chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     # When / Then
     with pytest.raises(CorruptTile):
-        decode_tile(b"\x89PNG\r\n\x1a\n" + chunk, SIZE_PX)
+        decode_tile(b"\x89PNG\r\n\x1a\n" + chunk, (SIZE_PX, SIZE_PX))
 
 
 def test_a_text_that_unpacks_to_very_much_is_refused() -> None:
@@ -177,7 +177,7 @@ def test_a_text_that_unpacks_to_very_much_is_refused() -> None:
     Image.fromarray(noise()).save(out, "PNG", pnginfo=chunks)
     # When / Then
     with pytest.raises((CorruptTile, CorruptJob)):
-        decode_tile(out.getvalue(), SIZE_PX)
+        decode_tile(out.getvalue(), (SIZE_PX, SIZE_PX))
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", "not json", '{"job": "x"}'])
@@ -186,7 +186,7 @@ def test_a_picture_without_a_whole_record_is_refused(text: str | None) -> None:
     data = png(Image.fromarray(noise()), text)
     # When / Then
     with pytest.raises((CorruptTile, CorruptJob), match="a tile's provenance"):
-        decode_tile(data, SIZE_PX)
+        decode_tile(data, (SIZE_PX, SIZE_PX))
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_a_record_that_breaks_its_rules_is_refused(change: dict[str, object]) ->
         text = text[:-1] + ',"extra":1}'
     # When / Then
     with pytest.raises((CorruptTile, CorruptJob), match="a tile's provenance"):
-        decode_tile(png(Image.fromarray(noise()), text), SIZE_PX)
+        decode_tile(png(Image.fromarray(noise()), text), (SIZE_PX, SIZE_PX))

@@ -24,7 +24,8 @@ from workers.contract.errors import (
     WeightsMissing,
     WeightsUnreadable,
 )
-from workers.contract.job import Job, Layer, Preprocess, Recipe, Weights
+from workers.contract.job import Job, Layer, Weights
+from workers.contract.recipe import Preprocess, Recipe
 from workers.png import decode_tile, encode_tile
 
 SIZE_PX = 32
@@ -37,7 +38,7 @@ def make_job(
         model=model,
         weights=Weights(source="none", name="none"),
         layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers),
-        recipe=Recipe(preprocess=Preprocess(name="raw"), size_px=SIZE_PX, seed=seed),
+        recipe=Recipe(preprocess=Preprocess(name="raw"), height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
     )
 
 
@@ -47,7 +48,7 @@ def lite0(*, seed: int = 0) -> Job:
         model="efficientnet_lite0",
         weights=Weights(source="package", name="IMAGENET1K"),
         layers=(Layer(name="conv_stem", channels=32, filters="0-31"),),
-        recipe=Recipe(preprocess=models.HALVES, size_px=SIZE_PX, seed=seed),
+        recipe=Recipe(preprocess=models.HALVES, height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
     )
 
 
@@ -59,7 +60,7 @@ def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] =
         if filter_ in missing:
             continue
         pixels = np.random.default_rng([pictures, filter_]).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-        _, record = decode_tile(sample_tile(job, layer, filter_), SIZE_PX)
+        _, record = decode_tile(sample_tile(job, layer, filter_), (SIZE_PX, SIZE_PX))
         files[keys.tile(job.id, layer, filter_)] = encode_tile(pixels, record)
     for key, content in files.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)

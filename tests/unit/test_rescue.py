@@ -7,15 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from workers import fourier, graph, images, models
-from workers.ascent import fourier_ascent, notebook_ascent
-from workers.contract.job import Recipe
+from tests.unit.climbing import climb, climb_canvas
+from workers import graph, images, models
+from workers.canvas import Canvas, fourier_canvas
+from workers.contract.recipe import Recipe
+from workers.objectives import Seen
 from workers.render import MAX_RESTARTS, Tile, render
+from workers.streams import Stream
 from workers.tap import Tap
+from workers.views import Views
 
 CPU = torch.device("cpu")
-NOTEBOOK = Recipe(method="notebook", preprocess=models.HALVES, size_px=24, steps=16, step_size=8.0, seed=1)
-FOURIER = Recipe(method="fourier", preprocess=models.HALVES, size_px=24, steps=24, step_size=1.0, seed=1)
+NOTEBOOK = Recipe(
+    method="notebook", preprocess=models.HALVES, height_px=24, width_px=24, steps=16, step_size=8.0, seed=1
+)
+FOURIER = Recipe(method="fourier", preprocess=models.HALVES, height_px=24, width_px=24, steps=24, step_size=1.0, seed=1)
 
 both_methods = pytest.mark.parametrize("recipe", [NOTEBOOK, FOURIER], ids=["notebook", "fourier"])
 
@@ -122,7 +128,7 @@ def test_without_rescue_its_picture_is_the_start_noise() -> None:
     # When
     (tile,) = tiles_of(model, [3], changed(NOTEBOOK, rescue=False))
     # Then
-    noise = images.start_noise(seed=1, restart=0, layer="0", filter_=3, size_px=24)
+    noise = images.start_noise(Stream(seed=1, restart=0, layer="0", filter=3), (24, 24))
     assert np.array_equal(tile.pixels, images.deprocess(images.notebook_start(noise)))
 
 
@@ -350,9 +356,8 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     conv.weight.data[3] = 0.1
     plain = images.start_noise
 
-    def start_noise(*, seed: int, restart: int, layer: str, filter_: int, size_px: int) -> np.ndarray:
-        noise = plain(seed=seed, restart=restart, layer=layer, filter_=filter_, size_px=size_px)
-        return noise + np.float32(5.0 if restart >= 2 else -6.0)
+    def start_noise(stream: Stream, size_px: tuple[int, int]) -> np.ndarray:
+        return plain(stream, size_px) + np.float32(5.0 if stream.restart >= 2 else -6.0)
 
     monkeypatch.setattr(images, "start_noise", start_noise)
     # When
@@ -362,15 +367,15 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     assert tile.start_activation == 0
     assert tile.activation > 0
     # And the picture is the one of that restart
-    start = images.notebook_start(start_noise(seed=1, restart=2, layer="0", filter_=3, size_px=24))
+    start = images.notebook_start(start_noise(Stream(seed=1, restart=2, layer="0", filter=3), (24, 24)))
     difference = np.abs(tile.pixels.astype(int) - images.deprocess(start).astype(int))
     assert difference.mean() < 10
 
 
-def red_before_and_green_after(pictures: torch.Tensor, stuck: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def red_before_and_green_after(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
     """Maps that sleep until there is red enough, and then climb green; before the activation function, red alone."""
     red, green = 100 * (pictures[:, 0] - 150.0), 100 * pictures[:, 1]
-    return torch.where(red > 0, green, torch.zeros_like(green)), red
+    return Seen(after=torch.where(red > 0, green, torch.zeros_like(green)), before=red)
 
 
 def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_it_sleeps() -> None:
@@ -378,8 +383,8 @@ def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_
     start = torch.full((2, 3, 8, 8), 128.0)
     start[1, 0] = 200.0  # one is awake
     # When
-    bare = notebook_ascent(red_before_and_green_after, start, steps=30, step_size=2.0)
-    rescued = notebook_ascent(red_before_and_green_after, start, steps=30, step_size=2.0, rescue=True)
+    bare = climb(red_before_and_green_after, start, steps=30, step_size=2.0)
+    rescued = climb(red_before_and_green_after, start, steps=30, step_size=2.0, rescue=True)
     # Then
     assert bare.asleep.tolist() == rescued.asleep.tolist() == [True, False]
     assert (bare.moved.tolist(), rescued.moved.tolist()) == ([False, True], [True, True])
@@ -395,18 +400,17 @@ def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_
 
 def test_in_the_fourier_method_too_only_sleeping_pictures_climb_what_they_were_before() -> None:
     # Given
-    grey = np.zeros((1, 3, 56, 29, 2), np.float32)
-    views = fourier.Views(seed=0, restart=0, layer="a", filters=[0], steps=40, size_px=24, stride=8.0, device=CPU)
+    streams = [Stream(seed=0, restart=0, layer="a", filter=0)]
+    views = Views(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
+
+    def grey() -> Canvas:
+        canvas = fourier_canvas(streams, size_px=(24, 24), channels=3, longest_px=float("inf"), device=CPU)
+        canvas.coefficients.data.zero_()
+        return canvas
+
     # When
     bare, rescued = (
-        fourier_ascent(
-            red_before_and_green_after,
-            fourier.Canvas(grey.copy(), device=CPU, longest_px=float("inf")),
-            views,
-            steps=40,
-            learning_rate=1.0,
-            rescue=rescue,
-        )
+        climb_canvas(red_before_and_green_after, grey(), views, steps=40, learning_rate=1.0, rescue=rescue)
         for rescue in (False, True)
     )
     # Then

@@ -9,31 +9,12 @@ import hashlib
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from workers.contract.errors import BadFilters, CorruptJob
 from workers.contract.filters import format_filters, parse_filters
 from workers.contract.keys import Name
-
-#: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
-MAX_SIZE_PX = 4096
-
-#: Smaller ones show nothing.
-MIN_SIZE_PX = 8
-
-
-class Frozen(BaseModel):
-    """Immutable, strict JSON record: no unknown fields, no silent conversions, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Preprocess(Frozen):
-    """What the network is fed: (x / 255 - mean) / std per colour channel of a picture x in 0..255; ``raw`` feeds x."""
-
-    name: Literal["raw", "imagenet", "model"]
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
+from workers.contract.recipe import Frozen, Recipe
 
 
 class Weights(Frozen):
@@ -72,29 +53,6 @@ class Layer(Frozen):
     def selected(self) -> tuple[int, ...]:
         """The rendered filters, ascending."""
         return parse_filters(self.filters, self.channels, self.name)
-
-
-class Recipe(Frozen):
-    """How a picture is made; every tile of a job is made the same way."""
-
-    #: notebook: Chollet's "visualizing convnet filters", to the letter. fourier: Lucid's, in decorrelated colour
-    method: Literal["notebook", "fourier"] = "notebook"
-    #: maximise the layer after its batch-norm and activation, or the convolution's own output
-    tap: Literal["activation", "conv"] = "activation"
-    preprocess: Preprocess
-    #: height and width of the picture; 150 is the notebook's
-    size_px: Annotated[int, Field(ge=MIN_SIZE_PX, le=MAX_SIZE_PX)] = 150
-    #: gradient steps; the notebook takes 40
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 40
-    #: notebook: pixels (of 0..255) per step of unit RMS; it takes 1. fourier: Adam's learning rate; Lucid takes 0.05
-    step_size: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    #: wake filters that do not answer to the start image: through what they are before their activation function,
-    #: then with other start images
-    rescue: bool = True
-    #: what the network computes in. auto: bf16 where the device multiplies it in hardware, else fp32. The picture, the
-    #: optimiser, and every activation that is recorded are fp32 always
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class Grid(Frozen):

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.contract.job import Frozen
 from workers.contract.keys import Name
+from workers.contract.recipe import Frozen
 
 #: live: the filter answered to the start image. rescued: it did not, and answers to the final one, or needed another
 #: start. dead: it answers to nothing that was tried.

@@ -1,0 +1,150 @@
+"""What an optimiser moves, and the pictures that it makes: Fourier coefficients, their phases alone, or pixels.
+
+All have decorrelated colour, and a margin around the tile that only the views see: a network's padding excites its
+filters along the edges of what it is fed, and that is cut off.
+
+Sources: Lucid (github.com/tensorflow/lucid: ``optvis/param/spatial.py``, ``color.py``); for the phases T. Fel et al.,
+"Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization" (MACO), 2023.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workers.streams import Stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Lucid's ``color_correlation_svd_sqrt``: a root of the covariance of ImageNet's colours; columns are its axes.
+_COLOUR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
+
+#: Standard deviation of the start coefficients, and what Lucid divides the picture by before the sigmoid.
+_START_SD, _SCALE = 0.01, 4.0
+
+#: Layers whose map is this many times smaller than the picture are treated as Lucid does. Shallower ones look at few
+#: pixels, which large waves, rotation and scaling only blur.
+FULL_AT_STRIDE = 8.0
+
+#: Canvas beyond the tile on each side: Lucid's jitter, and what a rotation turns in from outside.
+MARGIN_PX = 16
+
+#: What a stream's numbers are for.
+_START = 1
+
+
+#: Coefficients (B, C, ...) to planes (B, C, H, W) in decorrelated colour, before the sigmoid.
+Planes = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Canvas:
+    """Pictures (B, C, H, W) in 0..255, made from ``coefficients``; larger than the tiles by MARGIN_PX on each side."""
+
+    def __init__(self, start: "NDArray[np.float32]", planes: Planes, *, device: torch.device) -> None:
+        self._planes = planes
+        # Lucid's own normalisation: the longest column of the root has length one. Grey is the first axis alone.
+        colour = _COLOUR / np.linalg.norm(_COLOUR, axis=0).max()
+        grey = np.array([[np.linalg.norm(colour[:, 0]) / math.sqrt(3)]], np.float32)
+        self._colour = torch.from_numpy(colour if start.shape[1] == 3 else grey).to(device)
+        #: (B, C, ...) float32, what an optimiser moves
+        self.coefficients = torch.from_numpy(start).to(device).requires_grad_(True)
+
+    def whole(self) -> torch.Tensor:
+        """The pictures of the coefficients as they are now, margins and all."""
+        colours = torch.einsum("bchw,dc->bdhw", self._planes(self.coefficients), self._colour)
+        return torch.sigmoid(colours).contiguous(memory_format=torch.channels_last) * 255.0
+
+    def tiles(self) -> torch.Tensor:
+        """The pictures without their margins."""
+        return self.whole()[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
+
+
+def fourier_canvas(
+    streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
+) -> Canvas:
+    """Real and imaginary parts of Fourier coefficients, (B, C, H, W // 2 + 1, 2), scaled as photographs' are."""
+    whole_px = _with_margin(size_px)
+    scale = torch.from_numpy(spectrum_scale(whole_px, longest_px)).to(device)
+
+    def planes(coefficients: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.view_as_complex(coefficients) * scale
+        raw: torch.Tensor = torch.fft.irfft2(spectrum, s=whole_px, norm="ortho")
+        return raw / _SCALE
+
+    shape = (channels, whole_px[0], whole_px[1] // 2 + 1, 2)
+    return Canvas(_normal(streams, shape) * np.float32(_START_SD), planes, device=device)
+
+
+def phase_canvas(
+    streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
+) -> Canvas:
+    """Phases, (B, C, H, W // 2 + 1) in radians, of Fourier coefficients whose magnitudes are fixed.
+
+    The magnitudes are 1 / frequency, the law that the mean spectrum of photographs follows; the paper takes the
+    measured mean of ImageNet, which is a download. Each picture is standardised, as there.
+    """
+    whole_px = _with_margin(size_px)
+    scale = spectrum_scale(whole_px, longest_px)
+    scale[0, 0] = 0.0  # the mean, which is standardised away
+    magnitude = torch.from_numpy(scale).to(device)
+
+    def planes(phases: torch.Tensor) -> torch.Tensor:
+        raw: torch.Tensor = torch.fft.irfft2(torch.polar(magnitude.expand_as(phases), phases), s=whole_px, norm="ortho")
+        return raw / raw.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    return Canvas(_normal(streams, (channels, whole_px[0], whole_px[1] // 2 + 1)), planes, device=device)
+
+
+def pixel_canvas(
+    streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
+) -> Canvas:
+    """The pixels themselves, (B, C, H, W): Lucid's parametrisation without ``fft``. No wave is held back."""
+    start = _normal(streams, (channels, *_with_margin(size_px))) * np.float32(_START_SD)
+    return Canvas(start, lambda pixels: pixels, device=device)
+
+
+#: method -> the canvas it moves
+CANVASES = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canvas}
+
+
+def longest_wave_px(stride: float) -> float:
+    """The longest wave that a layer's pictures are made of; infinite for layers that see enough of a picture.
+
+    A filter of the stem sees a dozen pixels. Longer waves than a few of those tell nothing of it, and would flood the
+    tile with one flat colour, because to the mean of its map they count as much as the pattern it looks for.
+    """
+    return 16.0 * stride if stride < FULL_AT_STRIDE else math.inf
+
+
+def pace(stride: float) -> float:
+    """What the learning rate is multiplied by: a shallow filter's gradient is the same everywhere and at every step,
+    and in full strength would drive every pixel to black or white.
+    """
+    return math.sqrt(min(1.0, stride / FULL_AT_STRIDE))
+
+
+def spectrum_scale(size_px: tuple[int, int], longest_px: float = math.inf) -> "NDArray[np.float32]":
+    """What each coefficient of a picture (H, W) is multiplied by, (H, W // 2 + 1) float32: 1 / frequency.
+
+    That is how photographs' coefficients fall off. Frequencies are in cycles per pixel; the constant term counts as
+    the lowest frequency there is. Waves longer than ``longest_px`` fall off instead, with the square of frequency.
+    """
+    rows = np.fft.fftfreq(size_px[0])[:, None]
+    columns = np.fft.rfftfreq(size_px[1])[None, :]
+    lowest = 1.0 / max(size_px)
+    frequency = np.maximum(np.hypot(rows, columns), lowest)
+    scale = 1.0 / frequency * np.where(frequency > lowest, np.minimum(1.0, frequency * longest_px) ** 3, 0.25)
+    result: NDArray[np.float32] = scale.astype(np.float32)
+    return result
+
+
+def _with_margin(size_px: tuple[int, int]) -> tuple[int, int]:
+    return size_px[0] + 2 * MARGIN_PX, size_px[1] + 2 * MARGIN_PX
+
+
+def _normal(streams: list[Stream], shape: tuple[int, ...]) -> "NDArray[np.float32]":
+    """(B, *shape), each from its own stream, normal with standard deviation one."""
+    return np.stack([stream.generator(_START).standard_normal(shape, dtype=np.float32) for stream in streams])

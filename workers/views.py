@@ -1,0 +1,60 @@
+"""The random views a picture is seen from: a small shift, zoom and rotation for each step.
+
+Source: Lucid (github.com/tensorflow/lucid: ``optvis/transform.py``).
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from workers.canvas import FULL_AT_STRIDE, MARGIN_PX
+from workers.streams import Stream
+
+#: Lucid's views in full strength: pixels of jitter to each side, relative scale, degrees of rotation.
+_JITTER_PX, _ZOOM, _ROTATION = 8.0, 0.1, 10.0
+
+#: What a stream's numbers are for.
+_VIEWS = 2
+
+
+class Views:
+    """For each picture and step a small random shift, zoom and rotation, from the picture's own generator."""
+
+    def __init__(
+        self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
+        roomy: bool = True,
+    ) -> None:  # fmt: skip
+        strength = view_strength(stride)
+        margin_px = 2 * int(_JITTER_PX) if roomy and strength < 1.0 else 0
+        #: height and width of what is seen: with ``roomy``, shallow layers, which cost little, are shown some of the
+        #: margin too, so that the edge, whose padding excites their filters, is nowhere in the tile
+        self.view_px = size_px[0] + margin_px, size_px[1] + margin_px
+        draws = np.stack(
+            [stream.generator(_VIEWS).uniform(-1.0, 1.0, (steps, 4)) for stream in streams]
+        )  # (B, steps, 4)
+        shift_px = _JITTER_PX * draws[..., :2]
+        if strength == 0.0:  # whole pixels, which blur nothing
+            shift_px = np.round(shift_px)
+        scale = 1.0 + _ZOOM * strength * draws[..., 2]
+        angle = math.radians(_ROTATION) * strength * draws[..., 3]
+        cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+        height, width = (side + 2 * MARGIN_PX for side in size_px)
+        view_height, view_width = self.view_px
+        # affine_grid counts both pictures, whatever their size, as 2 wide and 2 high.
+        theta = np.zeros((*draws.shape[:2], 2, 3), np.float32)
+        theta[..., 0, 0], theta[..., 0, 1] = cosine * view_width / width, -sine * view_height / width
+        theta[..., 1, 0], theta[..., 1, 1] = sine * view_width / height, cosine * view_height / height
+        theta[..., 0, 2], theta[..., 1, 2] = shift_px[..., 0] * 2.0 / width, shift_px[..., 1] * 2.0 / height
+        self._theta = torch.from_numpy(theta).to(device)
+
+    def of(self, whole: torch.Tensor, step: int) -> torch.Tensor:
+        """What is seen in one step of canvases (B, C, H, W): (B, C, *view_px), mirrored beyond the edges."""
+        grid = F.affine_grid(self._theta[:, step], [*whole.shape[:2], *self.view_px], align_corners=False)
+        return F.grid_sample(whole, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def view_strength(stride: float) -> float:
+    """How much of zoom and rotation a layer gets whose map is ``stride`` times smaller than the picture: 0 to 1."""
+    return min(1.0, max(0.0, math.log2(stride / 2) / math.log2(FULL_AT_STRIDE / 2))) if stride > 0 else 1.0
