@@ -436,7 +436,7 @@ def test_the_convolutions_own_output_is_never_redirected(recipe: Recipe) -> None
 
 def test_at_the_convolutions_own_output_the_maps_are_what_they_were_before() -> None:
     # Given
-    model = one_layer({3: -0.6})
+    model = one_layer({3: -50.0})
     sliced = Tap(model, graph.trace(model), "0", "conv").slice(torch.tensor([3, 1]))
     # When
     maps, before = sliced.both(torch.rand(2, 3, 8, 8))
