@@ -60,13 +60,13 @@ def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tenso
             gain, variance = norm.weight, norm.running_var
         elif node.op == "call_function" and node.target is F.batch_norm:
             weight = node.kwargs.get("weight")
-            gain, variance = None if weight is None else _attribute(model, weight), _attribute(model, node.args[2])
+            gain, variance = None if weight is None else attribute(model, weight), attribute(model, node.args[2])
         if variance is not None:
             return (torch.ones_like(variance) if gain is None else gain), variance
     return None
 
 
-def _attribute(model: nn.Module, node: object) -> torch.Tensor:
+def attribute(model: nn.Module, node: object) -> torch.Tensor:
     """The tensor that a get_attr node stands for."""
     path, _, name = str(node.target).rpartition(".")  # type: ignore[attr-defined]  # a node, in any trace of ours
     tensor: torch.Tensor = getattr(model.get_submodule(path), name)
@@ -110,7 +110,7 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
         if len(following) != 1:
             return chain
         node = following[0]
-        if _is_norm(model, node) and not normed:
+        if is_norm(model, node) and not normed:
             normed = True
             chain.append(node)
         elif _is_module(model, node, _PASS_THROUGH):
@@ -203,7 +203,8 @@ def _is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), kinds)
 
 
-def _is_norm(model: nn.Module, node: fx.Node) -> bool:
+def is_norm(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the node is a batch-norm."""
     return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
 
 

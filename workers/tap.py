@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from workers import graph as graphs
 from workers.contract.tile import Precision
+from workers.trunk import Kernels
 
 
 class Tap(nn.Module):
@@ -20,17 +21,28 @@ class Tap(nn.Module):
 
     ``Tap(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing in it. With
     ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what it needs;
-    under ``torch.no_grad``, where values are only looked at, in float32 as ever.
+    under ``torch.no_grad``, where values are only looked at, in float32 as ever. Taps of one network may share their
+    ``kernels``.
     """
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph,
+        layer: str,
+        tap: str,
+        precision: Precision = "fp32",
+        kernels: Kernels | None = None,
+    ) -> None:
         super().__init__()
         conv = graphs.find(model, graph, layer)
         chain = graphs.tapped(model, conv, tap)
         before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
-        self._trunk = subgraph(model, graph, upto=conv.all_input_nodes[0])
+        trunk = subgraph(model, graph, upto=conv.all_input_nodes[0])
+        kernels = kernels or Kernels()
+        self._trunk = kernels.quicken(trunk, "fp32")
         self.precision = precision
-        self._half = copy.deepcopy(self._trunk).to(torch.bfloat16) if precision == "bf16" else None
+        self._half = kernels.quicken(trunk, "bf16") if precision == "bf16" else None
         self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
