@@ -16,7 +16,8 @@ MOST_LINES = 260
 
 #: What makes pictures; it knows no queue, no ledger and no object store.
 RENDERING = {
-    f"workers.{name}" for name in ("models", "graph", "tap", "images", "ascent", "render", "weights", "measure")
+    f"workers.{name}"
+    for name in ("models", "graph", "tap", "trunk", "winograd", "images", "ascent", "render", "weights", "measure")
 }
 REMOTE = {"celery", "kombu", "redis", "boto3", "botocore"}
 
