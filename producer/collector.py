@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 #: Between rounds; a round costs a handful of Redis commands.
 ROUND_S = 1.0
 
-#: Nothing queued and nothing with a worker, for this long, while tiles are missing: their messages are lost. It only
-#: has to outlast the moment in which a message is between the queue and Kombu's ``unacked``.
+#: Nothing of a job queued and nothing with a worker, for this long, while tiles are missing: their messages are lost.
+#: It only has to outlast the moment in which a message is between the queue and Kombu's ``unacked``.
 LOST_S = 5.0
 
 #: Between looks at the bucket for jobs that Redis does not know.
@@ -52,6 +52,8 @@ class _Watched:
     assembled: set[str] = field(default_factory=set)
     ended: int = -1
     progress_at: float = field(default_factory=time.monotonic)
+    #: since when it has had no message at all
+    idle_since: float | None = None
 
 
 class Collector:
@@ -64,7 +66,6 @@ class Collector:
         self._lock = ledger.client.lock(keys.COLLECTOR_LOCK, timeout=LOCK_S)
         self._watched: dict[str, _Watched] = {}
         self._ended_jobs: set[str] = set()
-        self._idle_since: float | None = None
         self._scanned_at: float | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -182,27 +183,26 @@ class Collector:
 
     def _mend(self, missing: dict[str, set[int]]) -> None:
         """Enqueue again what is in no queue and with no worker."""
-        total = sum(len(numbers) for numbers in missing.values())
-        queued = outstanding(self._ledger.client)
+        # Those that were finished in this very round are not watched any more.
+        open_jobs = {job_id: numbers for job_id, numbers in missing.items() if numbers and job_id in self._watched}
+        if not open_jobs:
+            return
         now = time.monotonic()
-        if queued or not total:
-            self._idle_since = None
-        elif self._idle_since is None:
-            self._idle_since = now
-        lost_all = self._idle_since is not None and now - self._idle_since >= LOST_S
-        for job_id, numbers in missing.items():
-            watched = self._watched.get(job_id)
-            if watched is None:  # finished in this very round
-                continue
-            stalled = now - watched.progress_at >= self._stalled_s and queued < total
-            if numbers and (lost_all or stalled):
+        for job_id, messages in outstanding(self._ledger.client, open_jobs).items():
+            watched, numbers = self._watched[job_id], open_jobs[job_id]
+            if messages.total:
+                watched.idle_since = None
+            elif watched.idle_since is None:
+                watched.idle_since = now
+            lost = watched.idle_since is not None and now - watched.idle_since >= LOST_S
+            stalled = now - watched.progress_at >= self._stalled_s and messages.total < len(numbers)
+            if lost or stalled:
                 log.warning("job %s: %d tiles are in no queue; enqueueing them again", job_id, len(numbers))
                 self._still_mine()
                 enqueue_tiles(watched.job, numbers, self._ledger, self._app)
                 self._ledger.note_requeued(job_id, numbers)
                 self._ledger.release(job_id)
-                watched.progress_at = now
-                self._idle_since = None
+                watched.progress_at, watched.idle_since = now, None
 
     def _still_mine(self) -> None:
         """Renew the lock; raises redis.exceptions.LockError where another collector has taken over."""

@@ -35,8 +35,9 @@ class JobStatus:
     planned: int
     stored: int
     failed: int
-    #: messages of all jobs that are queued or with a worker
-    outstanding: int
+    #: messages of this job that wait for a worker, and those that are with one
+    queued: int
+    in_flight: int
     #: tiles that were enqueued again because their message was lost
     requeued: int
     workers: int
@@ -99,16 +100,18 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
             )
         )
     seen = ledger.workers()
+    messages = outstanding(ledger.client, [job.id])[job.id]
     return JobStatus(
         job=job.id,
         state=state,
         planned=len(job.tiles),
         stored=len(done),
         failed=len(failed),
-        outstanding=outstanding(ledger.client),
+        queued=messages.queued,
+        in_flight=messages.in_flight,
         requeued=ledger.requeued(job.id),
         workers=sum(ago <= WORKER_SEEN_S for ago in seen.values()),
-        waiting_for=_waiting_for(job, state, len(done) + len(failed), seen, ledger),
+        waiting_for=_waiting_for(job, state, len(done) + len(failed), messages.total, seen, ledger),
         layers=tuple(layers),
         reasons={"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())},
     )
@@ -126,13 +129,13 @@ def require_complete(status: JobStatus) -> None:
         )
 
 
-def _waiting_for(job: Job, state: str, ended: int, seen: dict[str, float], ledger: Ledger) -> str:
+def _waiting_for(job: Job, state: str, ended: int, messages: int, seen: dict[str, float], ledger: Ledger) -> str:
     if state != "running":
         return ""
     if not ledger.client.exists(keys.COLLECTOR_LOCK):
         if ended == len(job.tiles):
             return "a collector, to assemble the sheets; start one with 'filterfarm collector'"
-        if outstanding(ledger.client) == 0:
+        if messages == 0:
             return "a collector, to enqueue what was lost; start one with 'filterfarm collector'"
     if ended < len(job.tiles) and not any(ago <= WORKER_SEEN_S for ago in seen.values()):
         if not seen:

@@ -47,7 +47,7 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
         store.delete(keys.failed(job.id, layer, filter_))
         # Its layer's sheet shows a gap, and is made anew.
         store.delete(keys.records(job.id, layer))
-    running = job.id in ledger.jobs() and ledger.is_synced(job.id) and outstanding(ledger.client) > 0
+    running = _is_on_its_way(job, ledger)
     ledger.hold(job.id)
     if running:
         # Its messages are on their way; what of them is lost, the collector finds. Failed filters have none.
@@ -101,6 +101,16 @@ def read_state(store: Store, job_id: str) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         return "running"
     return str(state) if str(state) in {"finished", "cancelled", "stopped"} else "running"
+
+
+def _is_on_its_way(job: Job, ledger: Ledger) -> bool:
+    """Whether what the job lacks has a message each: not where a submission was cut off, or messages were lost."""
+    if job.id not in ledger.jobs() or not ledger.is_synced(job.id):
+        return False
+    # Counted before the tiles: what ends in between makes fewer tiles missing, not fewer messages.
+    total = outstanding(ledger.client, [job.id])[job.id].total
+    missing = len(job.tiles) - len(ledger.done(job.id) | ledger.failed(job.id).keys())
+    return 0 < missing <= total
 
 
 def _store_job(job: Job, store: Store) -> None:

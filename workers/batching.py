@@ -38,6 +38,8 @@ class Batcher(Generic[Result]):
         self._linger_s = linger_s
         self._waiting: OrderedDict[Group, dict[int, list[Future[Result]]]] = OrderedDict()
         self._since: dict[Group, float] = {}
+        #: job -> number of its last batch
+        self._ran: dict[str, int] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
@@ -88,27 +90,32 @@ class Batcher(Generic[Result]):
             _settle(futures, results)
 
     def _next(self) -> Group | None:
-        """The group to run now: a full one, else the one that has waited longest and long enough; None when closed."""
+        """The group to run now, None when closed. It is full or has lingered; of several, jobs take turns."""
         while not self._closed:
-            full = next((group for group, filters in self._waiting.items() if len(filters) >= self._size), None)
-            if full is not None:
-                return full
-            if not self._waiting:
-                self._changed.wait()
-                continue
-            oldest = min(self._waiting, key=self._since.__getitem__)
-            left_s = self._since[oldest] + self._linger_s - time.monotonic()
-            if left_s <= 0:
-                return oldest
-            self._changed.wait(left_s)
+            now = time.monotonic()
+            ready = [group for group in self._waiting if self._is_full(group) or self._left_s(group, now) <= 0]
+            if ready:
+                return min(ready, key=self._rank)
+            self._changed.wait(min((self._left_s(group, now) for group in self._waiting), default=None))
         return None
+
+    def _is_full(self, group: Group) -> bool:
+        return len(self._waiting[group]) >= self._size
+
+    def _left_s(self, group: Group, now: float) -> float:
+        return self._since[group] + self._linger_s - now
+
+    def _rank(self, group: Group) -> tuple[int, bool, float]:
+        """The job whose last batch is longest ago; of that a full batch; else what has waited longest."""
+        return self._ran.get(group[0], 0), not self._is_full(group), self._since[group]
 
     def _take(self, group: Group) -> dict[int, list["Future[Result]"]]:
         filters = self._waiting.pop(group)
         taken = sorted(filters)[: self._size]
         rest = {filter_: futures for filter_, futures in filters.items() if filter_ not in taken}
         del self._since[group]
-        if rest:  # goes to the end, so that jobs take turns
+        self._ran[group[0]] = max(self._ran.values(), default=0) + 1
+        if rest:
             self._waiting[group] = rest
             self._since[group] = time.monotonic()
         return {filter_: filters[filter_] for filter_ in taken}

@@ -1,4 +1,6 @@
-"""Celery's consumer, hardened against what else may lie on the queue.
+"""Celery's consumer, made to follow the jobs' queues, and hardened against what else may lie on them.
+
+Each job has a queue of its own, which is read from soon after it is registered until it has ended.
 
 Celery answers a foreign message with a dump of it, and some with its own end: a body that is JSON but no triple stops
 the worker and stays on the queue, and so stops the next one. Here each is one clear line in the log, and dropped.
@@ -9,19 +11,29 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.bootsteps import RUN  # type: ignore[attr-defined]  # missing in the stubs
 from celery.exceptions import InvalidTaskError
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import DecodeError
+
+from workers.contract import keys
+from workers.contract.broker import job_queue
+
+#: How soon a worker learns of new jobs and of ended ones.
+FOLLOW_S = 0.5
 
 log = logging.getLogger(__name__)
 
 
 class Consumer(CeleryConsumer):
-    """Drops what is no task of ours. Named in ``worker_consumer``."""
+    """Reads the queues of all jobs, and drops what is no task of ours. Named in ``worker_consumer``."""
 
     # Celery's own attributes, which its stubs leave out.
     strategies: dict[str, Any]
     task_consumer: Any
+    blueprint: Any
+    connection_errors: Any
 
     def update_strategies(self) -> None:
         """Make Celery's own unpacking of a message's body raise what its caller expects."""
@@ -34,6 +46,28 @@ class Consumer(CeleryConsumer):
         handlers = self.task_consumer.channel.handlers
         handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])
         return super().create_task_handler(*args, **kwargs)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called on every new connection, like the one above; the loop ends its timers with the connection."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(FOLLOW_S, self._follow_jobs)
+
+    def _follow_jobs(self) -> None:
+        """Read from the queues of all jobs there are now, and no others; runs in the loop's own thread."""
+        if self.blueprint.state != RUN or state.should_stop is not None or state.should_terminate is not None:
+            return
+        try:
+            with self.task_consumer.channel.conn_or_acquire() as client:
+                jobs = {member.decode() for member in client.smembers(keys.JOBS)}
+        except self.connection_errors:  # the loop itself finds that out, and connects anew
+            return
+        wanted = {keys.QUEUE, *map(keys.queue, jobs)}
+        for name in {queue.name for queue in self.task_consumer.queues} - wanted:
+            self.task_consumer.cancel_by_queue(name)
+        for job_id in sorted(jobs):
+            if not self.task_consumer.consuming_from(keys.queue(job_id)):
+                self.task_consumer.add_queue(job_queue(job_id))
+        self.task_consumer.consume()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Drop what has no task's headers."""

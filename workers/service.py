@@ -62,6 +62,10 @@ DEFAULT_BATCH = 8
 _VERSION_NAMES = ("torch", "torchvision", "numpy", "pillow")
 
 
+class _Cancelled(FilterfarmError):
+    """Raised for a tile whose job was cancelled while it waited for its batch."""
+
+
 class HandBack(Exception):
     """Raised when a message has to go back to the queue."""
 
@@ -95,6 +99,8 @@ class Service:
         starts = self.ledger.begin(job.id, number)
         try:
             self._make(task, job, number, starts)
+        except _Cancelled:
+            self.ledger.abandon(job.id, number)
         except Draining as error:
             self.ledger.abandon(job.id, number)
             raise HandBack from error
@@ -161,7 +167,7 @@ class Service:
                 raise RenderFailed(tile.error)
         except RenderFailed as error:
             self._give_up(task, job, number, starts, str(error))
-        except (TransientError, StorageDenied, NoBucket):
+        except (TransientError, StorageDenied, NoBucket, _Cancelled):
             raise
         except FilterfarmError as error:
             if self.ledger.count_attempt(job.id, number) < MAX_ATTEMPTS:
@@ -203,6 +209,8 @@ class Service:
         raise HandBack from error
 
     def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
+        if self.ledger.is_cancelled(group[0]):
+            raise _Cancelled(f"job {group[0]} was cancelled")
         job, checkpoint = self._job(group[0])
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
         tiles = self._renderer.render(batch)

@@ -1,5 +1,6 @@
 """Where Celery meets the service: the task, the worker's life, the heartbeat. Nothing else in here knows pictures."""
 
+import functools
 import logging
 import threading
 import time
@@ -11,7 +12,8 @@ from celery.exceptions import Reject
 
 from workers.contract.broker import TASK_NAME, refresh_visibility
 from workers.contract.settings import Settings
-from workers.service import HandBack, Service
+from workers.service import DEFAULT_BATCH, HandBack, Service
+from workers.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,8 @@ class Farmhand:
 def install(app: Celery, settings: Settings) -> None:
     """Give ``app`` the render task, and the service to run it with once a worker starts."""
     app.conf.worker_consumer = "workers.consumer:Consumer"
+    turns = functools.partial(Turns, settings.batch or DEFAULT_BATCH)
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "queue_order_strategy": turns}
     farmhands: list[Farmhand] = []
 
     @app.task(name=TASK_NAME, bind=True)

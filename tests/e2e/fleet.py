@@ -99,7 +99,8 @@ class Fleet:
 
     def outstanding(self) -> int:
         """Messages queued or with a worker."""
-        return int(self.redis.llen("filterfarm.render")) + int(self.redis.hlen("unacked"))
+        queued = sum(int(self.redis.llen(queue)) for queue in self.redis.scan_iter("filterfarm.render*"))
+        return queued + int(self.redis.hlen("unacked"))
 
     def stop_all(self) -> None:
         """SIGKILL to everything that still runs, and to its children."""

@@ -25,6 +25,7 @@ from workers.contract.broker import (
     broker_errors,
     connect,
     enqueue,
+    job_queue,
     make_app,
     outstanding,
     refresh_visibility,
@@ -66,7 +67,13 @@ def tasks(count: int) -> list[Task]:
 
 def queued(client: "redis.Redis") -> list[bytes]:
     """Messages in the order they will be delivered."""
-    return [entry for entry in reversed(client.lrange(keys.QUEUE, 0, -1)) if isinstance(entry, bytes)]
+    return [entry for entry in reversed(client.lrange(keys.queue(JOB), 0, -1)) if isinstance(entry, bytes)]
+
+
+def count_of(client: "redis.Redis") -> tuple[int, int]:
+    """Messages of the job: queued, and in flight."""
+    messages = outstanding(client, [JOB])[JOB]
+    return messages.queued, messages.in_flight
 
 
 @contextmanager
@@ -74,7 +81,7 @@ def delivered(app: Celery, count: int) -> Iterator[list[Any]]:
     """As many messages, taken from the queue and not acknowledged."""
     with app.connection_for_read() as connection:
         channel: Any = connection.default_channel  # kombu's own, which has no types
-        yield [channel.basic_get(keys.QUEUE) for _ in range(count)]
+        yield [channel.basic_get(keys.queue(JOB)) for _ in range(count)]
 
 
 def test_tasks_are_published_in_order_and_counted(app: Celery, redis_client: "redis.Redis") -> None:
@@ -115,42 +122,53 @@ def test_no_tasks_are_no_messages(app: Celery, redis_client: "redis.Redis") -> N
     # When it is enqueued
     assert enqueue(app, []) == 0
     # Then the queue is empty
-    assert outstanding(redis_client) == 0
+    assert redis_client.dbsize() == 0
 
 
 def test_nothing_of_results_is_ever_written(app: Celery, redis_client: "redis.Redis") -> None:
     # Given enqueued tasks
     enqueue(app, tasks(2))
     # When Redis is asked for its keys
-    # Then there is the queue and what binds it, and no result of a task
-    assert {bytes(key).partition(b"kombu")[0] for key in redis_client.scan_iter()} == {keys.QUEUE.encode(), b"_"}
+    # Then there is the queue, and no result of a task
+    assert redis_client.keys() == [keys.queue(JOB).encode()]
 
 
 def test_outstanding_are_the_queued_and_those_with_a_worker(app: Celery, redis_client: "redis.Redis") -> None:
-    # Given five messages
+    # Given five messages of a job, and one of another
     enqueue(app, tasks(5))
-    assert outstanding(redis_client) == 5
+    enqueue(app, [Task(job="another-job", layer="features.24", filter=0)])
+    assert count_of(redis_client) == (5, 0)
     # When two are delivered
     with delivered(app, 2) as messages:
-        # Then all five are still outstanding
-        assert redis_client.llen(keys.QUEUE) == 3
-        assert redis_client.hlen(UNACKED) == 2
-        assert outstanding(redis_client) == 5
+        # Then all five are still outstanding, and two of them in flight
+        assert count_of(redis_client) == (3, 2)
         # And when one is acknowledged, four are
         messages[0].ack()
-        assert outstanding(redis_client) == 4
-        # And a message that is handed back is not lost
+        assert count_of(redis_client) == (3, 1)
+        # And a message that is handed back is in its own queue again
         messages[1].requeue()
-        assert outstanding(redis_client) == 4
+        assert count_of(redis_client) == (4, 0)
     assert redis_client.hlen(UNACKED) == 0
+    # And the other job's is still its own, and a job without messages has none
+    both = outstanding(redis_client, ["another-job", "no-job"])
+    assert [both["another-job"].total, both["no-job"].total] == [1, 0]
+
+
+def test_what_else_lies_among_the_messages_in_flight_counts_for_no_job(redis_client: "redis.Redis") -> None:
+    # Given entries that are no message of ours
+    for tag, entry in enumerate(["", "{", "[]", "5", '[{}, "", null]', '["x"]']):
+        redis_client.hset(UNACKED, str(tag), entry)
+    # When a job's messages are counted
+    # Then they are not among them
+    assert count_of(redis_client) == (0, 0)
 
 
 def test_a_message_of_another_priority_is_outstanding_too(app: Celery, redis_client: "redis.Redis") -> None:
     # Given a message that somebody sent with a priority
-    app.send_task(TASK_NAME, kwargs=tasks(1)[0].model_dump(), queue=keys.QUEUE, priority=9)
+    app.send_task(TASK_NAME, kwargs=tasks(1)[0].model_dump(), queue=job_queue(JOB), priority=9)  # type: ignore[arg-type]  # the stubs know names
     # When outstanding ones are counted
     # Then it is among them
-    assert outstanding(redis_client) == 1
+    assert count_of(redis_client) == (1, 0)
 
 
 def test_refreshing_visibility_touches_only_messages_in_flight(app: Celery, redis_client: "redis.Redis") -> None:
@@ -188,8 +206,7 @@ def test_a_message_whose_worker_is_silent_goes_to_another(broker_url: str, redis
             channel: Any = connection.default_channel
             channel.qos.restore_visible()
         # Then it is in the queue again
-        assert redis_client.llen(keys.QUEUE) == 1
-        assert redis_client.hlen(UNACKED) == 0
+        assert count_of(redis_client) == (1, 0)
     close_pools()
 
 
@@ -224,7 +241,7 @@ def publish(settings: Settings) -> None:
 def count(settings: Settings) -> None:
     """What every command does first."""
     with connect(settings, retries=1) as client:
-        outstanding(client)
+        outstanding(client, [JOB])
 
 
 @pytest.mark.parametrize(

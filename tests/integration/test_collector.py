@@ -22,6 +22,7 @@ from producer.submit import read_state, submit, write_status
 from tests.conftest import finish_tiles, sample_job, sample_tile
 from tests.integration.test_submit import fail, queued
 from workers.contract import keys
+from workers.contract.broker import outstanding
 from workers.contract.job import Grid, Job
 from workers.contract.ledger import Ledger
 from workers.contract.settings import Settings
@@ -112,7 +113,8 @@ def objects(store: Store) -> dict[str, bytes | None]:
 
 def acknowledge_all(client: "redis.Redis") -> None:
     """What workers leave of the queue when they are through."""
-    client.delete(keys.QUEUE)
+    for queue in client.scan_iter(f"{keys.QUEUE}.*"):
+        client.delete(queue)
 
 
 def test_a_layer_is_assembled_when_all_of_its_tiles_are_there_and_not_before(
@@ -292,31 +294,46 @@ def test_nothing_is_enqueued_again_before_a_message_can_be_taken_for_lost(
     acknowledge_all(redis_client)
     # When the collector looks for a while, and then it is with the worker
     drive(collector, caplog, 3)
-    redis_client.hset("unacked", "tag", "message")
+    redis_client.hset("unacked", "tag", json.dumps([{}, "", keys.queue(JOB.id)]))
     drive(collector, caplog, 3)
     # Then it was never taken for lost
     assert ledger.requeued(JOB.id) == 0
 
 
-def test_a_job_that_stalls_is_mended_although_another_has_messages(
-    settings: Settings, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+def test_lost_messages_of_one_job_are_found_although_another_has_messages(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     # Given two jobs, of which one has lost its messages, and the other's wait
     lost = submitted(sample_job(), store, ledger, app)
     acknowledge_all(redis_client)
     waiting = submitted(sample_job(seed=1), store, ledger, app)
+    # When the collector looks for a while
+    drive(collector, caplog, 5)
+    # Then the first has a message for each tile again, and the other is left alone
+    messages = outstanding(redis_client, [lost.id, waiting.id])
+    assert [messages[lost.id].queued, messages[waiting.id].queued] == [4, 4]
+    assert [ledger.requeued(lost.id), ledger.requeued(waiting.id)] == [4, 0]
+
+
+def test_a_job_that_stalls_with_fewer_messages_than_it_lacks_tiles_is_mended(
+    settings: Settings, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job that has lost one message of four, and one that has all and waits for a worker
+    short = submitted(sample_job(), store, ledger, app)
+    redis_client.rpop(keys.queue(short.id))
+    waiting = submitted(sample_job(seed=1), store, ledger, app)
     # When the collector has seen no progress for longer than a redelivery takes
     collector = Collector(settings, store=store, ledger=ledger, app=app)
     collector._stalled_s = 0.2
     drive(collector, caplog)
-    assert ledger.requeued(lost.id) == 0
+    assert ledger.requeued(short.id) == 0
     time.sleep(0.3)
-    drive(collector, caplog)
-    # Then the first has messages again; the other's are too, which does no harm
-    assert ledger.requeued(lost.id) == 4
-    assert len(queued(redis_client)) >= 8
-    assert ledger.jobs() == {lost.id, waiting.id}
+    drive(collector, caplog, 3)
+    # Then the first has a message for each tile again, and the other was left alone
+    assert set(queued(redis_client)) == set(short.tiles)
+    assert [ledger.requeued(short.id), ledger.requeued(waiting.id)] == [4, 0]
 
 
 def test_a_job_that_is_being_enqueued_is_left_alone(

@@ -29,11 +29,12 @@ def fail(job: Job, number: int, store: Store, ledger: Ledger, reason: str = "out
 
 
 def queued(client: "redis.Redis") -> list[tuple[str, int]]:
-    """(layer, filter) of every message, in order."""
+    """(layer, filter) of every message of every job, in order."""
     found = []
-    for raw in reversed(client.lrange(keys.QUEUE, 0, -1)):
-        _, body, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))
-        found.append((body["layer"], body["filter"]))
+    for queue in sorted(client.scan_iter(f"{keys.QUEUE}.*")):
+        for raw in reversed(client.lrange(queue, 0, -1)):
+            _, body, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))
+            found.append((body["layer"], body["filter"]))
     return found
 
 
@@ -116,7 +117,7 @@ def test_failed_filters_are_tried_again_while_the_rest_is_on_its_way(
 ) -> None:
     # Given a job that runs, and of which one filter has failed already
     submit(JOB, None, store=store, ledger=ledger, app=app)
-    redis_client.rpop(keys.QUEUE)
+    redis_client.rpop(keys.queue(JOB.id))
     fail(JOB, 0, store, ledger)
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
@@ -129,17 +130,30 @@ def test_failed_filters_are_tried_again_while_the_rest_is_on_its_way(
 def test_a_cancelled_job_is_resumed_by_submitting_it_again(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
-    # Given a cancelled job, whose messages the workers have dropped
+    # Given a cancelled job
     submit(JOB, None, store=store, ledger=ledger, app=app)
     finish_tiles(JOB, {0}, store, ledger)
     ledger.cancel(JOB.id)
-    redis_client.delete(keys.QUEUE)
+    assert queued(redis_client) == []
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
     # Then what is missing is enqueued, and workers no longer drop it
     assert result.enqueued == 7
     assert not ledger.is_cancelled(JOB.id)
     assert read_state(store, JOB.id) == "running"
+
+
+def test_what_a_submission_that_was_cut_off_did_not_enqueue_the_next_one_does(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job of which only three messages came to the queue
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    redis_client.ltrim(keys.queue(JOB.id), -3, -1)
+    # When it is submitted again
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then all that is missing has a message
+    assert result.enqueued == 8
+    assert set(queued(redis_client)) == set(JOB.tiles)
 
 
 def test_another_job_is_enqueued_while_one_runs(
@@ -150,9 +164,10 @@ def test_another_job_is_enqueued_while_one_runs(
     # When another is submitted
     other = sample_job(seed=1)
     result = submit(other, None, store=store, ledger=ledger, app=app)
-    # Then all of it is enqueued, behind the first
+    # Then all of it is enqueued, in a queue of its own
     assert result.enqueued == 4
-    assert outstanding(redis_client) == 12
+    messages = outstanding(redis_client, [JOB.id, other.id])
+    assert [messages[JOB.id].queued, messages[other.id].queued] == [8, 4]
     assert ledger.jobs() == {JOB.id, other.id}
 
 

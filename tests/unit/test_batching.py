@@ -123,6 +123,20 @@ def test_jobs_take_turns() -> None:
         assert [group for group, _ in device.batches] == [ONE, THREE, ONE, THREE, ONE]
 
 
+def test_an_incomplete_batch_is_not_kept_waiting_by_full_ones_of_another_job() -> None:
+    # Given a busy device
+    device = Device()
+    with batching(device, size=2, linger_s=0.0) as batcher:
+        with held(device, batcher, 2):
+            # When one job asks for three full batches, and another for a single tile
+            futures = [batcher.submit(group, number) for group in (ONE, TWO) for number in (0, 1)]
+            futures += [batcher.submit(("job", "features.4"), number) for number in (0, 1)]
+            futures.append(batcher.submit(THREE, 7))
+        answers(futures)
+        # Then the single tile has its turn after the first of them
+        assert [group for group, _ in device.batches][:3] == [ONE, THREE, TWO]
+
+
 def test_what_does_not_fit_into_a_batch_is_in_the_next() -> None:
     # Given a busy device
     device = Device()

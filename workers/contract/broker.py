@@ -1,16 +1,21 @@
-"""The queue: the Celery application, its reliability settings, and how tasks get into it.
+"""The queues: the Celery application, its reliability settings, and how tasks get into it.
 
-The queue is a to-do list and nothing more: Celery on Redis can lose a message (a kill between BRPOP and the write to
+Each job has a queue of its own, so that jobs take turns and one can be counted, or emptied, without the others.
+A queue is a to-do list and nothing more: Celery on Redis can lose a message (a kill between BRPOP and the write to
 ``unacked``), so what is missing is found by the collector, which compares the job with the bucket.
 """
 
 import contextlib
+import json
 import ssl
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import redis
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
@@ -24,9 +29,6 @@ TASK_NAME = "filterfarm.render"
 
 #: Redis commands of Celery's own hold a message in these between delivery and acknowledgement.
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
-
-#: Kombu keeps one list per priority step; ours all go to the first.
-_PRIORITY_LISTS = (keys.QUEUE, *(f"{keys.QUEUE}\x06\x16{step}" for step in (3, 6, 9)))
 
 
 def make_app(settings: Settings) -> Celery:
@@ -61,6 +63,8 @@ def make_app(settings: Settings) -> Celery:
         # Kombu verifies no certificate unless told to; redis-py, which the ledger uses, does.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.broker_url.startswith("rediss://") else None,
         broker_transport_options={
+            # One list per queue instead of four: nothing of ours is more urgent than the rest of its job.
+            "priority_steps": [0],
             "visibility_timeout": settings.visibility_timeout_s,
             # The defaults (10, 10 and 300) delay a redelivery by 100 s and, after a kill at the wrong moment, by 300 s.
             "unacked_restore_interval": 5,
@@ -113,15 +117,22 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         ) from error
 
 
+def job_queue(job_id: str) -> Queue:
+    """The job's queue. No exchange and so no binding: a message names its list, also when it is handed back."""
+    name = keys.queue(job_id)
+    return Queue(name, Exchange(""), routing_key=name)
+
+
 def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
     """Publish one message per task, in order; returns how many. Harmless when repeated: workers skip stored tiles."""
     count = 0
+    queues: dict[str, Queue] = {}
     with app.producer_pool.acquire(block=True) as producer, producer.batch():  # type: ignore[attr-defined]
         for task in tasks:
             app.send_task(
                 TASK_NAME,
                 kwargs=task.model_dump(),
-                queue=keys.QUEUE,
+                queue=queues.setdefault(task.job, job_queue(task.job)),  # type: ignore[arg-type]  # the stubs know names
                 producer=producer,
                 retry=False,
                 ignore_result=True,
@@ -130,13 +141,34 @@ def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
     return count
 
 
-def outstanding(client: "redis.Redis") -> int:
-    """Messages that wait in the queue or are with a worker, of all jobs."""
+@dataclass(frozen=True, kw_only=True)
+class Outstanding:
+    """Messages of one job that are on their way."""
+
+    #: wait for a worker
+    queued: int
+    #: are with a worker
+    in_flight: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.queued + self.in_flight
+
+
+def outstanding(client: "redis.Redis", job_ids: Iterable[str]) -> dict[str, Outstanding]:
+    """Messages of each of these jobs at one moment. Reads all that is with workers: some kB per device of the farm."""
+    ids = list(job_ids)
     pipe = client.pipeline(transaction=True)
-    for name in _PRIORITY_LISTS:
-        pipe.llen(name)
-    pipe.hlen(UNACKED)
-    return int(sum(pipe.execute()))
+    for job_id in ids:
+        pipe.llen(keys.queue(job_id))
+    pipe.hvals(UNACKED)
+    *lengths, entries = pipe.execute()
+    in_flight = Counter(map(_queue_of, cast("list[bytes]", entries)))
+    return {
+        job_id: Outstanding(queued=length, in_flight=in_flight[keys.queue(job_id)])
+        for job_id, length in zip(ids, lengths, strict=True)
+    }
 
 
 def refresh_visibility(client: "redis.Redis", tags: Iterable[str], now: float) -> None:
@@ -144,6 +176,14 @@ def refresh_visibility(client: "redis.Redis", tags: Iterable[str], now: float) -
     scores = dict.fromkeys(tags, now)
     if scores:
         client.zadd(UNACKED_INDEX, scores, xx=True)
+
+
+def _queue_of(entry: bytes) -> str:
+    """Which queue a message came from; Kombu keeps [message, exchange, routing key]."""
+    try:
+        return str(json.loads(entry)[2])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,8 +13,9 @@ Objects, below the bucket's prefix (the bucket alone can rebuild everything):
 
 Redis (losing it loses no picture):
 
-    filterfarm.render                   the queue (Celery's; with its unacked and unacked_index)
-    filterfarm:jobs                     set: ids of the jobs the collector looks after
+    filterfarm.render.<job>             list: the job's queue (Celery's; with its unacked and unacked_index)
+    filterfarm.render                   list: nothing of ours; the queue a worker has when there is no job
+    filterfarm:jobs                     set: ids of the jobs that workers serve and the collector looks after
     filterfarm:collector                lock: the one collector that acts
     filterfarm:workers                  sorted set: worker name -> when it was last seen (Unix seconds)
     filterfarm:<job>:done               bits: tile number -> stored
@@ -94,6 +95,11 @@ def parse_filter_key(key: str) -> tuple[str, int] | None:
     """(layer, filter) of a ``tiles/`` or ``failed/`` key, or None where the key is no such thing."""
     match = re.fullmatch(r"[^/]+/(?:tiles|failed)/([^/]+)/(0|[1-9][0-9]{0,8})\.(?:png|json)", key)
     return (match[1], int(match[2])) if match else None
+
+
+def queue(job_id: str) -> str:
+    """Name of the job's queue, which is the Redis key of its list."""
+    return f"{QUEUE}.{job_id}"
 
 
 def redis(job_id: str, field: str) -> str:

@@ -40,11 +40,14 @@ class Ledger:
         return _text(cast("bytes | None", self.client.get(keys.redis(job_id, "submission"))) or b"")
 
     def unregister(self, job_id: str) -> None:
-        """Take a job that has ended off the collector's list."""
-        self.client.srem(keys.JOBS, job_id)
+        """Take a job that has ended off the list, with what messages it may have left."""
+        pipe = self.client.pipeline()
+        pipe.srem(keys.JOBS, job_id)
+        pipe.delete(keys.queue(job_id))
+        pipe.execute()
 
     def jobs(self) -> set[str]:
-        """Ids of the jobs the collector looks after."""
+        """Ids of the jobs that workers serve and the collector looks after."""
         return {_text(member) for member in self.client.smembers(keys.JOBS)}
 
     def hold(self, job_id: str) -> None:
@@ -60,10 +63,11 @@ class Ledger:
         return bool(self.client.exists(keys.redis(job_id, "submitting")))
 
     def cancel(self, job_id: str) -> None:
-        """Make workers drop the job's tasks, and the collector forget it."""
+        """Delete the job's messages, make workers drop those they hold, and the collector forget it."""
         pipe = self.client.pipeline()
         pipe.set(keys.redis(job_id, "cancelled"), 1)
         pipe.srem(keys.JOBS, job_id)
+        pipe.delete(keys.queue(job_id))
         pipe.execute()
 
     def is_cancelled(self, job_id: str) -> bool:
