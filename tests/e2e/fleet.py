@@ -38,6 +38,8 @@ class Fleet:
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
             "FILTERFARM_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
+            # One thread a process: two that both want all cores of a busy machine mostly wait for each other.
+            "OMP_NUM_THREADS": "1",
         }
         self.s3 = boto3.client(
             "s3",

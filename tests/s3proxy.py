@@ -1,0 +1,110 @@
+"""An HTTP proxy before an object store that can be told to fail as object stores do."""
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as told</Message></Error>'
+
+
+@dataclass
+class S3Proxy:
+    """What it does with requests; change it at any time. ``requests`` says what came and what was answered."""
+
+    endpoint: str
+    #: cut every connection without an answer
+    down: bool = False
+    #: answer 403
+    denied: bool = False
+    #: share of the requests that get 503, 0..1
+    overloaded: float = 0.0
+    #: seconds before a request is passed on
+    delay_s: float = 0.0
+    #: (Unix seconds, method, path, status; 0 where the connection was cut), in the order of the answers
+    requests: list[tuple[float, str, str, int]] = field(default_factory=list)
+
+    def since(self, when: float) -> list[tuple[float, str, str, int]]:
+        """Requests answered after a moment."""
+        return [request for request in list(self.requests) if request[0] > when]
+
+
+@contextmanager
+def s3_proxy(backend: str) -> Iterator[S3Proxy]:
+    """A proxy before the object store at ``backend``, on a port of its own. It passes on what is signed unchanged."""
+    chance = random.Random(0)
+    address = urlsplit(backend).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if proxy.down:
+                self._note(0)
+                self.close_connection = True
+            elif proxy.denied:
+                self._answer(403, _ERROR.format(code="AccessDenied").encode(), {})
+            elif chance.random() < proxy.overloaded:
+                self._answer(503, _ERROR.format(code="SlowDown").encode(), {})
+            else:
+                time.sleep(proxy.delay_s)
+                self._pass_on(body)
+
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
+
+        def _pass_on(self, body: bytes) -> None:
+            onward = http.client.HTTPConnection(address, timeout=60)
+            try:
+                onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    if name.lower() not in {"connection", "expect"}:
+                        onward.putheader(name, value)
+                onward.endheaders(body)
+                answer = onward.getresponse()
+                self._answer(answer.status, answer.read(), dict(answer.getheaders()))
+            except OSError:
+                self._answer(502, _ERROR.format(code="BadGateway").encode(), {})
+            finally:
+                onward.close()
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self._note(status)
+            try:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
+                        self.send_header(name, value)
+                # The answer to HEAD says how long the object is, and has no body.
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+            except OSError:  # the client has left
+                self.close_connection = True
+
+        def _note(self, status: int) -> None:
+            proxy.requests.append((time.time(), self.command, self.path, status))
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        proxy = S3Proxy(endpoint=f"http://127.0.0.1:{server.server_address[1]}")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            server.shutdown()
+            thread.join(10)
