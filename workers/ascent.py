@@ -89,16 +89,25 @@ class Watch:
     """What each picture of a batch climbs, and which need help to climb at all.
 
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
-    function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
-    step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
-    network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
-    mean wakes none.
+    function, until the map is zero no more; the others are untouched by that, unless ``lapses``: then one that falls
+    asleep on its way, as the first large step of an optimiser may send it, is woken too. One that has no gradient in
+    the first step (its map is the same everywhere, though not zero) does so from then on. One that has none even then
+    sees its network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit
+    where the mean wakes none.
     """
 
     def __init__(
-        self, objective: Objective, start: torch.Tensor, *, rescue: bool, peak: bool, penalty: Penalty | None = None
+        self,
+        objective: Objective,
+        start: torch.Tensor,
+        *,
+        rescue: bool,
+        peak: bool,
+        lapses: bool = False,
+        penalty: Penalty | None = None,
     ) -> None:
         self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
+        self._lapses = lapses
         self._start_activation, self._asleep = _look(objective, start)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat, self._leaking = nobody, nobody, nobody
@@ -110,7 +119,8 @@ class Watch:
         """(B,) what is climbed, for the pictures as they are seen in this step."""
         seen = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
         if self._rescue:
-            self.redirected = (self._asleep & _is_zero(seen.after)) | self._flat
+            sleeping = _is_zero(seen.after)
+            self.redirected = (sleeping if self._lapses else self._asleep & sleeping) | self._flat
         waking = seen.before.mean(dim=(1, 2))
         if self._peak:
             waking = waking + seen.before.amax(dim=(1, 2))

@@ -77,9 +77,8 @@ def _on_canvas(
         longest_px=longest_wave_px(stride) if gentle else math.inf,
         device=device,
     )
-    # A neuron has its place, which a larger view would move.
-    roomy = recipe.objective != "neuron"
-    views = Views(streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, roomy=roomy)
+    pinned = recipe.objective == "neuron"
+    views = Views(streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned)
     with torch.no_grad():
         watch = _watch(objective, canvas.tiles(), streams, recipe)
     album = _Album(recipe, steps=recipe.steps, to_pixels=_rounded)
@@ -102,6 +101,7 @@ def _watch(objective: Objective, start: torch.Tensor, streams: list[Stream], rec
         start,
         rescue=recipe.rescue,
         peak=streams[0].restart > 0,
+        lapses=recipe.method != "notebook",  # whose live tiles are the notebook's to the letter
         penalty=functools.partial(penalty, recipe=recipe) if regularised(recipe) else None,
     )
 

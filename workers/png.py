@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: The PNG text field that holds the record as JSON.
 TEXT_KEY = "filterfarm"
+
+#: How long a frame of an animation is shown, and the last one.
+_FRAME_MS, _REST_MS = 100, 1500
 
 #: A PNG is never much larger than its pixels; what is, is no tile.
 _OVERHEAD_BYTES = 65_536
@@ -33,6 +37,17 @@ def encode_tile(pixels: "NDArray[np.uint8]", record: TileRecord) -> bytes:
     out = io.BytesIO()
     # Huffman only: noise-like pictures have no repeats to find, and this is 3x cheaper and no larger.
     Image.fromarray(pixels).save(out, "PNG", pnginfo=text, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
+    return out.getvalue()
+
+
+def encode_frames(frames: "Sequence[NDArray[np.uint8]]") -> bytes:
+    """Animated WebP of frames ((H, W, 3) uint8 RGB each, of one size), which rests on the last one."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    pauses_ms = [_FRAME_MS] * (len(pictures) - 1) + [_REST_MS]
+    out = io.BytesIO()
+    pictures[0].save(
+        out, "WEBP", save_all=True, append_images=pictures[1:], duration=pauses_ms, loop=0, quality=90, method=2
+    )
     return out.getvalue()
 
 

@@ -35,7 +35,7 @@ from workers.contract.ledger import Ledger
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
 from workers.contract.tile import FailureRecord, TileRecord
-from workers.png import encode_tile
+from workers.png import encode_frames, encode_tile
 from workers.renderer import Batch, Renderer
 
 if TYPE_CHECKING:
@@ -174,6 +174,9 @@ class Service:
                 self._hand_back(error)
             self._give_up(task, job, number, starts, str(error))
         else:
+            if tile.frames:  # first, because a tile that is stored is done
+                animation = encode_frames(tile.frames)
+                self._store.put(keys.frames(job.id, task.layer, task.filter), animation, "image/webp")
             self._store.put(key, encode_tile(tile.pixels, self._record(task, job, tile, starts)), "image/png")
             self.ledger.mark_done(job.id, number)
 

@@ -20,21 +20,26 @@ _VIEWS = 2
 
 
 class Views:
-    """For each picture and step a small random shift, zoom and rotation, from the picture's own generator."""
+    """For each picture and step a small random shift, zoom and rotation, from the picture's own generator.
+
+    ``stride`` is how many times smaller than the picture the layer's map is; ``pinned``: one place of it is looked at.
+    """
 
     def __init__(
         self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
-        roomy: bool = True,
+        pinned: bool = False,
     ) -> None:  # fmt: skip
-        strength = view_strength(stride)
-        margin_px = 2 * int(_JITTER_PX) if roomy and strength < 1.0 else 0
-        #: height and width of what is seen: with ``roomy``, shallow layers, which cost little, are shown some of the
-        #: margin too, so that the edge, whose padding excites their filters, is nowhere in the tile
+        # What has a place in the picture may move by a fraction of its layer's step, and not turn.
+        strength = 0.0 if pinned else view_strength(stride)
+        jitter_px = min(_JITTER_PX, stride / 4) if pinned else _JITTER_PX
+        margin_px = 2 * int(_JITTER_PX) if strength < 1.0 and not pinned else 0
+        #: height and width of what is seen: shallow layers, which cost little, are shown some of the margin too, so
+        #: that the edge, whose padding excites their filters, is nowhere in the tile
         self.view_px = size_px[0] + margin_px, size_px[1] + margin_px
         draws = np.stack(
             [stream.generator(_VIEWS).uniform(-1.0, 1.0, (steps, 4)) for stream in streams]
         )  # (B, steps, 4)
-        shift_px = _JITTER_PX * draws[..., :2]
+        shift_px = jitter_px * draws[..., :2]
         if strength == 0.0:  # whole pixels, which blur nothing
             shift_px = np.round(shift_px)
         scale = 1.0 + _ZOOM * strength * draws[..., 2]

@@ -64,7 +64,8 @@ def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
             f'<a href="layers/{name}.json">records</a></p><div class="tiles">'
         )
         parts += (
-            _figure(layer.name, filter_, statuses.get((layer.name, filter_), "live")) for filter_ in layer.selected
+            _figure(layer.name, filter_, statuses.get((layer.name, filter_), "live"), filmed=recipe.frames > 0)
+            for filter_ in layer.selected
         )
         parts.append("</div></section>")
     # "</" would end the script element early.
@@ -82,7 +83,7 @@ def _style(recipe: Recipe) -> str:
     return _STYLE.replace("SIZE", str(shown)).replace("ASPECT", f"{width} / {height}")
 
 
-def _figure(layer: str, filter_: int, status: str) -> str:
+def _figure(layer: str, filter_: int, status: str, *, filmed: bool) -> str:
     here = f"{_text(layer)}/{filter_}"
     note = "" if status == "live" else f" {status}"
     image = (
@@ -91,9 +92,10 @@ def _figure(layer: str, filter_: int, status: str) -> str:
     )
     if status == "failed":
         image = "<div></div>"
+    film = f' · <a href="frames/{here}.webp">film</a>' if filmed and status != "failed" else ""
     return (
         f'<figure id="{here}" class="{_text(status)}">{image}'
-        f'<figcaption><a href="#{here}">{filter_}{_text(note)}</a></figcaption></figure>'
+        f'<figcaption><a href="#{here}">{filter_}{_text(note)}</a>{film}</figcaption></figure>'
     )
 
 

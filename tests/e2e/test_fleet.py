@@ -19,7 +19,7 @@ from workers.render import render
 
 #: Three layers of a trained network, from stem to head; small and short, so that a CPU takes seconds.
 JOB = ("efficientnet_lite0", "--layers", "conv_stem,blocks.2.0.conv_pw,conv_head", "--filters", "0-8,20")
-FAST = ("--size", "32", "--steps", "4")
+FAST = ("--size", "32", "--steps", "4", "--method", "notebook")
 
 #: Enough work for a kill to hit the middle of it.
 LONG = (
@@ -32,6 +32,8 @@ LONG = (
     "48",
     "--steps",
     "60",
+    "--method",
+    "notebook",
 )
 
 
@@ -240,7 +242,7 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
 
     # When a job names it, and the file is gone before a worker comes to it
     job = farm.submit(
-        "resnet18", "--weights", str(checkpoint), "--layers", "conv1", "--filters", "0-3", "--method", "fourier", *FAST
+        "resnet18", "--weights", str(checkpoint), "--layers", "conv1", "--filters", "0-3", *FAST, "--method", "fourier"
     )["job"]
     checkpoint.unlink()
     wait_for("the job to end", lambda: farm.status(job)["state"] == "finished", 90)

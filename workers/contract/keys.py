@@ -5,6 +5,7 @@ Objects, below the bucket's prefix (the bucket alone can rebuild everything):
     <job>/job.json                      the frozen job
     <job>/weights/<sha256>              the checkpoint, where the job names a file
     <job>/tiles/<layer>/<filter>.png    one tile
+    <job>/frames/<layer>/<filter>.webp  how it came about, where the recipe asks for frames
     <job>/failed/<layer>/<filter>.json  why a filter has no tile, after its last attempt
     <job>/layers/<layer>.json           one record per filter
     <job>/grids/<layer>.png             the sheet of the whole layer
@@ -64,6 +65,11 @@ def weights(job_id: str, sha256: str) -> str:
 def tile(job_id: str, layer: str, filter_: int) -> str:
     """Key of one tile."""
     return f"{job_id}/tiles/{layer}/{filter_}.png"
+
+
+def frames(job_id: str, layer: str, filter_: int) -> str:
+    """Key of the animation of how a tile came about."""
+    return f"{job_id}/frames/{layer}/{filter_}.webp"
 
 
 def failed(job_id: str, layer: str, filter_: int) -> str:
