@@ -73,14 +73,14 @@ def measure(
     ``done`` is told each layer's name. Raises BadOption where the jobs cannot be compared, and the errors of loading
     weights and of reading.
     """
+    if against is not None:
+        _check_comparable(job, against)
     import torch
 
     from workers import cpu, graph, weights
     from workers.devices import available
     from workers.measure import Probe
 
-    if against is not None:
-        _check_comparable(job, against)
     cpu.tune()
     target = torch.device(available()[0] if device == "auto" else device)
     with _checkpoint(job, reader) as path:
