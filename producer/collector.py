@@ -20,9 +20,10 @@ from producer.status import load_job
 from producer.submit import enqueue_tiles, inventory, read_state, write_status
 from workers.contract import keys
 from workers.contract.broker import outstanding
-from workers.contract.errors import CorruptJob, FilterfarmError, NoJob
+from workers.contract.errors import STORAGE_ERRORS, CorruptJob, FilterfarmError, NoJob
 from workers.contract.job import Job
 from workers.contract.ledger import Ledger
+from workers.contract.presence import COLLECTOR, Presence
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
 
@@ -37,6 +38,9 @@ LOST_S = 5.0
 
 #: Between looks at the bucket for jobs that Redis does not know.
 RESCAN_S = 60.0
+
+#: Between rounds while the object store refuses or fails, beside the store's own retries.
+STORAGE_PAUSE_S = 5.0
 
 #: The collector that acts says so this often, or another one takes over.
 LOCK_S = 30.0
@@ -66,11 +70,13 @@ class Collector:
         self._lock = ledger.client.lock(keys.COLLECTOR_LOCK, timeout=LOCK_S)
         self._watched: dict[str, _Watched] = {}
         self._ended_jobs: set[str] = set()
+        self._presence = Presence(ledger.client)
+        self._storage_failed = False
         self._scanned_at: float | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Loop until ``stop``; errors of storage and broker are logged, and the next round tries again."""
-        waiting_told = False
+        waiting_told, cut_short = False, ""
         try:
             while not stop.is_set():
                 try:
@@ -81,8 +87,16 @@ class Collector:
                     elif not waiting_told:
                         waiting_told = True
                         log.info("another collector is at work; waiting to take over")
+                    self._storage_answers()
+                    cut_short = ""
                 except (FilterfarmError, redis.RedisError, KombuError, OSError) as error:
-                    log.warning("round cut short: %s", " ".join(str(error).split())[:300])
+                    text = f"round cut short: {' '.join(str(error).split())[:300]}"
+                    if text != cut_short:  # once for each reason, not once a round
+                        log.warning(text)
+                    cut_short = text
+                    if isinstance(error, STORAGE_ERRORS):
+                        self._storage_fails(error)
+                        stop.wait(STORAGE_PAUSE_S)
                 stop.wait(ROUND_S)
         finally:
             try:
@@ -90,6 +104,20 @@ class Collector:
                     self._lock.release()
             except redis.RedisError as error:
                 log.warning("could not give up the collector's lock: %s", error)
+
+    def _storage_answers(self) -> None:
+        if self._storage_failed:
+            self._presence.note_storage(COLLECTOR, None)
+            self._storage_failed = False
+            log.info("the object store answers again")
+
+    def _storage_fails(self, error: FilterfarmError) -> None:
+        """Tell whoever asks for a job's status, which the store cannot."""
+        try:
+            self._presence.note_storage(COLLECTOR, error)
+            self._storage_failed = True
+        except redis.RedisError as cause:
+            log.warning("could not note that the object store fails: %s", cause)
 
     def round(self) -> None:
         """Look at every job once."""

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from workers.contract.broker import broker_errors, connect
 from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, ServerFailed
-from workers.contract.ledger import WORKER_SEEN_S, Ledger
+from workers.contract.presence import WORKER_SEEN_S, Presence
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
 
@@ -77,7 +77,7 @@ def _broker(settings: Settings) -> str:
     with broker_errors(settings):
         client = connect(settings, retries=1)
         client.ping()
-        workers = sum(ago <= WORKER_SEEN_S for ago in Ledger(client).workers().values())
+        workers = sum(ago <= WORKER_SEEN_S for ago in Presence(client).workers().values())
         policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
     if policy not in {"noeviction", "unknown"}:
         raise BadSettings(

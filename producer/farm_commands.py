@@ -18,11 +18,19 @@ from producer.options import DATA, as_json
 from producer.progress import summary
 from producer.progress import watch as watch_job
 from producer.session import open_session, open_store, read_settings
-from producer.status import job_status, load_job, readable_jobs, require_complete
+from producer.status import (
+    JobStatus,
+    job_status,
+    load_job,
+    readable_jobs,
+    require_complete,
+    status_without_storage,
+)
 from producer.submit import write_status
 from workers.contract.broker import broker_errors, connect, make_app
-from workers.contract.errors import ExitCode
+from workers.contract.errors import STORAGE_ERRORS, ExitCode
 from workers.contract.ledger import Ledger
+from workers.contract.settings import Settings
 from workers.contract.storage import Store
 
 
@@ -61,19 +69,31 @@ def collector() -> None:
 @as_json
 def status(job: str | None, json_: bool) -> None:
     """Show how JOB stands and what it waits for; without JOB, list all jobs of the bucket."""
-    farm = open_session(read_settings())
-    store, ledger = farm.store, farm.ledger
-    with broker_errors(farm.settings):
-        if job is None:
-            every = [job_status(frozen, store, ledger) for frozen in readable_jobs(store, Console(stderr=True))]
-            click.echo(
-                json.dumps([entry.as_json() for entry in every])
-                if json_
-                else "\n".join(summary(s, None) for s in every)
-            )
-            return
-        one = job_status(load_job(job, store), store, ledger)
-    click.echo(json.dumps(one.as_json()) if json_ else report.status(one))
+    settings = read_settings()
+    if job is not None:
+        one = _status_of(job, settings)
+        click.echo(json.dumps(one.as_json()) if json_ else report.status(one))
+        return
+    farm = open_session(settings)
+    with broker_errors(settings):
+        jobs = readable_jobs(farm.store, Console(stderr=True))
+        every = [job_status(frozen, farm.store, farm.ledger) for frozen in jobs]
+    click.echo(
+        json.dumps([entry.as_json() for entry in every]) if json_ else "\n".join(summary(s, None) for s in every)
+    )
+
+
+def _status_of(job: str, settings: Settings) -> JobStatus:
+    """One job, also while the store is out of reach: the ledger knows the most of it."""
+    with broker_errors(settings):
+        try:
+            farm = open_session(settings)
+            return job_status(load_job(job, farm.store), farm.store, farm.ledger)
+        except STORAGE_ERRORS as error:
+            known = status_without_storage(job, Ledger(connect(settings, retries=1)), error)
+            if known is None:
+                raise
+            return known
 
 
 @click.command()

@@ -59,7 +59,8 @@ def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> Jo
 
 def summary(status: JobStatus, left_s: float | None) -> str:
     """One line: how far, how many failed, how long still, what it waits for."""
-    parts = [f"{status.job}: {status.state}, {status.stored} of {status.planned} tiles"]
+    state = f"failed: {status.waiting_for}" if status.state == "failed" else status.state
+    parts = [f"{status.job}: {state}, {status.stored} of {status.planned} tiles"]
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.requeued:

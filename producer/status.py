@@ -8,10 +8,18 @@ from rich.console import Console
 
 from producer.submit import inventory, read_state
 from workers.contract import keys
-from workers.contract.broker import outstanding
-from workers.contract.errors import CorruptJob, JobIncomplete, NoJob
+from workers.contract.broker import Outstanding, outstanding
+from workers.contract.errors import (
+    CorruptJob,
+    FilterfarmError,
+    JobIncomplete,
+    NoJob,
+    StorageDenied,
+    StorageUnreachable,
+)
 from workers.contract.job import Job, decode
-from workers.contract.ledger import WORKER_SEEN_S, Ledger
+from workers.contract.ledger import Ledger
+from workers.contract.presence import WORKER_SEEN_S, Presence, StorageTrouble
 from workers.contract.storage import Store
 
 
@@ -30,7 +38,8 @@ class JobStatus:
     """One job at one moment."""
 
     job: str
-    #: running, finished, cancelled, or stopped (by a run of another job in the same data folder)
+    #: running, finished, cancelled, stopped (by a run of another job in the same data folder), or failed: while the
+    #: object store refuses the farm, which ``waiting_for`` tells; the job goes on once that is mended
     state: str
     planned: int
     stored: int
@@ -99,28 +108,53 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
                 failed=len(numbers & failed.keys()),
             )
         )
-    seen = ledger.workers()
-    messages = outstanding(ledger.client, [job.id])[job.id]
+    reasons = {"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())}
+    farm = _Farm.look(job.id, ledger)
+    trouble = farm.trouble if state == "running" else None
     return JobStatus(
         job=job.id,
-        state=state,
+        state="failed" if trouble and trouble.refused else state,
         planned=len(job.tiles),
         stored=len(done),
         failed=len(failed),
-        queued=messages.queued,
-        in_flight=messages.in_flight,
+        queued=farm.messages.queued,
+        in_flight=farm.messages.in_flight,
         requeued=ledger.requeued(job.id),
-        workers=sum(ago <= WORKER_SEEN_S for ago in seen.values()),
-        waiting_for=_waiting_for(job, state, len(done) + len(failed), messages.total, seen, ledger),
+        workers=farm.workers,
+        waiting_for=farm.waiting_for(len(job.tiles) - len(done) - len(failed)) if state == "running" else "",
         layers=tuple(layers),
-        reasons={"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())},
+        reasons=reasons,
+    )
+
+
+def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) -> JobStatus | None:
+    """What the ledger alone says of a job while the store answers ``error``; None where it knows no such open job."""
+    planned = ledger.planned(job_id) if job_id in ledger.jobs() else None
+    if planned is None:
+        return None
+    failed, farm = ledger.failed(job_id), _Farm.look(job_id, ledger)
+    return JobStatus(
+        job=job_id,
+        state="running" if isinstance(error, StorageUnreachable) else "failed",
+        planned=planned,
+        stored=len(ledger.done(job_id)),
+        failed=len(failed),
+        queued=farm.messages.queued,
+        in_flight=farm.messages.in_flight,
+        requeued=ledger.requeued(job_id),
+        workers=farm.workers,
+        waiting_for=f"storage: {error}",
+        layers=(),
+        reasons={f"tile {number}": reason for number, reason in sorted(failed.items())},
     )
 
 
 def require_complete(status: JobStatus) -> None:
-    """Raise JobIncomplete where a job that has ended lacks tiles."""
+    """Raise JobIncomplete where a job that has ended lacks tiles, StorageDenied where the store stopped it."""
     if status.state in {"cancelled", "stopped"}:
         raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
+    if status.state == "failed":
+        raise StorageDenied(f"{status.job} has stopped: {status.waiting_for}; it goes on once that is mended")
     if status.failed:
         tile, reason = next(iter(status.reasons.items()))
         raise JobIncomplete(
@@ -129,16 +163,39 @@ def require_complete(status: JobStatus) -> None:
         )
 
 
-def _waiting_for(job: Job, state: str, ended: int, messages: int, seen: dict[str, float], ledger: Ledger) -> str:
-    if state != "running":
-        return ""
-    if not ledger.client.exists(keys.COLLECTOR_LOCK):
-        if ended == len(job.tiles):
+@dataclass(frozen=True, kw_only=True)
+class _Farm:
+    """What a job depends on."""
+
+    messages: Outstanding
+    #: worker name -> seconds since it was seen
+    seen: dict[str, float]
+    has_collector: bool
+    trouble: StorageTrouble | None
+
+    @classmethod
+    def look(cls, job_id: str, ledger: Ledger) -> "_Farm":
+        presence = Presence(ledger.client)
+        return cls(
+            messages=outstanding(ledger.client, [job_id])[job_id],
+            seen=presence.workers(),
+            has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
+            trouble=presence.storage_trouble(),
+        )
+
+    @property
+    def workers(self) -> int:
+        return sum(ago <= WORKER_SEEN_S for ago in self.seen.values())
+
+    def waiting_for(self, missing: int) -> str:
+        """Without what a running job that lacks so many tiles cannot go on; empty if it can."""
+        if self.trouble is not None:
+            return f"storage: {self.trouble.reason}"
+        if not self.has_collector and not missing:
             return "a collector, to assemble the sheets; start one with 'filterfarm collector'"
-        if messages == 0:
+        if not self.has_collector and self.messages.total == 0:
             return "a collector, to enqueue what was lost; start one with 'filterfarm collector'"
-    if ended < len(job.tiles) and not any(ago <= WORKER_SEEN_S for ago in seen.values()):
-        if not seen:
-            return "a worker: none has been seen; start one with 'filterfarm worker'"
-        return f"a worker: none has been seen for {min(seen.values()):.0f} s; start one with 'filterfarm worker'"
-    return ""
+        if missing and not self.workers:
+            ago = f"seen for {min(self.seen.values()):.0f} s" if self.seen else "seen"
+            return f"a worker: none has been {ago}; start one with 'filterfarm worker'"
+        return ""

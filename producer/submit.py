@@ -36,9 +36,10 @@ class Submitted:
 def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, app: Celery) -> Submitted:
     """Store the job, and enqueue what is missing of it. Raises storage errors and redis.RedisError.
 
-    The job's objects go first: a submission that is cut off leaves either no job at all, or one that the collector
-    completes.
+    The job's objects go first, once Redis has shown that it takes something in: a submission that is cut off leaves
+    either no job at all, or one that the collector completes.
     """
+    ledger.hold(job.id)
     _store_checkpoint(job, checkpoint, store)
     _store_job(job, store)
     stored, failed = inventory(job, store)

@@ -22,6 +22,8 @@ class S3Proxy:
     down: bool = False
     #: answer 403
     denied: bool = False
+    #: answer that there is no such bucket, as AWS does; rclone and SeaweedFS make it anew when something is put
+    no_bucket: bool = False
     #: share of the requests that get 503, 0..1
     overloaded: float = 0.0
     #: seconds before a request is passed on
@@ -53,6 +55,8 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
                 self.close_connection = True
             elif proxy.denied:
                 self._answer(403, _ERROR.format(code="AccessDenied").encode(), {})
+            elif proxy.no_bucket:
+                self._answer(404, _ERROR.format(code="NoSuchBucket").encode(), {})
             elif chance.random() < proxy.overloaded:
                 self._answer(503, _ERROR.format(code="SlowDown").encode(), {})
             else:

@@ -4,6 +4,7 @@ Every Celery task is a thread that waits here for its tile. While one batch comp
 encode and upload, and the messages of the next are already here.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from workers.contract.errors import Draining, FilterfarmError, RenderFailed
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -86,7 +89,8 @@ class Batcher(Generic[Result]):
             except FilterfarmError as error:
                 results = dict.fromkeys(futures, error)
             except Exception as error:  # the thread must outlive any error, or every later task waits for ever
-                results = dict.fromkeys(futures, RenderFailed(f"{type(error).__name__}: {error}"))
+                log.exception("unexpected, in a batch of %s %s", *group)
+                results = dict.fromkeys(futures, FilterfarmError(f"{type(error).__name__}: {error}"))
             _settle(futures, results)
 
     def _next(self) -> Group | None:

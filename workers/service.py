@@ -2,39 +2,43 @@
 
 What happens to a message:
 
-    a tile that is stored, or whose job is cancelled      dropped
+    a tile that is stored or has failed, that another
+    message is about, or whose job is cancelled           dropped
     a body that names no tile of a known job              logged, dropped
     rendered                                              PNG stored, then noted in the ledger
     cannot be rendered                                    failure stored with its reason, then noted
+    an error that may be this machine's, or a bug of ours HandBack; after the third, as one that cannot be rendered
     storage out of reach, worker stopping                 HandBack: the queue gets it again
 """
 
 import json
 import logging
-import os
 import threading
+import uuid
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+import redis
 
 from workers.batching import Batcher, Group
 from workers.contract import keys
 from workers.contract.broker import connect
 from workers.contract.errors import (
+    STORAGE_ERRORS,
     CorruptJob,
     Draining,
     FilterfarmError,
-    NoBucket,
     NoJob,
     RenderFailed,
-    StorageDenied,
     TransientError,
 )
 from workers.contract.job import Job, Task, decode
 from workers.contract.ledger import Ledger
+from workers.contract.presence import Presence
 from workers.contract.settings import Settings
-from workers.contract.storage import Store
 from workers.contract.tile import FailureRecord, TileRecord
+from workers.jobs import Jobs
+from workers.patience import PatientStore
 from workers.png import encode_frames, encode_tile
 from workers.renderer import Batch, Renderer
 
@@ -59,6 +63,10 @@ LINGER_S = 0.1
 #: Tiles per batch where nobody chose; the supervisor does, by device.
 DEFAULT_BATCH = 8
 
+#: A claim lasts this share of the visibility timeout. Less than all of it, because it begins later than the message's
+#: visibility, by up to a quarter; the heartbeat renews both.
+CLAIM_SHARE = 0.7
+
 _VERSION_NAMES = ("torch", "torchvision", "numpy", "pillow")
 
 
@@ -73,40 +81,50 @@ class HandBack(Exception):
 class Service:
     """What one Celery process does with messages. ``handle`` is called by many threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._stopping = threading.Event()
-        self._store = Store(settings, patience_s=settings.storage_patience_s, stop=self._stopping)
-        self.ledger = Ledger(connect(settings, retries=20))
+        client = connect(settings, retries=20)
+        self.ledger = Ledger(client)
+        self.presence = presence = Presence(client)
+        self._store = PatientStore(settings, stop=self._stopping, tell=lambda error: presence.note_storage(name, error))
+        self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
+        #: (job id, tile number) of what this process has claimed
+        self._claims: set[tuple[str, int]] = set()
+        #: jobs that were cancelled while this process has messages of them
+        self._cancelled: set[str] = set()
         self._renderer = Renderer(hang_s=settings.hang_s)
         self._batcher: Batcher[Tile] = Batcher(self._run, size=settings.batch or DEFAULT_BATCH, linger_s=LINGER_S)
-        self._jobs: dict[str, tuple[Job, Path | None]] = {}
-        self._jobs_lock = threading.Lock()
+        self._jobs = Jobs(self._store, settings.cache_dir)
         self._versions = {name: version(name) for name in ("filterfarm", *_VERSION_NAMES)}
 
     def handle(self, body: object) -> None:
         """Deal with one message; returns when it may be acknowledged. Raises HandBack when it may not."""
         try:
+            self._store.await_ready()  # before the work: it could not be stored
             task, job = self._decode(body)
         except (CorruptJob, NoJob) as error:
             log.error("dropped a message: %s", error)
             return
-        except (TransientError, StorageDenied, NoBucket) as error:
-            self._hand_back(error)
-        number = job.numbers[task.layer, task.filter]
-        if self.ledger.is_cancelled(job.id) or self.ledger.is_done(job.id, number):
-            return
-        starts = self.ledger.begin(job.id, number)
-        try:
-            self._make(task, job, number, starts)
-        except _Cancelled:
-            self.ledger.abandon(job.id, number)
         except Draining as error:
-            self.ledger.abandon(job.id, number)
             raise HandBack from error
-        except (TransientError, StorageDenied, NoBucket) as error:
-            self.ledger.abandon(job.id, number)
+        except STORAGE_ERRORS as error:
             self._hand_back(error)
+        number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
+        if not self.ledger.claim(job.id, number, token, self._claim_s):
+            return
+        self._claims.add((job.id, number))
+        try:
+            self._attempt(task, job, number)
+        finally:
+            self._claims.discard((job.id, number))
+            self.ledger.end_claim(job.id, number, token)
+
+    def keep(self) -> None:
+        """Called every few seconds: keep what this process has claimed, and learn which jobs were cancelled."""
+        claims = list(self._claims)
+        self.ledger.keep_claims(claims, self._claim_s)
+        self._cancelled = {job_id for job_id in {job_id for job_id, _ in claims} if self.ledger.is_cancelled(job_id)}
 
     def drain(self, timeout_s: float) -> None:
         """Stop: finish the batch on the device if that takes no longer than ``timeout_s``, hand back the rest."""
@@ -119,40 +137,23 @@ class Service:
 
     def _decode(self, body: object) -> tuple[Task, Job]:
         task = decode(Task, json.dumps(body), "a task message")
-        job, _ = self._job(task.job)
+        job = self._jobs.job(task.job)
         if (task.layer, task.filter) not in job.numbers:
             raise CorruptJob(f"job {task.job} has no filter {task.filter} of layer {task.layer!r}")
         return task, job
 
-    def _job(self, job_id: str) -> tuple[Job, Path | None]:
-        """The frozen job, read once, and its checkpoint on this machine."""
-        with self._jobs_lock:
-            if job_id not in self._jobs:
-                data = self._store.get(keys.job(job_id))
-                if data is None:
-                    raise NoJob(f"no job {job_id!r} in the bucket")
-                job = decode(Job, data, f"job {job_id}")
-                if job.id != job_id:
-                    raise CorruptJob(f"job {job_id} holds the content of {job.id}")
-                self._jobs[job_id] = job, self._fetch_checkpoint(job)
-            return self._jobs[job_id]
-
-    def _fetch_checkpoint(self, job: Job) -> Path | None:
-        """A copy of the job's own checkpoint, kept by its hash so that many jobs share it."""
-        if job.weights.source != "file" or job.weights.sha256 is None:
-            return None
-        # The suffix tells safetensors from pickle.
-        folder = self._settings.cache_dir.expanduser() / "weights"
-        path = folder / f"{job.weights.sha256}{Path(job.weights.name).suffix}"
-        if not path.exists():
-            data = self._store.get(keys.weights(job.id, job.weights.sha256))
-            if data is None:
-                raise NoJob(f"job {job.id} has lost its checkpoint {job.weights.name}; submit it again")
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}")
-            partial.write_bytes(data)
-            partial.replace(path)
-        return path
+    def _attempt(self, task: Task, job: Job, number: int) -> None:
+        starts = self.ledger.begin(job.id, number)
+        try:
+            self._make(task, job, number, starts)
+        except _Cancelled:
+            self.ledger.abandon(job.id, number)
+        except Draining as error:
+            self.ledger.abandon(job.id, number)
+            raise HandBack from error
+        except (TransientError, *STORAGE_ERRORS) as error:
+            self.ledger.abandon(job.id, number)
+            self._hand_back(error)
 
     def _make(self, task: Task, job: Job, number: int, starts: int) -> None:
         key = keys.tile(job.id, task.layer, task.filter)
@@ -162,23 +163,35 @@ class Service:
         try:
             if starts > MAX_STARTS:
                 raise RenderFailed(f"{MAX_STARTS} workers ended while they rendered it")
-            tile = self._batcher.submit((job.id, task.layer), task.filter).result()
-            if tile.error:
-                raise RenderFailed(tile.error)
+            objects = self._render(task, job, starts)
         except RenderFailed as error:
             self._give_up(task, job, number, starts, str(error))
-        except (TransientError, StorageDenied, NoBucket, _Cancelled):
+        except (TransientError, *STORAGE_ERRORS, _Cancelled, redis.RedisError):
             raise
-        except FilterfarmError as error:
+        except Exception as error:  # of this machine, or a bug of ours: the message must not go round for ever
+            known = isinstance(error, FilterfarmError)
+            reason = str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if not known:
+                log.error("unexpected: %s", reason, exc_info=error)
             if self.ledger.count_attempt(job.id, number) < MAX_ATTEMPTS:
                 self._hand_back(error)
-            self._give_up(task, job, number, starts, str(error))
+            self._give_up(task, job, number, starts, reason)
         else:
-            if tile.frames:  # first, because a tile that is stored is done
-                animation = encode_frames(tile.frames)
-                self._store.put(keys.frames(job.id, task.layer, task.filter), animation, "image/webp")
-            self._store.put(key, encode_tile(tile.pixels, self._record(task, job, tile, starts)), "image/png")
+            for name, body, content_type in objects:
+                self._store.put(name, body, content_type)
             self.ledger.mark_done(job.id, number)
+
+    def _render(self, task: Task, job: Job, starts: int) -> list[tuple[str, bytes, str]]:
+        """What is to be stored: key, body and content type. The tile is last, because one that is stored is done."""
+        self._jobs.checkpoint(job)  # here, where others do not wait for it
+        tile = self._batcher.submit((job.id, task.layer), task.filter).result()
+        if tile.error:
+            raise RenderFailed(tile.error)
+        png = encode_tile(tile.pixels, self._record(task, job, tile, starts))
+        objects = [(keys.tile(job.id, task.layer, task.filter), png, "image/png")]
+        if tile.frames:
+            objects.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
+        return objects
 
     def _record(self, task: Task, job: Job, tile: "Tile", starts: int) -> TileRecord:
         return TileRecord(
@@ -212,9 +225,10 @@ class Service:
         raise HandBack from error
 
     def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
-        if self.ledger.is_cancelled(group[0]):
+        if group[0] in self._cancelled:
             raise _Cancelled(f"job {group[0]} was cancelled")
-        job, checkpoint = self._job(group[0])
+        job = self._jobs.job(group[0])
+        checkpoint = self._jobs.checkpoint(job)
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
         tiles = self._renderer.render(batch)
         seconds = sum(tile.seconds for tile in tiles.values() if not isinstance(tile, FilterfarmError))

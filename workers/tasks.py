@@ -17,8 +17,8 @@ from workers.turns import Turns
 
 log = logging.getLogger(__name__)
 
-#: At least this often a worker says that it is alive.
-SEEN_EVERY_S = 5.0
+#: At least this often a worker says that it is alive, and learns what was cancelled.
+SEEN_EVERY_S = 2.0
 
 
 class Farmhand:
@@ -31,7 +31,7 @@ class Farmhand:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._drainer: threading.Thread | None = None
-        self.service = Service(settings)
+        self.service = Service(settings, name)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def handle(self, tag: str, body: object) -> None:
@@ -62,7 +62,7 @@ class Farmhand:
             self._drainer.join(self._settings.drain_s + 10.0)
         self._ended.set()
         try:
-            self.service.ledger.forget_worker(self._name)
+            self.service.presence.forget_worker(self._name)
         except redis.RedisError as error:
             log.warning("could not sign off: %s", error)
 
@@ -74,7 +74,8 @@ class Farmhand:
                 tags = list(self._in_flight)
             try:
                 refresh_visibility(self.service.ledger.client, tags, time.time())
-                self.service.ledger.see_worker(self._name)
+                self.service.keep()
+                self.service.presence.see_worker(self._name)
             except redis.RedisError as error:
                 log.warning("no heartbeat: %s", error)
             self._ended.wait(pause_s)

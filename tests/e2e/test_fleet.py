@@ -1,6 +1,5 @@
 """A whole job through real processes, and what a fleet has to survive."""
 
-import io
 import json
 import os
 import re
@@ -9,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.e2e.checks import check_everything
 from tests.e2e.fleet import Fleet, descendants, is_running, kill_group, wait_for
 from workers import graph, models, weights
 from workers.contract.job import Job
@@ -37,33 +36,6 @@ LONG = (
 )
 
 
-def _check_everything(farm: Fleet, job_id: str) -> Job:
-    """Every object of the job is there, whole and right, and there is no other."""
-    objects = {key: body for key, (_, body) in farm.objects().items()}
-    job = Job.model_validate_json(objects[f"{job_id}/job.json"])
-    assert job.id == job_id
-    expected = {f"{job_id}/job.json", f"{job_id}/index.html", f"{job_id}/status.json"}
-    for layer in job.layers:
-        expected |= {f"{job_id}/grids/{layer.name}.png", f"{job_id}/layers/{layer.name}.json"}
-        expected |= {f"{job_id}/tiles/{layer.name}/{filter_}.png" for filter_ in layer.selected}
-    assert set(objects) == expected
-    size, margin = job.recipe.height_px, job.grid.margin_px
-    for layer in job.layers:
-        sheet = np.asarray(Image.open(io.BytesIO(objects[f"{job_id}/grids/{layer.name}.png"])))
-        records = json.loads(objects[f"{job_id}/layers/{layer.name}.json"])["filters"]
-        assert [record["filter"] for record in records] == list(layer.selected)
-        columns = int(np.ceil(np.sqrt(len(layer.selected))))
-        assert sheet.shape[1] == columns * (size + margin) - margin
-        for place, filter_ in enumerate(layer.selected):
-            pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer.name}/{filter_}.png"], job.recipe.tile_px)
-            assert record.model_dump(mode="json") == records[place]
-            top, left = place // columns * (size + margin), place % columns * (size + margin)
-            shown = sheet[top : top + size, left : left + size]
-            inner = slice(2, -2)  # a frame around a dead tile reaches into it on the rim of the sheet
-            assert np.array_equal(shown[inner, inner], pixels[inner, inner])
-    return job
-
-
 def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_nothing_twice(
     strict_farm: Fleet,
 ) -> None:
@@ -78,7 +50,7 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     assert done.returncode == 0, done.stderr + "".join(map(farm.log, processes))
     job_id = done.stdout.strip()
     assert re.fullmatch(r"efficientnet_lite0-notebook-[0-9a-f]{8}", job_id)
-    job = _check_everything(farm, job_id)
+    job = check_everything(farm, job_id)
 
     # And a tile from a batch is the tile that is rendered alone in this process
     model = weights.load(job.model, job.weights, None, seed=0)
@@ -128,7 +100,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(farm: Fleet) -> None:
 
     # Then the other finishes the job, and every tile is there
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     assert farm.status(job_id)["failed"] == 0
 
 
@@ -150,7 +122,7 @@ def test_a_stopped_worker_hands_its_messages_back_and_the_next_one_finishes(farm
     # And another worker finishes the job
     farm.start("worker", "--batch", "4")
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
 
 
 def test_a_renderer_that_is_killed_costs_nothing_but_time(farm: Fleet) -> None:
@@ -166,7 +138,7 @@ def test_a_renderer_that_is_killed_costs_nothing_but_time(farm: Fleet) -> None:
 
     # Then the same worker finishes the job
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     assert descendants(worker.pid)[0] == celery
 
 
@@ -182,7 +154,7 @@ def test_a_job_whose_messages_were_lost_completes(farm: Fleet) -> None:
 
     # Then it completes although nobody waits for it
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 90)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     assert farm.status(job_id)["requeued"] == 30
 
 
@@ -202,7 +174,7 @@ def test_a_job_outlives_its_redis(farm: Fleet) -> None:
 
     # Then the job resumes by itself from the bucket, and no stored tile is rendered again
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     after = farm.objects()
     assert {key: after[key][0] for key in before} == before
 
@@ -227,7 +199,7 @@ def test_a_cancelled_job_stops_and_resumes_when_it_is_submitted_again(farm: Flee
     # And submitting it again resumes it
     assert farm.submit(*LONG)["enqueued"] == 80 - stored["stored"]
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
 
 
 def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(farm: Fleet) -> None:
@@ -280,7 +252,7 @@ def test_what_is_no_task_is_dropped_and_the_worker_lives(farm: Fleet) -> None:
 
     # Then it is rendered, each foreign message is one line in the log, and nothing is left of them
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 90)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     log = farm.log(worker)
     assert log.count("dropped a message: ") == len(hostile)
     assert "Traceback" not in log
@@ -301,7 +273,7 @@ def test_a_broken_tile_is_rendered_again(farm: Fleet) -> None:
 
     # Then the collector notices, and the job ends whole
     wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 60)
-    _check_everything(farm, job_id)
+    check_everything(farm, job_id)
     assert worker.poll() is None
 
 

@@ -6,7 +6,9 @@ import redis
 
 from tests.conftest import sample_job
 from workers.contract import keys
+from workers.contract.errors import NoBucket
 from workers.contract.ledger import SUBMITTING_S, Ledger
+from workers.contract.presence import Presence
 
 JOB = sample_job(filters="0-40")
 OTHER = sample_job(seed=1)
@@ -24,7 +26,7 @@ def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
     assert ledger.done(JOB.id) == set()
     assert ledger.failed(JOB.id) == {}
     assert ledger.requeued(JOB.id) == 0
-    assert ledger.workers() == {}
+    assert ledger.planned(JOB.id) is None
     assert not ledger.is_done(JOB.id, 0)
     assert not ledger.is_held(JOB.id)
     assert not ledger.is_cancelled(JOB.id)
@@ -208,29 +210,40 @@ def test_an_emptied_redis_is_told_from_a_job_without_tiles(ledger: Ledger, redis
     assert not ledger.is_synced(JOB.id)
 
 
-def test_workers_are_known_by_when_they_were_last_seen(ledger: Ledger, redis_client: "redis.Redis") -> None:
-    # Given a worker that was just seen, twice, one a minute ago, and one of last week
-    for _ in range(2):
-        ledger.see_worker("cpu-1@here")
-    redis_client.zadd(keys.WORKERS, {"cpu-2@here": time.time() - 60, "cpu-3@here": time.time() - 7 * 86400})
-    # When one is seen again
-    ledger.see_worker("cpu-1@here")
-    # Then those of the last day are listed, with the seconds since
-    seen = ledger.workers()
-    assert set(seen) == {"cpu-1@here", "cpu-2@here"}
-    assert 0 <= seen["cpu-1@here"] < 5
-    assert 59 < seen["cpu-2@here"] < 65
+def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledger: Ledger) -> None:
+    # Given a tile that one delivery has claimed
+    assert ledger.claim(JOB.id, 3, "first", 60.0)
+    # Then no other gets it, of whichever worker, but other tiles are free
+    assert not ledger.claim(JOB.id, 3, "second", 60.0)
+    assert ledger.claim(JOB.id, 4, "second", 60.0)
+    # And who has no claim cannot end it, and who has can
+    ledger.end_claim(JOB.id, 3, "second")
+    assert not ledger.claim(JOB.id, 3, "third", 60.0)
+    ledger.end_claim(JOB.id, 3, "first")
+    # And one that is not kept ends by itself, and one that is kept does not
+    assert ledger.claim(JOB.id, 3, "fourth", 0.3)
+    ledger.keep_claims([(JOB.id, 4)], 0.6)
+    time.sleep(0.4)
+    assert ledger.claim(JOB.id, 3, "fifth", 60.0)
+    assert not ledger.claim(JOB.id, 4, "fifth", 60.0)
+    ledger.keep_claims([(JOB.id, 9)], 60.0)
+    assert ledger.claim(JOB.id, 9, "sixth", 60.0)
 
 
-def test_a_worker_that_left_in_good_order_is_forgotten(ledger: Ledger) -> None:
-    # Given two workers
-    for name in ("cpu-1@here", "cpu-2@here"):
-        ledger.see_worker(name)
-    # When one leaves, twice
-    for _ in range(2):
-        ledger.forget_worker("cpu-1@here")
-    # Then the other is left
-    assert set(ledger.workers()) == {"cpu-2@here"}
+def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
+    # Given a stored tile, a failed one, and a cancelled job
+    ledger.mark_done(JOB.id, 1)
+    ledger.mark_failed(JOB.id, 2, "why")
+    ledger.cancel(OTHER.id)
+    # When they are asked for
+    # Then nobody gets them
+    assert not ledger.claim(JOB.id, 1, "a", 60.0)
+    assert not ledger.claim(JOB.id, 2, "a", 60.0)
+    assert not ledger.claim(OTHER.id, 1, "a", 60.0)
+    # And once they are opened again, somebody does at once
+    ledger.reopen(JOB.id, {1, 2})
+    ledger.register(OTHER.id)
+    assert all(ledger.claim(job, number, "b", 60.0) for job, number in ((JOB.id, 1), (JOB.id, 2), (OTHER.id, 1)))
 
 
 def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
@@ -241,12 +254,16 @@ def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     ledger.begin(JOB.id, 3)
     ledger.count_attempt(JOB.id, 3)
     ledger.note_requeued(JOB.id, {3})
-    ledger.see_worker("cpu-1@here")
+    ledger.claim(JOB.id, 3, "token", 60.0)
+    presence = Presence(ledger.client)
+    presence.see_worker("cpu-1@here")
+    presence.note_storage("cpu-1@here", NoBucket("none"))
     ledger.register(OTHER.id)
     ledger.cancel(JOB.id)
     # When Redis is asked for its keys
     found = {key.decode().replace(JOB.id, "<job>").replace(OTHER.id, "<job>") for key in contents(ledger)}
+    found = {key.replace("claim:3", "claim:<number>") for key in found}
     # Then each is in the list of keys.py
     listed = {line.split("  ")[0].strip() for line in (keys.__doc__ or "").replace("    ", "\n").splitlines()}
-    assert len(found) == 11
+    assert len(found) == 13
     assert found <= listed

@@ -170,8 +170,8 @@ def test_an_error_of_one_filter_reaches_only_those_who_asked_for_it() -> None:
     ("error", "expected", "words"),
     [
         (WeightsMissing("no weights here"), WeightsMissing, "no weights here"),
-        (ZeroDivisionError("by zero"), RenderFailed, "ZeroDivisionError: by zero"),
-        (MemoryError(), RenderFailed, "MemoryError"),
+        (ZeroDivisionError("by zero"), FilterfarmError, "ZeroDivisionError: by zero"),
+        (MemoryError(), FilterfarmError, "MemoryError"),
     ],
 )
 def test_a_run_that_raises_tells_its_callers_and_the_next_batch_goes_on(

@@ -57,6 +57,7 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
         keys.job(JOB),
         keys.weights(JOB, SHA),
         keys.tile(JOB, LAYER, FILTER),
+        keys.frames(JOB, LAYER, FILTER),
         keys.failed(JOB, LAYER, FILTER),
         keys.records(JOB, LAYER),
         keys.grid(JOB, LAYER),
@@ -73,7 +74,8 @@ def test_every_redis_key_that_is_made_somewhere_is_listed() -> None:
     source = "".join(path.read_text() for path in SOURCES)
     fields = set(re.findall(r'keys\.redis\([^"()]*(?:\.id)?, "(\w+)"\)', source))
     fields |= {name for row in re.findall(r"for field in \(([^)]*)\)", source) for name in re.findall(r'"(\w+)"', row)}
-    made = {keys.QUEUE, keys.queue(JOB), keys.JOBS, keys.COLLECTOR_LOCK, keys.WORKERS}
+    made = {keys.QUEUE, keys.queue(JOB), keys.JOBS, keys.COLLECTOR_LOCK, keys.WORKERS, keys.STORAGE}
+    made |= {keys.claim(JOB, 123).replace("123", "<number>")}
     made |= {keys.redis(JOB, field) for field in fields}
     # When the names in them are put back
     # Then they are the docstring's list

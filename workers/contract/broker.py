@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from workers.contract import keys
-from workers.contract.errors import BrokerDenied, BrokerUnreachable
+from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable
 from workers.contract.job import Task
 from workers.contract.settings import Settings
 
@@ -98,7 +98,7 @@ def connect(settings: Settings, *, retries: int) -> "redis.Redis":
 
 @contextlib.contextmanager
 def broker_errors(settings: Settings) -> Iterator[None]:
-    """Turn whatever redis-py and kombu raise inside into BrokerUnreachable or BrokerDenied."""
+    """Turn whatever redis-py and kombu raise inside into BrokerUnreachable, BrokerDenied or BrokerFull."""
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
@@ -110,6 +110,12 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         if isinstance(error.__cause__ or error.__context__, (redis.AuthenticationError,)):
             raise BrokerDenied(
                 f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
+            ) from error
+        cause = error if isinstance(error, redis.RedisError) else error.__cause__ or error.__context__ or error
+        if isinstance(cause, redis.exceptions.OutOfMemoryError) or str(cause).startswith("MISCONF"):
+            raise BrokerFull(
+                f"Redis at {settings.public_broker_url} is full ({_one_line(cause)}); "
+                "give it more memory or disk, then the same command again"
             ) from error
         raise BrokerUnreachable(
             f"no answer from Redis at {settings.public_broker_url} ({type(error).__name__}: {_one_line(error)}); "

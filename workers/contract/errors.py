@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     WEIGHTS_DO_NOT_FIT = 22
     BROKER_UNREACHABLE = 30
     BROKER_DENIED = 31
+    BROKER_FULL = 32
     STORAGE_UNREACHABLE = 40
     STORAGE_DENIED = 41
     NO_BUCKET = 42
@@ -109,6 +110,12 @@ class BrokerDenied(PermanentError):
     exit_code = ExitCode.BROKER_DENIED
 
 
+class BrokerFull(TransientError):
+    """Raised when Redis answers, but takes nothing in: its memory or its disk is full."""
+
+    exit_code = ExitCode.BROKER_FULL
+
+
 class StorageUnreachable(TransientError):
     """Raised when the object store does not answer, or answers that it is overloaded."""
 
@@ -125,6 +132,10 @@ class NoBucket(PermanentError):
     """Raised when the bucket does not exist."""
 
     exit_code = ExitCode.NO_BUCKET
+
+
+#: All that the object store can do to a request that is right.
+STORAGE_ERRORS = (StorageUnreachable, StorageDenied, NoBucket)
 
 
 class NoJob(PermanentError):

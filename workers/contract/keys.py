@@ -19,15 +19,17 @@ Redis (losing it loses no picture):
     filterfarm:jobs                     set: ids of the jobs that workers serve and the collector looks after
     filterfarm:collector                lock: the one collector that acts
     filterfarm:workers                  sorted set: worker name -> when it was last seen (Unix seconds)
+    filterfarm:storage                  hash: worker name, or "collector" -> its trouble with the store
     filterfarm:<job>:done               bits: tile number -> stored
     filterfarm:<job>:failed             hash: tile number -> reason
     filterfarm:<job>:attempts           hash: tile number -> renderers it has killed, or errors it has raised
     filterfarm:<job>:starts             hash: tile number -> how often work on it began and did not end
+    filterfarm:<job>:claim:<number>     text with a time to live: which message's delivery renders the tile now
     filterfarm:<job>:requeued           bits: tile number -> was enqueued again by the collector
     filterfarm:<job>:submission         text: which submission of the job is the latest
     filterfarm:<job>:submitting         flag with a time to live: somebody is enqueueing this job
     filterfarm:<job>:cancelled          flag: workers drop this job's tasks
-    filterfarm:<job>:synced             flag: the bits above have been read from the bucket
+    filterfarm:<job>:synced             number of tiles: the bits above have been read from the bucket
 """
 
 import re
@@ -39,6 +41,7 @@ QUEUE = "filterfarm.render"
 JOBS = "filterfarm:jobs"
 COLLECTOR_LOCK = "filterfarm:collector"
 WORKERS = "filterfarm:workers"
+STORAGE = "filterfarm:storage"
 
 #: A name becomes a path segment of a key, and of a file where the bucket is a folder: no slash, no leading dot,
 #: and short enough for every file system once ".json" is added.
@@ -106,6 +109,11 @@ def parse_filter_key(key: str) -> tuple[str, int] | None:
 def queue(job_id: str) -> str:
     """Name of the job's queue, which is the Redis key of its list."""
     return f"{QUEUE}.{job_id}"
+
+
+def claim(job_id: str, number: int) -> str:
+    """Redis key of the claim on one tile."""
+    return f"filterfarm:{job_id}:claim:{number}"
 
 
 def redis(job_id: str, field: str) -> str:

@@ -3,17 +3,14 @@
 The ledger is a cache of the bucket. Where it was lost, the collector fills it again from what is stored.
 """
 
-import time
 import uuid
+from collections.abc import Iterable
 from typing import cast
 
 import redis
 
 from workers.contract import keys
 from workers.contract.job import Job
-
-#: A worker that has not been seen for this long is not counted as running.
-WORKER_SEEN_S = 30.0
 
 #: Whoever enqueues a job says so at least this often; the collector waits that long before it mends the queue.
 SUBMITTING_S = 30
@@ -80,6 +77,39 @@ class Ledger:
         """Whether the tile is stored, as far as the ledger knows."""
         return bool(self.client.getbit(keys.redis(job_id, "done"), number))
 
+    def claim(self, job_id: str, number: int, token: str, seconds: float) -> bool:
+        """Whether the tile is still to be rendered, and by nobody else: then ``token`` has it for so many seconds.
+
+        A message that was sent twice is dropped by whoever comes second. Should the first end without a word, its
+        claim ends before its message is delivered again.
+        """
+        key = keys.claim(job_id, number)
+        pipe = self.client.pipeline()
+        pipe.set(key, token, nx=True, px=int(1000 * seconds))
+        pipe.get(key)
+        pipe.getbit(keys.redis(job_id, "done"), number)
+        pipe.hexists(keys.redis(job_id, "failed"), str(number))
+        pipe.exists(keys.redis(job_id, "cancelled"))
+        _, holder, *over = pipe.execute()
+        if _text(holder or b"") != token:
+            return False
+        if any(over):
+            self.client.delete(key)
+        return not any(over)
+
+    def keep_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
+        """Make the claims on these tiles last so many seconds from now."""
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, number in tiles:
+            pipe.pexpire(keys.claim(job_id, number), int(1000 * seconds))
+        pipe.execute()
+
+    def end_claim(self, job_id: str, number: int, token: str) -> None:
+        """Let others have the tile, where ``token`` still has it."""
+        key = keys.claim(job_id, number)
+        if _text(cast("bytes | None", self.client.get(key)) or b"") == token:
+            self.client.delete(key)
+
     def begin(self, job_id: str, number: int) -> int:
         """Note that work on a tile begins; returns how many such beginnings have had no end, this one included."""
         return int(self.client.hincrby(keys.redis(job_id, "starts"), str(number), 1))
@@ -142,7 +172,12 @@ class Ledger:
 
     def is_synced(self, job_id: str) -> bool:
         """Whether the job's bits are those of this Redis's lifetime, and not merely empty after a loss."""
-        return bool(self.client.exists(keys.redis(job_id, "synced")))
+        return self.planned(job_id) is not None
+
+    def planned(self, job_id: str) -> int | None:
+        """How many tiles the job has; None where the ledger has never been told."""
+        count = cast("bytes | None", self.client.get(keys.redis(job_id, "synced")))
+        return None if count is None else int(count)
 
     def sync(self, job: Job, done: set[int], failed: dict[int, str]) -> None:
         """Make the ledger say what the bucket holds."""
@@ -152,28 +187,8 @@ class Ledger:
             pipe.setbit(keys.redis(job.id, "done"), number, 1)
         for number, reason in failed.items():
             pipe.hset(keys.redis(job.id, "failed"), str(number), reason)
-        pipe.set(keys.redis(job.id, "synced"), 1)
+        pipe.set(keys.redis(job.id, "synced"), len(job.tiles))
         pipe.execute()
-
-    # Workers
-
-    def see_worker(self, name: str) -> None:
-        """Note that a worker is alive."""
-        now = time.time()
-        pipe = self.client.pipeline()
-        pipe.zadd(keys.WORKERS, {name: now})
-        pipe.zremrangebyscore(keys.WORKERS, 0, now - 86400)
-        pipe.execute()
-
-    def forget_worker(self, name: str) -> None:
-        """Note that a worker has left in good order."""
-        self.client.zrem(keys.WORKERS, name)
-
-    def workers(self) -> dict[str, float]:
-        """Worker name -> seconds since it was last seen, of the last day."""
-        now = time.time()
-        seen = cast("list[tuple[bytes, float]]", self.client.zrange(keys.WORKERS, 0, -1, withscores=True))
-        return {_text(name): max(0.0, now - when) for name, when in seen}
 
 
 def _text(value: bytes | str) -> str:
