@@ -28,6 +28,7 @@ from producer.status import (
 )
 from producer.submit import write_status
 from workers.contract.broker import broker_errors, connect, make_app
+from workers.contract.clock import check_clock
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
 from workers.contract.ledger import Ledger
 from workers.contract.settings import Settings
@@ -41,7 +42,9 @@ from workers.contract.storage import Store
 def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     """Render tiles until stopped. SIGTERM finishes the batch on the device and hands back the rest."""
     settings = read_settings(device=device, batch=batch)
-    open_session(settings)
+    farm = open_session(settings)
+    with broker_errors(settings):
+        check_clock(farm.ledger.client, settings.visibility_timeout_s)
     arguments = ["--all-gpus"] if all_gpus else []
     # Becomes the supervisor: signals reach it directly.
     environ = {**os.environ, **settings.to_environ()}

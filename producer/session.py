@@ -14,6 +14,9 @@ from workers.contract.storage import Store
 #: People wait this long for storage before they are told; workers are more patient.
 PATIENCE_S = 5.0
 
+#: And this long for each of two answers from Redis.
+ANSWER_S = 3.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
@@ -45,7 +48,7 @@ def open_store(settings: Settings) -> Store:
 def open_session(settings: Settings) -> Session:
     """Bucket, ledger and queue; raises the storage and broker errors where one is out of reach."""
     store = open_store(settings)
-    client = connect(settings, retries=1)
+    client = connect(settings, retries=1, answer_s=ANSWER_S)
     with broker_errors(settings):
         client.ping()
     return Session(settings=settings, store=store, ledger=Ledger(client), app=make_app(settings))

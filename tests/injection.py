@@ -23,13 +23,16 @@ if "--multiprocessing-fork" in sys.orig_argv:
 """
 
 
-def into_renderer(folder: Path, body: str) -> dict[str, str]:
-    """Variables with which each renderer runs ``body`` before every batch, with ``render``'s arguments as names."""
-    return into_python(folder, _RENDERER.format(body=textwrap.indent(textwrap.dedent(body), " " * 8)))
+def into_renderer(folder: Path, body: str, *, everywhere: str = "") -> dict[str, str]:
+    """Variables with which each renderer runs ``body`` before every batch, with ``render``'s arguments as names.
+
+    ``everywhere`` is what each Python process runs first, renderer or not.
+    """
+    return into_python(folder, everywhere + _RENDERER.format(body=textwrap.indent(textwrap.dedent(body), " " * 8)))
 
 
 def into_python(folder: Path, source: str) -> dict[str, str]:
     """Variables with which each Python process runs ``source`` first."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(source)
     return {"PYTHONPATH": str(folder)}

@@ -2,15 +2,18 @@
 
 import functools
 import logging
+import os
+import signal
 import threading
-import time
 from typing import Any
 
 import redis
 from celery import Celery, signals
 from celery.exceptions import Reject
 
-from workers.contract.broker import TASK_NAME, refresh_visibility
+from workers.contract.broker import TASK_NAME, connect, refresh_visibility
+from workers.contract.clock import check_clock
+from workers.contract.errors import ClockWrong
 from workers.contract.settings import Settings
 from workers.service import DEFAULT_BATCH, HandBack, Service
 from workers.turns import Turns
@@ -73,11 +76,17 @@ class Farmhand:
             with self._lock:
                 tags = list(self._in_flight)
             try:
-                refresh_visibility(self.service.ledger.client, tags, time.time())
+                client = self.service.ledger.client
+                refresh_visibility(client, tags, check_clock(client, self._settings.visibility_timeout_s))
                 self.service.keep()
                 self.service.presence.see_worker(self._name)
             except redis.RedisError as error:
                 log.warning("no heartbeat: %s", error)
+            except ClockWrong as error:
+                # The next process, if there is one, finds out whether it has been set right.
+                log.error("stopping: %s", error)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             self._ended.wait(pause_s)
 
 
@@ -93,6 +102,13 @@ def install(app: Celery, settings: Settings) -> None:
         farmhands[0].handle(self.request.properties["delivery_tag"], [unnamed, body] if unnamed else body)
 
     def begin(instance: Any, **_: object) -> None:
+        try:
+            check_clock(connect(settings, retries=1, answer_s=3.0), settings.visibility_timeout_s)
+        except ClockWrong as error:
+            log.error("not starting: %s", error)
+            raise SystemExit(int(error.exit_code)) from error
+        except redis.RedisError as error:  # Celery waits for it, and the heartbeat asks again
+            log.warning("cannot ask Redis for the time: %s", error)
         farmhands.append(Farmhand(settings, instance.hostname))
 
     # There is none yet where a worker is stopped before it has begun.

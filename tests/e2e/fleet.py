@@ -57,11 +57,15 @@ class Fleet:
         """One command to its end."""
         return run(*arguments, environ={**self.environ, **environ})
 
-    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+    def start(self, *arguments: str, **environ: str) -> "subprocess.Popen[bytes]":
         """A command that goes on; what it says is in ``log(process)``."""
         with (self.folder / f"{len(self._running)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [COMMAND, *arguments], env=self.environ, stdout=log, stderr=log, start_new_session=True
+                [COMMAND, *arguments],
+                env={**self.environ, **environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._running.append(process)
         return process

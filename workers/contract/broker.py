@@ -66,10 +66,11 @@ def make_app(settings: Settings) -> Celery:
             # One list per queue instead of four: nothing of ours is more urgent than the rest of its job.
             "priority_steps": [0],
             "visibility_timeout": settings.visibility_timeout_s,
-            # The defaults (10, 10 and 300) delay a redelivery by 100 s and, after a kill at the wrong moment, by 300 s.
+            # The defaults (10, 10 and 300) delay a redelivery by 100 s and, after a kill at the wrong moment, by 300 s:
+            # that is how long the lock of a worker outlives it that dies while it hands out others' messages.
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": 30,
+            "unacked_mutex_expire": 10,
             # Without these a silent partition is never noticed.
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
@@ -80,15 +81,15 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def connect(settings: Settings, *, retries: int) -> "redis.Redis":
+def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "redis.Redis":
     """A Redis client for ledger and queue lengths; connects on first use.
 
-    Each command is tried again ``retries`` times when the connection fails: 1 fails within seconds, for people;
-    20 outlasts a restart of the server, for workers.
+    Each command is tried again ``retries`` times when the connection fails or no answer comes within ``answer_s``:
+    1 fails within seconds, for people; 20 outlasts a restart of the server, for workers.
     """
     return redis.Redis.from_url(
         settings.broker_url,
-        socket_timeout=10,
+        socket_timeout=answer_s,
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=10,

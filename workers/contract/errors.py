@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     BROKER_UNREACHABLE = 30
     BROKER_DENIED = 31
     BROKER_FULL = 32
+    CLOCK_WRONG = 33
     STORAGE_UNREACHABLE = 40
     STORAGE_DENIED = 41
     NO_BUCKET = 42
@@ -114,6 +115,12 @@ class BrokerFull(TransientError):
     """Raised when Redis answers, but takes nothing in: its memory or its disk is full."""
 
     exit_code = ExitCode.BROKER_FULL
+
+
+class ClockWrong(PermanentError):
+    """Raised when this machine's clock is too far from Redis's."""
+
+    exit_code = ExitCode.CLOCK_WRONG
 
 
 class StorageUnreachable(TransientError):

@@ -73,7 +73,8 @@ class Store:
                 # An office's proxy knows nothing of servers on this machine.
                 proxies={} if _is_local(settings.endpoint_url) else None,
                 connect_timeout=5,
-                read_timeout=20,
+                # Whoever is not patient does not wait for one answer for much longer than for all retries.
+                read_timeout=min(20.0, max(5.0, patience_s)),
                 max_pool_connections=64,
                 # Retries are ours: botocore gives up within seconds, and its quota is shared by all threads.
                 retries={"total_max_attempts": 1},

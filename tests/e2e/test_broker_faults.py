@@ -1,0 +1,156 @@
+"""A queue that crashes, a network that swallows, a clock that is wrong."""
+
+import os
+import re
+import signal
+import time
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests import servers
+from tests.e2e.fleet import Fleet, descendants, kill_group, wait_for
+from tests.e2e.whole import check_everything, has_ended, stored
+from tests.injection import into_renderer
+from tests.proxies import Proxy, proxy
+from workers.contract.errors import ExitCode
+
+RECIPE = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--size", "32", "--steps", "2")
+
+#: A job of 80 tiles, and one that is over soon.
+MANY = (*RECIPE, "--layers", "features.0,features.3.squeeze")
+FEW = (*RECIPE, "--layers", "features.0", "--filters", "0-7")
+
+
+def slow(farm: Fleet) -> dict[str, str]:
+    """Variables with which a worker takes a second for each batch, so that faults hit the middle of a job."""
+    return into_renderer(farm.folder / "slow", "time.sleep(1)")
+
+
+def wait_for_more(farm: Fleet, job_id: str, timeout_s: float) -> None:
+    """Return once there are more tiles than now."""
+    before = stored(farm, job_id)
+    wait_for("more tiles", lambda: stored(farm, job_id) > before, timeout_s)
+
+
+def crash_and_restart(farm: Fleet, crashes: int) -> None:
+    # Given a job under way on two workers
+    farm.start("collector")
+    workers = [farm.start("worker", "--batch", "4", **slow(farm)) for _ in range(2)]
+    job_id = farm.submit(*MANY)["job"]
+    broker_url = farm.environ["FILTERFARM_BROKER_URL"]
+    with ExitStack() as stack:
+        for _ in range(crashes):
+            wait_for_more(farm, job_id, 90)
+
+            # When the broker is killed and comes back
+            os.kill(int(farm.redis.info("server")["process_id"]), signal.SIGKILL)
+            time.sleep(1.0)
+            stack.enter_context(servers.valkey(farm.folder / "queue", broker_url=broker_url))
+            farm.redis.close()
+            assert stored(farm, job_id) < 80, "the job was over before the crash; make it longer"
+
+            # Then work goes on: a worker takes ten seconds at most to come back, and then renders a batch
+            wait_for_more(farm, job_id, 30)
+
+        # And the job ends whole, of which the collector had to send little again
+        wait_for("the job to end", lambda: has_ended(farm, job_id), 200)
+        check_everything(farm, job_id)
+        status = farm.status(job_id)
+        assert (status["state"], status["failed"]) == ("finished", 0)
+        assert status["requeued"] <= 2 * crashes
+        assert all(worker.poll() is None for worker in workers)
+
+
+def test_a_broker_that_crashes_and_comes_back_stops_no_job(farm: Fleet) -> None:
+    crash_and_restart(farm, crashes=1)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_broker_that_crashes_five_times_under_load_stops_no_job(farm: Fleet) -> None:
+    crash_and_restart(farm, crashes=5)
+
+
+def behind(net: Proxy, url: str) -> str:
+    """The same address, through the proxy."""
+    return url.replace(f":{urlsplit(url).port}", f":{net.port}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "code"),
+    [
+        ("FILTERFARM_BROKER_URL", ExitCode.BROKER_UNREACHABLE),
+        ("AWS_ENDPOINT_URL_S3", ExitCode.STORAGE_UNREACHABLE),
+    ],
+)
+def test_a_submission_into_a_network_that_swallows_says_so_and_can_be_repeated(
+    farm: Fleet, variable: str, code: ExitCode
+) -> None:
+    url = farm.environ[variable]
+    with proxy(urlsplit(url).port or 0) as net:
+        # Given a network that swallows every packet
+        net.set("swallow")
+        # When a job is submitted
+        began = time.monotonic()
+        done = farm.run("submit", *FEW, **{variable: behind(net, url)})
+        # Then one line says so, in time
+        assert time.monotonic() - began <= 15
+        assert done.returncode == code
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert variable in done.stderr
+
+    # And the same submission over a network that works is as good as the first
+    assert farm.submit(*FEW)["enqueued"] == 8
+
+
+#: Shifts time.time(), which is what Kombu and Celery look at, by what a file says at that moment.
+_SHIFTED = """\
+import time
+
+right = time.time
+
+def shifted():
+    with open({path!r}) as file:
+        return right() + float(file.read() or 0)
+
+time.time = shifted
+"""
+
+
+def test_a_worker_whose_clock_is_wrong_does_not_start_or_stops(farm: Fleet) -> None:
+    # Given a machine whose clock can be set
+    clock = farm.folder / "clock"
+    clock.write_text("300")
+    shifted = _SHIFTED.format(path=str(clock))
+    machine = into_renderer(farm.folder / "machine", "time.sleep(1)", everywhere=shifted)
+
+    # When a worker is started there with a clock that is five minutes ahead
+    refused = farm.run("worker", "--batch", "4", **machine)
+
+    # Then it refuses in one line, with a code of its own
+    assert refused.returncode == ExitCode.CLOCK_WRONG, refused.stderr
+    assert re.fullmatch(r"filterfarm: this machine's clock is 300 s ahead of .*NTP\n", refused.stderr)
+
+    # And when the clock goes wrong while a worker is in the middle of a job
+    clock.write_text("0")
+    farm.start("collector")
+    worker = farm.start("worker", "--batch", "4", **machine)
+    job_id = farm.submit(*MANY)["job"]
+    wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
+    celery = descendants(worker.pid)[0]
+    clock.write_text("-300")
+
+    # Then it stops rendering, says why, and does not start again
+    wait_for("the worker to stop", lambda: "stopping: this machine's clock is 300 s behind" in farm.log(worker), 20)
+    wait_for("the next one to refuse", lambda: "not starting: this machine's clock" in farm.log(worker), 60)
+    assert "ended with code 33" in farm.log(worker) or celery not in descendants(worker.pid)
+    assert stored(farm, job_id) < 80, "the job was over before; make it longer"
+
+    # And nothing is lost: another machine finishes the job
+    kill_group(worker)
+    farm.start("worker", "--batch", "4")
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 150)
+    check_everything(farm, job_id)
+    assert farm.status(job_id)["failed"] == 0

@@ -1,0 +1,62 @@
+"""What a job must have left behind when it has ended, and how far it is, asked without starting a command."""
+
+import io
+import json
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from tests.e2e.fleet import Fleet
+from workers.contract import keys
+from workers.contract.job import Job
+from workers.png import decode_tile
+
+
+def stored(farm: Fleet, job_id: str) -> int:
+    """How many tiles the ledger knows to be stored."""
+    return int(farm.redis.bitcount(keys.redis(job_id, "done")))
+
+
+def has_ended(farm: Fleet, job_id: str) -> bool:
+    """Whether the collector has finished the job."""
+    return not farm.redis.sismember(keys.JOBS, job_id)
+
+
+def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, int]] = ()) -> Job:
+    """Every object of the job is there, whole and right, and there is no other in the bucket.
+
+    Of the filters in ``failed``, given as (layer, filter), the reason is there and no tile.
+    """
+    failed = set(failed)
+    objects = {key: body for key, (_, body) in farm.objects().items()}
+    job = Job.model_validate_json(objects[keys.job(job_id)])
+    assert job.id == job_id
+    expected = {keys.job(job_id), keys.index(job_id), keys.status(job_id)}
+    if job.weights.source == "file":
+        expected.add(keys.weights(job_id, str(job.weights.sha256)))
+    expected |= {keys.failed(job_id, layer, filter_) for layer, filter_ in failed}
+    for layer in job.layers:
+        expected |= {keys.grid(job_id, layer.name), keys.records(job_id, layer.name)}
+        expected |= {
+            keys.tile(job_id, layer.name, filter_) for filter_ in layer.selected if (layer.name, filter_) not in failed
+        }
+    assert set(objects) == expected
+    size, margin = job.recipe.height_px, job.grid.margin_px
+    for layer in job.layers:
+        sheet = np.asarray(Image.open(io.BytesIO(objects[keys.grid(job_id, layer.name)])))
+        records = json.loads(objects[keys.records(job_id, layer.name)])["filters"]
+        assert [record["filter"] for record in records] == list(layer.selected)
+        columns = int(np.ceil(np.sqrt(len(layer.selected))))
+        assert sheet.shape[1] == columns * (size + margin) - margin
+        for place, filter_ in enumerate(layer.selected):
+            if (layer.name, filter_) in failed:
+                assert records[place]["status"] == "failed"
+                continue
+            pixels, record = decode_tile(objects[keys.tile(job_id, layer.name, filter_)], job.recipe.tile_px)
+            assert record.model_dump(mode="json") == records[place]
+            top, left = place // columns * (size + margin), place % columns * (size + margin)
+            shown = sheet[top : top + size, left : left + size]
+            inner = slice(2, -2)  # a frame around a dead tile reaches into it on the rim of the sheet
+            assert np.array_equal(shown[inner, inner], pixels[inner, inner])
+    return job
