@@ -61,7 +61,8 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
             )
     with torch.no_grad():
         climbed = watch.climbed(pictures)
-    return Made(climbed, to_pixels(pictures), album.frames(len(streams)))
+    pixels = to_pixels(pictures)
+    return Made(climbed, pixels, album.frames(pixels))
 
 
 def _on_canvas(
@@ -92,7 +93,8 @@ def _on_canvas(
     )
     with torch.no_grad():
         climbed = watch.climbed(tiles)
-    return Made(climbed, _rounded(tiles), album.frames(len(streams)))
+    pixels = _rounded(tiles)
+    return Made(climbed, pixels, album.frames(pixels))
 
 
 def _watch(objective: Objective, start: torch.Tensor, streams: list[Stream], recipe: Recipe) -> Watch:
@@ -129,9 +131,11 @@ class _Album:
 
         return look
 
-    def frames(self, count: int) -> "list[list[NDArray[np.uint8]]]":
-        """Of each of ``count`` pictures, its frames."""
-        return [[frame[place] for frame in self._kept] for place in range(count)]
+    def frames(self, final: "list[NDArray[np.uint8]]") -> "list[list[NDArray[np.uint8]]]":
+        """Of each picture, its frames; the last is the ``final`` one, which octaves enlarge in another way."""
+        if self._kept:
+            self._kept[-1] = final
+        return [[frame[place] for frame in self._kept] for place in range(len(final))]
 
 
 def channels_first(pictures: "NDArray[np.float32]", device: torch.device) -> torch.Tensor:

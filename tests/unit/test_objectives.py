@@ -1,7 +1,7 @@
 """What is climbed: each objective against the whole, unsliced network, and against sums written out."""
 
 from base64 import b64encode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_what_a_negative_tile_minimises_really_falls(method: str) -> None:
 def test_every_objective_can_be_negative(objective_: str) -> None:
     # Given
     layers, seen = network(nn.ReLU(inplace=True)), pictures(1)
-    extra = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
+    extra: dict[str, Any] = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
     # When
     plain = looked_at(layers, [0], recipe_of(objective=objective_, **extra), seen)
     negative = looked_at(layers, [0], recipe_of(objective=objective_, negative=True, **extra), seen)
@@ -185,7 +185,7 @@ def test_deepdream_is_the_mean_square_of_all_maps() -> None:
 def test_a_batch_equals_its_tiles_rendered_alone(method: str, objective_: str, negative: bool) -> None:
     # Given
     layers, filters = network(), [4, 0, 7]
-    extra = {"directions": directions(mixed(8))} if objective_ == "direction" else {}
+    extra: dict[str, Any] = {"directions": directions(mixed(8))} if objective_ == "direction" else {}
     recipe = recipe_of(method, objective=objective_, negative=negative, **extra)
     # When
     together = tiles_of(layers, filters, recipe)
@@ -200,7 +200,7 @@ def test_a_batch_equals_its_tiles_rendered_alone(method: str, objective_: str, n
 def test_a_seed_gives_the_same_pixels_again_and_another_gives_others(objective_: str) -> None:
     # Given
     layers = network()
-    extra = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
+    extra: dict[str, Any] = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
     recipe = recipe_of("fourier", objective=objective_, **extra)
     # When
     (first,), (again,) = tiles_of(layers, [0], recipe), tiles_of(layers, [0], recipe)
@@ -215,7 +215,7 @@ def test_a_seed_gives_the_same_pixels_again_and_another_gives_others(objective_:
 def test_the_stored_activation_is_the_objective_on_the_stored_pixels(objective_: str) -> None:
     # Given
     layers, rows = network(), mixed(4)
-    extra = {"directions": directions(rows)} if objective_ == "direction" else {}
+    extra: dict[str, Any] = {"directions": directions(rows)} if objective_ == "direction" else {}
     filter_ = 0 if objective_ == "deepdream" else 3
     # When
     (tile,) = tiles_of(layers, [filter_], recipe_of(objective=objective_, **extra))

@@ -1,6 +1,6 @@
 """What counts against a picture: total variation, distance from grey, and what a blur would remove, against NumPy."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_each_penalty_is_the_one_written_out(name: str, channels: int, size_px: 
     # Given
     seen = pictures(2, size_px)[:, :channels]
     # When
-    recipe = recipe_of(**{name: 2.5})
+    recipe = recipe_of().model_copy(update={name: 2.5})
     found = penalty(seen, recipe)
     # Then
     wanted = [2.5 * OF_UNIT[name](picture.double().numpy() / 255) for picture in seen]
@@ -64,7 +64,7 @@ def test_each_penalty_is_the_one_written_out(name: str, channels: int, size_px: 
 def test_penalties_add_up() -> None:
     # Given
     seen = pictures(2, (12, 10))
-    weights = {"total_variation": 0.5, "l2": 3.0, "blur": 7.0}
+    weights: dict[str, Any] = {"total_variation": 0.5, "l2": 3.0, "blur": 7.0}
     # When
     found = penalty(seen, recipe_of(**weights))
     # Then

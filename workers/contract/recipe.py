@@ -107,6 +107,10 @@ class Recipe(Frozen):
             raise ValueError("octaves need the method notebook; the others have every scale in one")
         if self.octaves > 1 and min(self.octave_px[0]) < MIN_SIZE_PX:
             raise ValueError(f"with {self.octaves} octaves the first picture would be smaller than {MIN_SIZE_PX} px")
+        if self.octaves > 1 and self.neuron is not None:
+            raise ValueError("a neuron's place needs a single octave; without a place it is the middle of every octave")
+        if self.frames > self.octaves * self.steps:
+            raise ValueError(f"{self.frames} frames of {self.octaves * self.steps} steps; there is one a step at most")
         return self
 
     @property
