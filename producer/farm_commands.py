@@ -142,7 +142,7 @@ def cancel(job: str) -> None:
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
 @as_json
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
-    """Measure how good JOB's pictures are: show each stored tile to the network once more."""
+    """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
     from producer import quality_report
     from producer.folder import Folder
     from producer.quality import measure, require_whole
@@ -157,10 +157,12 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
             reader.require(name)
     frozen = load_job(job, reader)
     other = load_job(against, reader) if against else None
-    console = Console(stderr=True)
-    with console.status("reading tiles") as shown:
+    from workers.devices import available  # loads torch, which nothing before this needs
+
+    device = settings.choose_device(available())
+    with Console(stderr=True).status("reading tiles") as shown:
         layers = measure(
-            frozen, reader, device=settings.device, against=other, done=lambda name: shown.update(f"{name} measured")
+            frozen, reader, device=device, against=other, done=lambda name: shown.update(f"{name} measured")
         )
     if json_:
         click.echo(json.dumps(quality_report.as_json(frozen, layers, other)))

@@ -76,13 +76,12 @@ def measure(
     import torch
 
     from workers import cpu, graph, weights
-    from workers.devices import available
     from workers.measure import Probe
 
     if against is not None:
         _check_comparable(job, against)
     cpu.tune()
-    target = torch.device(available()[0] if device == "auto" else device)
+    target = torch.device(device)
     with _checkpoint(job, reader) as path:
         model = weights.load(job.model, job.weights, path, seed=job.recipe.seed).to(target)
     trace = graph.trace(model)

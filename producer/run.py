@@ -34,9 +34,11 @@ class Outcome:
 def run(options: Options, data: Path, settings: Settings, console: Console) -> Outcome:
     """Render a job with servers, a worker and a collector of its own; raises the errors of everything on the way."""
     from workers import weights
+    from workers.devices import available
 
     job, checkpoint, _ = planning.make_job(options)
     # Now, because here the worker is this machine: better one line at once than a failure for each tile.
+    settings.choose_device(available())
     weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
         store, ledger = Store(farm.settings, patience_s=PATIENCE_S), Ledger(connect(farm.settings, retries=3))

@@ -63,14 +63,7 @@ def _devices(settings: Settings, all_gpus: bool) -> list[str]:
     here = asked.stdout.split()
     if asked.returncode or not here:
         raise BadSettings(f"cannot ask torch for devices: {asked.stderr.strip().splitlines()[-1:]}")
-    if all_gpus:
-        return here
-    if settings.device == "auto":
-        return here[:1]
-    kind = settings.device.partition(":")[0]
-    if kind != "cpu" and settings.device not in here and kind not in {name.partition(":")[0] for name in here}:
-        raise BadSettings(f"no device {settings.device!r} on this machine; it has {', '.join(here)}")
-    return [settings.device]
+    return here if all_gpus else [settings.choose_device(here)]
 
 
 def _tend(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:

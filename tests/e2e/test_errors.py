@@ -68,6 +68,16 @@ def test_a_job_that_cannot_be_is_refused_with_its_value_and_the_way_out(
     assert all(part in line for part in parts), line
 
 
+def test_a_run_on_a_device_that_is_not_here_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    # When a run is to use a device that the machine does not have
+    got, line = _alone(tmp_path, "run", *JOB, "--device", "cuda:63", "--data", str(tmp_path / "data"))
+
+    # Then one line says which, and no server was started for it
+    assert got == ExitCode.BAD_SETTINGS
+    assert "cuda:63" in line
+    assert not (tmp_path / "data").exists()
+
+
 def test_weights_that_do_not_fit_or_do_not_read_are_refused_before_anything_is_stored(
     shared_farm: Fleet, tmp_path: Path
 ) -> None:

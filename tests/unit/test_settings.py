@@ -220,3 +220,24 @@ def test_settings_cannot_be_changed() -> None:
     # When a field is assigned to, then it refuses
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.batch = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "chosen"),
+    [
+        ("auto", ["cuda:0", "cuda:1"], "cuda:0"),
+        ("auto", ["cpu"], "cpu"),
+        ("cpu", ["cuda:0"], "cpu"),
+        ("cuda", ["cuda:0"], "cuda"),
+        ("cuda:1", ["cuda:0", "cuda:1"], "cuda:1"),
+        ("mps", ["mps"], "mps"),
+    ],
+)
+def test_a_device_is_chosen_of_those_that_are_here(device: str, here: list[str], chosen: str) -> None:
+    assert Settings(device=device).choose_device(here) == chosen
+
+
+@pytest.mark.parametrize(("device", "here"), [("cuda", ["cpu"]), ("cuda:2", ["cuda:0", "cuda:1"]), ("mps", ["cuda:0"])])
+def test_a_device_that_is_not_here_is_told(device: str, here: list[str]) -> None:
+    with pytest.raises(BadSettings, match=f"no device '{device}' on this machine; it has {here[0]}"):
+        Settings(device=device).choose_device(here)

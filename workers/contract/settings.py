@@ -4,7 +4,7 @@ Credentials are not in here: boto3 finds the AWS ones by itself, and the broker'
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -57,6 +57,15 @@ class Settings:
     def public_broker_url(self) -> str:
         """The broker's URL without its password, for messages and logs."""
         return str(maybe_sanitize_url(self.broker_url))
+
+    def choose_device(self, here: Sequence[str]) -> str:
+        """The device to render on, of those of this machine, best first; raises BadSettings where it has no such."""
+        if self.device == "auto":
+            return here[0]
+        # "cuda" is any CUDA device, "cuda:1" is that one, and every machine has a CPU.
+        if self.device not in {"cpu", *here, *(name.partition(":")[0] for name in here)}:
+            raise BadSettings(f"no device {self.device!r} on this machine; it has {', '.join(here)}")
+        return self.device
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
