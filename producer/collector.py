@@ -149,6 +149,8 @@ class Collector:
         for job_id in self._store.folders():
             if job_id in known or not keys.is_name(job_id) or not self._store.exists(keys.job(job_id)):
                 continue
+            if self._ledger.is_cancelled(job_id):  # the bucket hears of that a moment later
+                continue
             if read_state(self._store, job_id) == "running":
                 log.info("taking up job %s from the bucket", job_id)
                 self._ledger.register(job_id)

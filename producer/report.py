@@ -95,7 +95,9 @@ def status(one: JobStatus) -> str:
     rows = [("layer", "stored", "failed", "planned")]
     rows += [(entry.layer, str(entry.stored), str(entry.failed), str(entry.planned)) for entry in one.layers]
     lines = [summary(one, None), table(rows)]
-    lines.append(f"queued: {one.queued}; in flight: {one.in_flight}; workers seen: {one.workers}")
+    lines.append(
+        f"queued: {one.queued}; in flight: {one.in_flight}; enqueued again: {one.requeued}; workers seen: {one.workers}"
+    )
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
     return "\n".join(lines)
 

@@ -120,7 +120,7 @@ def fleet(folder: Path, store: str) -> Iterator[Fleet]:
     """A fleet without any processes yet, on a fresh queue and a fresh bucket of ``rclone`` or ``seaweedfs``."""
     with ExitStack() as stack:
         for name in ("queue", "store"):
-            (folder / name).mkdir()
+            (folder / name).mkdir(exist_ok=True)
         broker_url = stack.enter_context(valkey(folder / "queue"))
         serve = {"rclone": rclone, "seaweedfs": seaweedfs}[store]
         made = Fleet(folder, broker_url, *stack.enter_context(serve(folder / "store")))

@@ -95,8 +95,9 @@ def _survives(failing: tuple[Fleet, S3Proxy], *, down_s: float, overloaded: floa
         asked = [status for _, _, _, status in proxy.since(began)]
         proxy.down = False
         proxy.overloaded, proxy.delay_s = overloaded, delay_s
-        wait_for("the job to end", lambda: not farm.redis.sismember("filterfarm:jobs", job), 240)
+        wait_for("all tiles", lambda: farm.redis.bitcount(f"filterfarm:{job}:done") == 64, 240)
         proxy.overloaded, proxy.delay_s = 0.0, 0.0
+        wait_for("the job to end", lambda: not farm.redis.sismember("filterfarm:jobs", job), 90)
 
     # Then every tile was at all times stored or in a message, and all are there now, each made in one attempt
     assert watch.lost == []

@@ -1,11 +1,17 @@
 """What can happen to a submission: twice at once, every message three times, and a queue that is full."""
 
 import re
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import close_pools
 from tests.e2e.checks import check_everything
-from tests.e2e.fleet import Fleet, wait_for
+from tests.e2e.fleet import Fleet, fleet, wait_for
 from workers.contract.broker import enqueue, make_app
 from workers.contract.errors import ExitCode
 from workers.contract.job import Job, Task
@@ -51,25 +57,24 @@ def test_a_job_submitted_twice_at_once_with_every_message_sent_three_times_is_re
     wait_for("the rest to be dropped", lambda: farm.outstanding() == 0, 30)
 
 
-def test_a_queue_that_is_full_is_told_in_one_line_and_costs_only_time(farm: Fleet) -> None:
+def _survives_a_full_queue(farm: Fleet, fill: Callable[[], None], empty: Callable[[], None]) -> None:
     # Given a job under way
     farm.start("collector")
     worker = farm.start("worker", "--batch", "4")
     job = farm.submit(*JOB)["job"]
     wait_for("the first tiles", lambda: farm.log(worker).count("rendered job=") >= 1, 90)
-    before = farm.objects()
 
-    # When Redis has no memory left for 10 s, and another job is submitted
-    farm.redis.config_set("maxmemory", "1")
+    # When Redis has no room left for 10 s, and another job is submitted
+    fill()
     began = time.monotonic()
     refused = farm.run("submit", *JOB, "--seed", "1")
     time.sleep(max(0.0, began + 10 - time.monotonic()))
-    farm.redis.config_set("maxmemory", "0")
+    empty()
 
     # Then that is refused with one line that says so and an exit code of its own, and nothing of it is there
     assert refused.returncode == ExitCode.BROKER_FULL, refused.stderr
     assert re.fullmatch(r"filterfarm: Redis at \S+ is full \(.*\); .* again\n", refused.stderr)
-    assert {key.split("/")[0] for key in farm.objects()} == {key.split("/")[0] for key in before} == {job}
+    assert {key.split("/")[0] for key in farm.objects()} == {job}
 
     # And the first job completes, nothing lost
     wait_for("the job to end", lambda: _finished(farm, job), 120)
@@ -77,3 +82,47 @@ def test_a_queue_that_is_full_is_told_in_one_line_and_costs_only_time(farm: Flee
     status = farm.status(job)
     assert (status["state"], status["failed"]) == ("finished", 0)
     wait_for("no message to be left", lambda: farm.outstanding() == 0, 30)
+
+
+def test_a_queue_without_memory_is_told_in_one_line_and_costs_only_time(farm: Fleet) -> None:
+    _survives_a_full_queue(farm, lambda: _set_memory(farm, "1"), lambda: _set_memory(farm, "0"))
+
+
+def _set_memory(farm: Fleet, most: str) -> None:
+    farm.redis.config_set("maxmemory", most)
+
+
+@pytest.mark.faults
+def test_a_queue_whose_disk_is_full_is_told_in_one_line_and_costs_only_time(tmp_path: Path) -> None:
+    # Given a queue with a small disk of its own
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    with _disk(folder, megabytes=16), fleet(tmp_path, "rclone") as farm:
+        filler = folder / "filler"
+
+        def fill() -> None:
+            with filler.open("wb", buffering=0) as file:
+                for size in (65536, 4096, 64, 1):
+                    try:
+                        while file.write(b"x" * size) == size:
+                            pass
+                    except OSError:
+                        continue
+            refuses = "the queue to notice"
+            wait_for(refuses, lambda: farm.redis.info("persistence")["aof_last_write_status"] == "err", 30)
+
+        _survives_a_full_queue(farm, fill, filler.unlink)
+
+
+@contextmanager
+def _disk(folder: Path, *, megabytes: int) -> Iterator[None]:
+    """A file system of that size at ``folder``; only root can have one."""
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("a disk of its own needs mount, which only root may")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

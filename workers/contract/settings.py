@@ -39,6 +39,7 @@ class Settings:
     #: hung and replaced; must outlast loading a model, downloads included, and one gradient step of a batch
     hang_s: float = 600.0
     #: FILTERFARM_STORAGE_PATIENCE_S: how long workers and collector retry when the object store is out of reach
+    #: or, the workers, when it refuses; then they hand their messages back
     storage_patience_s: float = 120.0
     #: FILTERFARM_DRAIN_S: after SIGTERM, the time the batch on the device has to finish
     drain_s: float = 15.0
