@@ -3,6 +3,7 @@
 import re
 from base64 import b64encode
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,9 +25,6 @@ _PLAIN_FIELDS = (
     "objective", "negative", "diversity", "tap", "grey", "total_variation", "l2", "blur", "frames", "rescue", "seed",
     "precision",
 )  # fmt: skip
-
-#: Of a .npy file, beside its numbers.
-_NPY_HEADER_BYTES = 65_536
 
 #: field of the job -> the option a person sets it with
 _OPTION_NAMES = {
@@ -54,7 +52,8 @@ def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
 
 def chosen_size(options: Options) -> tuple[int, int]:
     """Height and width of the picture that the options mean; raises BadOption."""
-    text = str(_chosen(options)["size"] or "150")
+    size_text = _chosen(options)["size"]
+    text = "150" if size_text is None else str(size_text)
     match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
     if match is None:
         raise BadOption(f"cannot read --size {text[:40]!r}; write pixels as in 150, or height x width as in 96x160")
@@ -95,25 +94,30 @@ def _neuron(text: str | None) -> tuple[int, int] | None:
 
 
 def _directions(path: Path) -> Directions:
-    """The array of a .npy file, one direction a row."""
+    """The array of a .npy file, one direction a row.
+
+    It is mapped, not loaded: what is no array of plain numbers, or claims to be longer than its file, is never read.
+    """
+    name = f"--directions {str(path)[:200]!r}"
     try:
-        if path.stat().st_size > 8 * MAX_NUMBERS + _NPY_HEADER_BYTES:
-            raise BadOption(
-                f"--directions {str(path)!r} has more than {MAX_NUMBERS} numbers; split it into several jobs"
-            )
-        array = np.atleast_2d(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+        array = np.atleast_2d(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError, EOFError, TokenError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise BadOption(f"cannot read --directions {str(path)[:200]!r} ({reason}); write it with numpy.save") from error
-    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise BadOption(f"cannot read {name} ({reason}); write it with numpy.save") from error
+    if array.size > MAX_NUMBERS:
+        raise BadOption(f"{name} has more than {MAX_NUMBERS} numbers; split it into several jobs")
+    plain = array.ndim == 2 and array.size > 0 and array.dtype.kind in "fiu"
+    with np.errstate(over="ignore", under="ignore"):
+        data = np.ascontiguousarray(array, "<f4") if plain else None
+    if data is None or not np.isfinite(data).all():
         raise BadOption(
-            f"--directions {str(path)[:200]!r} is {array.dtype} of shape {array.shape}; "
-            "it should be finite numbers of shape (directions, channels)"
+            f"{name} is {array.dtype} of shape {array.shape}; "
+            "it should be finite numbers (of float32) of shape (directions, channels)"
         )
-    if not array.any(axis=1).all():
-        raise BadOption(f"--directions {str(path)[:200]!r} has a direction that is all zeros; it leads nowhere")
-    data = np.ascontiguousarray(array, dtype="<f4").tobytes()
-    return _validated(Directions, count=len(array), channels=array.shape[1], base64=b64encode(data).decode())
+    if not data.any(axis=1).all():
+        raise BadOption(f"{name} has a direction that is all zeros; it leads nowhere")
+    encoded = b64encode(data.tobytes()).decode()
+    return _validated(Directions, count=data.shape[0], channels=data.shape[1], base64=encoded)
 
 
 def _validated(kind: type[Made], **values: Any) -> Made:
