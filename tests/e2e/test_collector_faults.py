@@ -86,5 +86,28 @@ def test_two_collectors_enqueue_what_was_lost_once(tmp_path: Path) -> None:
         assert collectors.poll() is None
 
 
+@pytest.mark.faults
+def test_a_queue_that_comes_back_empty_under_load_is_filled_again_and_no_stored_tile_is_rendered_again(
+    tmp_path: Path,
+) -> None:
+    with fleet(tmp_path, "rclone") as farm:
+        # Given a job under way
+        collector, worker = farm.start("collector"), farm.start("worker", "--batch", "4")
+        job = farm.submit(*JOB[:-1], "60")["job"]
+        wait_for("the first tiles", lambda: farm.log(worker).count("rendered job=") >= 3, 90)
+
+        # When the queue is empty from one moment to the next, and nobody does anything about it
+        farm.redis.flushall()
+        before = {key: when for key, (when, _) in farm.objects().items() if "/tiles/" in key}
+        assert 0 < len(before) < 80
+
+        # Then the collector finds the job in the bucket, and it completes
+        finished = f"finished job={job}"
+        wait_for("the job to end", lambda: finished in farm.log(collector), 200)
+        check_everything(farm, job)
+        after = farm.objects()
+        assert {key: after[key][0] for key in before} == before
+
+
 def _paths(requests: list[tuple[float, str, str, int]], method: str, part: str) -> list[str]:
     return [path for _, how, path, status in list(requests) if how == method and part in path and status == 200]
