@@ -13,18 +13,18 @@ if "--multiprocessing-fork" in sys.orig_argv:
     import torch
     import workers.render
 
-    whole = workers.render.render
+    whole = workers.render.render_tapped
 
-    def render(model, graph, layer, filters, recipe, device, *rest, **named):
+    def render_tapped(tap, layer, filters, recipe, device, *rest, **named):
 {body}
-        return whole(model, graph, layer, filters, recipe, device, *rest, **named)
+        return whole(tap, layer, filters, recipe, device, *rest, **named)
 
-    workers.render.render = render
+    workers.render.render_tapped = render_tapped
 """
 
 
 def into_renderer(folder: Path, body: str, *, everywhere: str = "") -> dict[str, str]:
-    """Variables with which each renderer runs ``body`` before every batch, with ``render``'s arguments as names.
+    """Variables with which each renderer runs ``body`` before each batch, beside ``render_tapped``'s arguments.
 
     ``everywhere`` is what each Python process runs first, renderer or not.
     """

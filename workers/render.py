@@ -52,12 +52,19 @@ class Tile:
 def render(
     model: nn.Module, graph: fx.Graph, layer: str, filters: list[int], recipe: Recipe, device: torch.device
 ) -> list[Tile]:
-    """The tiles of ``filters``, in their order, rendered as one batch.
+    """The tiles of ``filters``, in their order, rendered as one batch: :func:`render_tapped` with a tap of its own.
 
-    ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. With the objective direction,
-    ``filters`` are numbers of directions; with deepdream there is only 0. Raises UnknownLayer.
+    ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
     """
     tap = Tap(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
+    return render_tapped(tap, layer, filters, recipe, device)
+
+
+def render_tapped(tap: Tap, layer: str, filters: list[int], recipe: Recipe, device: torch.device) -> list[Tile]:
+    """The tiles of ``filters``, in their order, rendered as one batch from the recipe's tap of the layer.
+
+    With the objective direction, ``filters`` are numbers of directions; with deepdream there is only 0.
+    """
     inert = tap.inert.tolist() if recipe.objective in {"filter", "neuron"} else [False] * (max(filters) + 1)
     tiles = _attempt(tap, inert, layer, filters, recipe, device, restart=0)
     for restart in range(1, MAX_RESTARTS + 1):

@@ -20,6 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RendererLost, RenderFailed
 from workers.contract.job import Job, Weights
+from workers.contract.tile import Precision
 
 if TYPE_CHECKING:
     from workers.render import Tile
@@ -185,13 +186,17 @@ def _die_with_parent() -> None:
 
 
 def _render(batch: Batch) -> "list[Tile]":
-    from workers.render import render
+    import torch
 
+    from workers import devices
+    from workers.render import render_tapped
+
+    job, recipe = batch.job, batch.job.recipe
     try:
-        model, graph, device = _network(
-            batch.job.model, batch.job.weights, batch.checkpoint, batch.job.recipe.seed, batch.device
-        )
-        return render(model, graph, batch.layer, list(batch.filters), batch.job.recipe, device)
+        device = torch.device(devices.available()[0] if batch.device == "auto" else batch.device)
+        network = job.model, job.weights, batch.checkpoint, recipe.seed, device
+        tap = _tap(network, batch.layer, recipe.tap, devices.precision(recipe.precision, device))
+        return render_tapped(tap, batch.layer, list(batch.filters), recipe, device)
     except FilterfarmError:
         raise
     except Exception as error:  # as text: the parent has no torch to unpickle torch's exceptions with
@@ -206,15 +211,28 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-#: The child's only state: the networks of the last jobs. Two, so that two jobs that take turns load once each.
+#: Model, weights, checkpoint, seed, device: what makes a network what it is.
+_Network = tuple[str, Weights, Path | None, int, Any]
+
+
+# The child's only state, with the networks: a few taps, because layers and jobs take turns.
+@functools.lru_cache(maxsize=4)
+def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
+    from workers.tap import Tap
+
+    model, graph, kernels = _load(network)
+    return Tap(model, graph, layer, tap, precision, kernels)
+
+
+# Two, so that two jobs that take turns load once each.
 @functools.lru_cache(maxsize=2)
-def _network(model: str, weights: Weights, checkpoint: Path | None, seed: int, device: str) -> tuple[Any, Any, Any]:
+def _load(network: _Network) -> tuple[Any, Any, Any]:
     import torch
 
     from workers import weights as loading
-    from workers.devices import available
     from workers.graph import trace
+    from workers.trunk import Kernels
 
-    target = torch.device(available()[0] if device == "auto" else device)
-    network = loading.load(model, weights, checkpoint, seed=seed).to(target).to(memory_format=torch.channels_last)
-    return network, trace(network), target
+    name, weights, checkpoint, seed, device = network
+    model = loading.load(name, weights, checkpoint, seed=seed).to(device).to(memory_format=torch.channels_last)
+    return model, trace(model), Kernels()

@@ -1,0 +1,127 @@
+"""What runs before a layer computes what the network does, in fewer operations, and leaves the network alone."""
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from workers import graph
+from workers.graph import is_norm
+from workers.tap import subgraph
+from workers.trunk import Kernels
+from workers.winograd import WinogradConv
+
+
+class Knotted(nn.Module):
+    """Every way a norm may and may not stand behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.plain_norm = nn.BatchNorm2d(8)
+        self.bare_norm = nn.BatchNorm2d(8, affine=False)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.functional_norm = nn.BatchNorm2d(8)
+        self.read_twice = nn.Conv2d(8, 8, 1)
+        self.its_norm = nn.BatchNorm2d(8)
+        self.runs_twice = nn.Conv2d(8, 8, 1)
+        self.first_norm = nn.BatchNorm2d(8)
+        self.second_norm = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bare_norm(self.plain_norm(self.plain(x))))
+        norm = self.functional_norm
+        x = F.batch_norm(self.grouped(x), norm.running_mean, norm.running_var, norm.weight, bias=norm.bias, eps=0.1)
+        y = self.read_twice(x)
+        x = y + self.its_norm(y)
+        x = self.second_norm(self.runs_twice(F.relu(self.first_norm(self.runs_twice(x)))))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+def knotted() -> Knotted:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Knotted().eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                    if tensor is not None:
+                        tensor.data.uniform_(0.5, 1.5)
+    return model.requires_grad_(False)
+
+
+def whole(model: nn.Module) -> fx.GraphModule:
+    trace = graph.trace(model)
+    (end,) = next(node for node in trace.nodes if node.op == "output").all_input_nodes
+    return subgraph(model, trace, upto=end)
+
+
+def norms(trunk: fx.GraphModule) -> int:
+    return sum(is_norm(trunk, node) for node in trunk.graph.nodes)
+
+
+def test_folded_equals_unfolded_whatever_the_norms_stand_behind() -> None:
+    # Given
+    model = knotted()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    trunk = whole(model)
+    assert norms(trunk) == 6
+    # When
+    fast = Kernels().quicken(trunk, "fp32")
+    # Then the norm of a convolution's only reader is gone, of a module and of a function, and no other
+    assert norms(fast) == 4
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_changes_nothing_in_the_network_or_in_what_it_was_made_from() -> None:
+    # Given
+    model = knotted()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    trunk, before = whole(model), model(x)
+    # When
+    Kernels().quicken(trunk, "fp32")
+    Kernels().quicken(trunk, "bf16")
+    # Then
+    assert torch.equal(model(x), before)
+    assert torch.equal(trunk(x), before)
+    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+
+
+def test_in_bf16_every_tensor_is_bf16() -> None:
+    # Given
+    model = knotted()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    # When
+    half = Kernels().quicken(whole(model), "bf16")
+    answer = half(x.bfloat16())
+    # Then
+    assert answer.dtype == torch.bfloat16
+    torch.testing.assert_close(answer.float(), model(x), rtol=0.1, atol=0.1)
+
+
+def test_no_gradient_of_any_parameter_is_computed() -> None:
+    # Given
+    model = knotted()
+    fast = Kernels().quicken(whole(model), "fp32")
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    # When
+    fast(x).sum().backward()
+    # Then
+    assert x.grad is not None
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert all(parameter.grad is None for parameter in [*model.parameters(), *fast.parameters()])
+
+
+def test_taps_of_one_network_share_what_is_made_for_them() -> None:
+    # Given
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.Conv2d(128, 128, 3)).eval()
+    kernels = Kernels()
+    # When
+    first, second = (kernels.quicken(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
+    # Then
+    for name in ("0", "2"):
+        assert first.get_submodule(name) is second.get_submodule(name)
+        assert first.get_submodule(name) is not model.get_submodule(name)
+    assert isinstance(first.get_submodule("2"), WinogradConv)
