@@ -1,0 +1,206 @@
+"""What the speed benchmark compares, each in a process of its own that measures when it is told to.
+
+``python -m tests.benchmarks.subjects NAME`` answers each line of JSON on its standard input by one on its standard
+output. Only one process measures at a time, so that the same seconds of a noisy machine are shared out fairly.
+
+    ours     the engine as the renderer's process runs it: workers.cpu.tune(), taps, batches
+    plain    the graph cut at the layer, no weight gradients, one picture at a time, nothing tuned
+    lucent   the whole network forward, backward with weight gradients, one picture at a time, nothing tuned
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from workers import cpu, devices, graph, models, weights
+from workers.contract.recipe import Recipe
+from workers.render import render_tapped
+from workers.tap import Tap, subgraph
+from workers.trunk import Kernels
+
+#: Pictures (B, 3, H, W) -> the mean of each one's own map, (B,).
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+#: 3 x 3 convolutions among which one is the machine's best: channels, size of the map.
+_PEAK_SHAPES = ((64, 150), (128, 75), (256, 37), (512, 18))
+
+
+class Subject:
+    """The asking side: one such process."""
+
+    def __init__(self, name: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.subjects", name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, what: str, **how: Any) -> Any:
+        """The process's answer; raises RuntimeError where it has none."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"what": what, **how}), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the benchmark's subject ended with code {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+class _Networks:
+    """The last network that was asked for, with random parameters: they cost the same as trained ones."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: tuple[str, nn.Module, Any, Kernels] | None = None
+        self.device = torch.device(devices.available()[0])
+
+    def get(self, model: str) -> tuple[nn.Module, Any, Kernels]:
+        if self._last is None or self._last[0] != model:
+            network = models.build(model, seed=0).to(self.device).requires_grad_(self._name == "lucent")
+            if self._name == "ours":
+                network = network.to(memory_format=torch.channels_last)
+            self._last = model, network, graph.trace(network), Kernels()
+        return self._last[1:]
+
+
+def _forward(name: str, networks: _Networks, ask: dict[str, Any]) -> Forward:
+    network, trace, kernels = networks.get(ask["model"])
+    if name == "ours":
+        chosen = devices.precision(ask["precision"], networks.device)
+        tap = Tap(network, trace, ask["layer"], "activation", chosen, kernels)
+        sliced = tap.slice(torch.arange(ask["batch"], device=networks.device) % tap.channels)
+        return lambda pictures: sliced(pictures).mean(dim=(1, 2))
+    chain = graph.tapped(network, graph.find(network, trace, ask["layer"]), "activation")
+    if name == "plain":
+        cut = subgraph(network, trace, upto=chain[-1])
+        return lambda pictures: cut(pictures)[:, 0].mean(dim=(1, 2))
+    whole = torch.fx.GraphModule(network, _keeping(trace, chain[-1]))
+
+    def forward(pictures: torch.Tensor) -> torch.Tensor:
+        kept, _ = whole(pictures)
+        return kept[:, 0].mean(dim=(1, 2))  # type: ignore[no-any-return]
+
+    return forward
+
+
+def _keeping(trace: torch.fx.Graph, kept: torch.fx.Node) -> torch.fx.Graph:
+    """The whole network, which returns one node's tensor (a copy: what follows may overwrite it) and its answer."""
+    both = torch.fx.Graph()
+    places: dict[torch.fx.Node, torch.fx.Node] = {}
+    copy = None
+    for node in trace.nodes:
+        if node.op == "output":
+            both.output((copy, places[node.all_input_nodes[0]]))
+            return both
+        places[node] = both.node_copy(node, places.__getitem__)
+        if node is kept:
+            copy = both.call_method("clone", (places[node],))
+    raise ValueError("a network without an output")
+
+
+def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
+    """Seconds of some gradient steps, per tile."""
+    forward = _forward(name, networks, ask)
+    batch = ask["batch"] if name == "ours" else 1
+    pictures = torch.rand(batch, 3, ask["size"], ask["size"], device=networks.device) * 20 + 128
+    if name == "ours":
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    parameters = [p for p in networks.get(ask["model"])[0].parameters() if p.requires_grad]
+    taken: list[float] = []
+    while len(taken) < 2 or (len(taken) < ask["steps"] and sum(taken) * batch < ask["seconds"]):
+        began = time.perf_counter()
+        variable = pictures.detach().requires_grad_(True)
+        # It fills every gradient that is wanted, of weights too where they want one.
+        torch.autograd.backward(forward(variable).sum())
+        gradient = variable.grad
+        assert gradient is not None
+        pictures = pictures + gradient / (gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-5)
+        for parameter in parameters:
+            parameter.grad = None
+        if networks.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append((time.perf_counter() - began) / batch)
+    return taken[1:]  # the first one warms up
+
+
+def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
+    """GFLOP/s of single convolutions, forward and backward to the input, in the precision asked for."""
+    dtype = torch.bfloat16 if ask["precision"] == "bf16" else torch.float32
+    rates = []
+    for channels, size in _PEAK_SHAPES:
+        for batch in (4, 8, 16):
+            x, weight = (
+                torch.randn(shape, device=networks.device, dtype=dtype)
+                .contiguous(memory_format=torch.channels_last)
+                for shape in ((batch, channels, size, size), (channels, channels, 3, 3))
+            )  # fmt: skip
+            best = float("inf")
+            for _ in range(4):
+                began = time.perf_counter()
+                variable = x.requires_grad_(True)
+                maps = F.conv2d(variable, weight, padding=1)
+                torch.autograd.grad(maps, variable, maps.detach())
+                if networks.device.type == "cuda":
+                    torch.cuda.synchronize()
+                best = min(best, time.perf_counter() - began)
+            rates.append(4e-9 * batch * channels * channels * 9 * size * size / best)
+    return rates
+
+
+def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
+    """Tiles by the function that a worker calls: seconds, and every tile's activation, evaluated in fp32."""
+    network, trace, kernels = networks.get(ask["model"])
+    if ask["trained"]:
+        chosen, file = weights.choose(ask["model"], None)
+        network = weights.load(ask["model"], chosen, file, seed=0).to(memory_format=torch.channels_last)
+        trace, kernels = graph.trace(network), Kernels()
+    recipe = Recipe.model_validate_json(json.dumps(ask["recipe"]))
+    chosen_precision = devices.precision(recipe.precision, networks.device)
+    answer: dict[str, Any] = {"activations": {}, "seconds": 0.0}
+    for layer in ask["layers"]:
+        tap = Tap(network, trace, layer, recipe.tap, chosen_precision, kernels)
+        if ask["warm"]:
+            quick = recipe.model_copy(update={"steps": 1})
+            render_tapped(tap, layer, list(range(ask["batch"])), quick, networks.device)
+        began = time.perf_counter()
+        for first in range(0, ask["filters"], ask["batch"]):
+            filters = [f for f in range(first, min(first + ask["batch"], ask["filters"])) if f < tap.channels]
+            tiles = render_tapped(tap, layer, filters, recipe, networks.device)
+            live = {tile.filter: tile.activation for tile in tiles if tile.status == "live"}
+            answer["activations"].setdefault(layer, {}).update(live)
+        answer["seconds"] += time.perf_counter() - began
+    return answer
+
+
+def main() -> None:
+    """Answer until the standard input ends."""
+    name = sys.argv[1]
+    if name == "ours":
+        cpu.tune()
+    networks = _Networks(name)
+    for line in sys.stdin:
+        ask = json.loads(line)
+        answers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "steps": lambda a: _steps(name, networks, a),
+            "peak": lambda a: _peak(networks, a),
+            "tiles": lambda a: _tiles(networks, a),
+            "device": lambda _: devices.describe(networks.device),
+            "precision": lambda _: devices.precision("auto", networks.device),
+        }
+        print(json.dumps(answers[ask["what"]](ask)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
