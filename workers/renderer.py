@@ -2,7 +2,7 @@
 
 A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang takes only the child. The parent knows the
 batch, starts a new child, splits the batch until the tile that did it stands alone, and gives up on that one only.
-A batch that the device's memory cannot hold is halved, and the size that fits is remembered.
+A batch that the device's memory cannot hold is halved, and the size that fits is remembered; see pace.py.
 This module imports torch in the child alone.
 """
 
@@ -21,6 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RendererLost, RenderFailed
 from workers.contract.job import Job, Weights
 from workers.contract.tile import Precision
+from workers.pace import Pace
 
 if TYPE_CHECKING:
     from workers.render import Tile
@@ -51,12 +52,11 @@ class Batch:
 class Renderer:
     """One child process that renders one batch at a time. ``render`` is called by one thread, ``stop`` by any."""
 
-    def __init__(self, *, hang_s: float) -> None:
+    def __init__(self, *, hang_s: float, sizes: tuple[int, ...] = ()) -> None:
         self._hang_s = hang_s
         self._stopped = False
         self._lock = threading.Lock()
-        #: (job id, layer) -> tiles that fit into the device's memory at once, where that is known
-        self._fitting: dict[tuple[str, str], int] = {}
+        self._pace = Pace(sizes)
         #: counts what the child has done; that it changes is all that is asked of it
         self._progress = _SPAWN.Value("Q", 0, lock=False)
         self._pool = self._new_pool()
@@ -69,16 +69,19 @@ class Renderer:
         results: dict[int, Tile | FilterfarmError] = {}
         rest = batch.filters
         while rest:
-            size = min(size, self._fitting.get((batch.job.id, batch.layer), size))
-            part, rest = rest[:size], rest[size:]
+            now = self._pace.size((batch.job.id, batch.layer), min(size, len(rest)))
+            part, rest = rest[:now], rest[now:]
             results |= self._part(replace(batch, filters=part), deaths)
         return results
 
     def _part(self, batch: Batch, deaths: int) -> "dict[int, Tile | FilterfarmError]":
         """A batch, or what it has to be split into. Each of its tiles has seen the renderer die ``deaths`` times."""
         alone, half = len(batch.filters) == 1, max(1, len(batch.filters) // 2)
+        group, began = (batch.job.id, batch.layer), time.monotonic()
         try:
-            return {tile.filter: tile for tile in self._once(batch)}
+            tiles = self._once(batch)
+            self._pace.note(group, len(tiles), time.monotonic() - began)
+            return {tile.filter: tile for tile in tiles}
         except Draining:
             raise
         except RendererLost as error:
@@ -90,7 +93,7 @@ class Renderer:
             if alone:
                 return {batch.filters[0]: error}
             if isinstance(error, DeviceFull):
-                self._fitting[batch.job.id, batch.layer] = half
+                self._pace.too_many(group, len(batch.filters))
             return self._in_parts(batch, half, deaths)
         except FilterfarmError as error:  # of the job, such as weights that are not here: no tile's own fault
             return dict.fromkeys(batch.filters, error)

@@ -38,6 +38,7 @@ from workers.contract.presence import Presence
 from workers.contract.settings import Settings
 from workers.contract.tile import FailureRecord, TileRecord
 from workers.jobs import Jobs
+from workers.pace import most_at_once, sizes_to_try
 from workers.patience import PatientStore
 from workers.png import encode_frames, encode_tile
 from workers.renderer import Batch, Renderer
@@ -59,9 +60,6 @@ HAND_BACK_PAUSE_S = 5.0
 
 #: An incomplete batch waits this long for its next message; a message takes a millisecond or two.
 LINGER_S = 0.1
-
-#: Tiles per batch where nobody chose; the supervisor does, by device.
-DEFAULT_BATCH = 8
 
 #: A claim lasts this share of the visibility timeout. Less than all of it, because it begins later than the message's
 #: visibility, by up to a quarter; the heartbeat renews both.
@@ -93,8 +91,10 @@ class Service:
         self._claims: set[tuple[str, int]] = set()
         #: jobs that were cancelled while this process has messages of them
         self._cancelled: set[str] = set()
-        self._renderer = Renderer(hang_s=settings.hang_s)
-        self._batcher: Batcher[Tile] = Batcher(self._run, size=settings.batch or DEFAULT_BATCH, linger_s=LINGER_S)
+        self._renderer = Renderer(hang_s=settings.hang_s, sizes=sizes_to_try(settings.batch, settings.device))
+        self._batcher: Batcher[Tile] = Batcher(
+            self._run, size=settings.batch or most_at_once(settings.device), linger_s=LINGER_S
+        )
         self._jobs = Jobs(self._store, settings.cache_dir)
         self._versions = {name: version(name) for name in ("filterfarm", *_VERSION_NAMES)}
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from workers.contract.errors import BadSettings, FilterfarmError
 from workers.contract.settings import Settings
+from workers.pace import most_at_once
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
 #: After a drain, what a process gets to leave in, before it is killed.
 _LEAVE_S = 8.0
-
-#: Tiles per batch where the settings leave it to the device.
-_CPU_BATCH, _GPU_BATCH = 8, 32
 
 
 @dataclass(kw_only=True)
@@ -83,14 +81,14 @@ def _tend(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    batch = settings.batch or (_CPU_BATCH if device == "cpu" else _GPU_BATCH)
-    mine = replace(settings, device=device, batch=batch)
+    batch = settings.batch or most_at_once(device)
+    mine = replace(settings, device=device)
     name = f"{device.replace(':', '')}-{os.getpid()}@%h"
     command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.app", "worker", "--hostname", name]
     # Twice the batch: while one batch computes, the threads of the last one upload and the next one's wait.
     command += ["--pool", "threads", "--concurrency", str(2 * batch)]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    log.info("starting a worker on %s with batches of %d", device, batch)
+    log.info("starting a worker on %s with batches of up to %d", device, batch)
     variables = {**environ, **mine.to_environ(), SUPERVISOR_VARIABLE: str(os.getpid())}
     # A session of its own: Ctrl-C reaches the supervisor alone, which then drains in good order.
     return subprocess.Popen(command, env=variables, start_new_session=True)

@@ -15,7 +15,8 @@ from workers.contract.broker import TASK_NAME, connect, refresh_visibility
 from workers.contract.clock import check_clock
 from workers.contract.errors import ClockWrong
 from workers.contract.settings import Settings
-from workers.service import DEFAULT_BATCH, HandBack, Service
+from workers.pace import most_at_once
+from workers.service import HandBack, Service
 from workers.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Farmhand:
 def install(app: Celery, settings: Settings) -> None:
     """Give ``app`` the render task, and the service to run it with once a worker starts."""
     app.conf.worker_consumer = "workers.consumer:Consumer"
-    turns = functools.partial(Turns, settings.batch or DEFAULT_BATCH)
+    turns = functools.partial(Turns, settings.batch or most_at_once(settings.device))
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "queue_order_strategy": turns}
     farmhands: list[Farmhand] = []
 

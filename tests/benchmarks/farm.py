@@ -10,8 +10,8 @@ from tests.benchmarks.subjects import Subject
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from workers.contract.job import Job, Layer, Weights
 from workers.contract.recipe import Preprocess, Recipe
+from workers.pace import most_at_once
 from workers.renderer import Batch, Renderer
-from workers.supervisor import _CPU_BATCH
 
 #: A network that costs next to nothing at this size.
 _CHEAP = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--steps", "1", "--size", "32", "--no-rescue")
@@ -28,7 +28,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, 
     def alone() -> float:
         answer = subject.ask(
             "tiles", model="vgg16", trained=False, layers=[layer], recipe=recipe.model_dump(mode="json"),
-            filters=filters, batch=_CPU_BATCH, warm=True,
+            filters=filters, batch=most_at_once("cpu"), warm=True,
         )  # fmt: skip
         return float(answer["seconds"])
 

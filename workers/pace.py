@@ -1,0 +1,68 @@
+"""How many tiles of a layer go to the device at once: what fits into its memory, and of that what was fastest."""
+
+from dataclasses import dataclass, field
+
+#: (job id, layer): what it takes to render a tile depends on both.
+Group = tuple[str, str]
+
+#: Parts of each size that are timed before one is chosen. The faster counts: the first also loads what it needs, and
+#: filters that are rescued take longer.
+_TRIES = 2
+
+#: Tiles that may be at work at once where nobody chose, on a CPU and elsewhere.
+_CPU_MOST, _GPU_MOST = 16, 32
+
+
+def most_at_once(device: str) -> int:
+    """Tiles that a worker takes on for a device: the largest batch that is tried."""
+    return _GPU_MOST if device.startswith(("cuda", "mps", "xpu")) else _CPU_MOST
+
+
+@dataclass
+class _Known:
+    """About one layer of one job."""
+
+    #: tiles that fit into memory at once; None while none was too many
+    fitting: int | None = None
+    #: size -> seconds per tile of each part of that size
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+
+def sizes_to_try(batch: int, device: str) -> tuple[int, ...]:
+    """What the setting FILTERFARM_BATCH leaves open: nothing, unless it is 0."""
+    most = most_at_once(device)
+    return () if batch else (most, most // 2, most // 4)
+
+
+class Pace:
+    """What one renderer has learnt. ``sizes`` are tried for each layer, the first one first, to go on with the best.
+
+    Without any, a batch goes as it comes, as far as it fits.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] = ()) -> None:
+        self._sizes = sizes
+        self._known: dict[Group, _Known] = {}
+
+    def size(self, group: Group, waiting: int) -> int:
+        """How many of the tiles that wait should go at once."""
+        known = self._known.get(group, _Known())
+        most = min(waiting, known.fitting or waiting)
+        sizes = [size for size in self._sizes if size <= most]
+        if not sizes:
+            return most
+        untried = [size for size in sizes if len(known.seconds.get(size, ())) < _TRIES]
+        return untried[0] if untried else min(sizes, key=lambda size: min(known.seconds[size]))
+
+    def note(self, group: Group, tiles: int, seconds: float) -> None:
+        """A part of so many tiles took that long."""
+        taken = self._of(group).seconds.setdefault(tiles, [])
+        if len(taken) < _TRIES:
+            taken.append(seconds / tiles)
+
+    def too_many(self, group: Group, tiles: int) -> None:
+        """The device's memory could not hold so many: from now on half."""
+        self._of(group).fitting = max(1, tiles // 2)
+
+    def _of(self, group: Group) -> _Known:
+        return self._known.setdefault(group, _Known())
