@@ -105,6 +105,38 @@ def test_a_submission_into_a_network_that_swallows_says_so_and_can_be_repeated(
     assert farm.submit(*FEW)["enqueued"] == 8
 
 
+def vanish_for(farm: Fleet, seconds: float) -> None:
+    url = farm.environ["FILTERFARM_BROKER_URL"]
+    with proxy(urlsplit(url).port or 0) as net:
+        # Given a worker in the middle of a job, behind a network of its own
+        farm.start("collector")
+        worker = farm.start("worker", "--batch", "4", FILTERFARM_BROKER_URL=behind(net, url), **slow(farm))
+        job_id = farm.submit(*MANY)["job"]
+        wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
+
+        # When the network swallows everything for a while, and what was connected for ever
+        net.set("swallow")
+        time.sleep(seconds)
+        net.set("pass")
+        assert stored(farm, job_id) < 80, "the job was over before; make it longer"
+
+        # Then the worker finds that out by itself, in time
+        wait_for_more(farm, job_id, 30)
+        wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
+        check_everything(farm, job_id)
+        assert farm.status(job_id)["failed"] == 0
+        assert worker.poll() is None
+
+
+def test_a_worker_whose_connections_die_without_a_word_goes_on(farm: Fleet) -> None:
+    vanish_for(farm, 0.5)
+
+
+@pytest.mark.faults
+def test_a_worker_whose_network_is_away_for_half_a_minute_goes_on(farm: Fleet) -> None:
+    vanish_for(farm, 30.0)
+
+
 #: Shifts time.time(), which is what Kombu and Celery look at, by what a file says at that moment.
 _SHIFTED = """\
 import time

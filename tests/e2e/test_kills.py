@@ -1,0 +1,89 @@
+"""Workers that vanish, are told to go, or come and go, in the middle of a job."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterable
+
+from tests.e2e.fleet import VISIBILITY_TIMEOUT_S, Fleet, descendants, wait_for
+from tests.e2e.whole import check_everything, has_ended, stored
+from tests.injection import into_renderer
+
+RECIPE = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--size", "32", "--steps", "2")
+
+BATCH = 4
+
+#: A job of 80 tiles.
+MANY = (*RECIPE, "--layers", "features.0,features.3.squeeze")
+
+
+def start_worker(farm: Fleet, *, batch_s: float = 1.0, **environ: str) -> "subprocess.Popen[bytes]":
+    """A worker that takes at least so long for each batch, on any machine, so that faults hit the middle of a job."""
+    folder = farm.folder / f"slow-{batch_s:g}"
+    slow = into_renderer(folder, f"time.sleep({batch_s:g})")
+    return farm.start("worker", "--batch", str(BATCH), **slow, **environ)
+
+
+def rendered(farm: Fleet, workers: Iterable["subprocess.Popen[bytes]"]) -> int:
+    """How many tiles these workers have rendered, stored or not."""
+    return sum(int(count) for worker in workers for count in re.findall(r"rendered .* filters=(\d+)", farm.log(worker)))
+
+
+def test_a_worker_told_to_go_in_mid_batch_hands_everything_back_at_once(farm: Fleet) -> None:
+    # Given a worker that holds all messages of a job, with a batch on the device that takes longer than it may
+    farm.start("collector")
+    worker = start_worker(farm, batch_s=60.0, FILTERFARM_DRAIN_S="2")
+    job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-7")["job"]
+    wait_for("the worker to have all of it", lambda: farm.redis.hlen("unacked") == 2 * BATCH, 60)
+    # And another one, which is idle
+    other = start_worker(farm, batch_s=5.0)
+    wait_for("the other one", lambda: "ready" in farm.log(other), 60)
+
+    # When the first is told to go
+    worker.send_signal(signal.SIGTERM)
+
+    # Then it leaves with code 0, soon
+    assert worker.wait(25) == 0, farm.log(worker)
+    # And within two seconds the other one has all messages, of which the first has rendered none
+    wait_for("the other to continue", lambda: farm.redis.hlen("unacked") == farm.outstanding() == 2 * BATCH, 2)
+    assert rendered(farm, [worker]) == 0
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
+    check_everything(farm, job_id)
+    assert farm.status(job_id)["requeued"] == 0
+
+
+def test_a_celery_process_that_dies_is_started_again(farm: Fleet) -> None:
+    # Given a worker in the middle of a job
+    farm.start("collector")
+    worker = start_worker(farm)
+    job_id = farm.submit(*MANY)["job"]
+    wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
+    celery = descendants(worker.pid)[0]
+
+    # When its Celery process dies, as a broker's crash can make it
+    os.kill(celery, signal.SIGKILL)
+
+    # Then the supervisor says so, starts another, and that one finishes the job
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 150)
+    check_everything(farm, job_id)
+    assert "ended with code -9; starting another" in farm.log(worker)
+    assert descendants(worker.pid)[0] != celery
+    assert worker.poll() is None
+
+
+def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet) -> None:
+    # Given two workers, of which one has nothing to do
+    farm.start("collector")
+    batch_s = 3 * VISIBILITY_TIMEOUT_S + 1
+    workers = [start_worker(farm, batch_s=batch_s), start_worker(farm, batch_s=batch_s)]
+    wait_for("both workers", lambda: all("ready" in farm.log(worker) for worker in workers), 60)
+
+    # When a job of one batch takes three times the visibility timeout
+    job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-3")["job"]
+    wait_for("the batch to begin", lambda: farm.redis.hlen("unacked") == BATCH, 30)
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
+
+    # Then each tile has been rendered once
+    check_everything(farm, job_id)
+    assert rendered(farm, workers) == 4

@@ -1,0 +1,67 @@
+"""Filters that take the renderer with them, and messages and objects that mean harm."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.e2e.fleet import Fleet, descendants, wait_for
+from tests.e2e.whole import check_everything, has_ended
+from tests.injection import into_renderer
+from workers import models
+from workers.contract import keys
+
+LAYER = "features.0"
+NAN_FILTER = 11
+
+#: filter -> what its rendering does, and the reason that is recorded
+POISONS = {
+    1: ("ctypes.string_at(0)", "the renderer died (signal 11), and so 3 times in a row"),
+    6: ("os.abort()", "the renderer died (signal 6), and so 3 times in a row"),
+    9: ("os.kill(os.getpid(), signal.SIGKILL)", "the renderer died (signal 9), and so 3 times in a row"),
+}
+
+
+def checkpoint_with_nan(folder: Path) -> Path:
+    """A checkpoint of which one filter's weights are no numbers."""
+    state = models.build("squeezenet1_1", seed=3).state_dict()
+    state[f"{LAYER}.weight"][NAN_FILTER] = float("nan")
+    torch.save(state, folder / "nan.pth")
+    return folder / "nan.pth"
+
+
+def render_with(farm: Fleet, poisons: dict[int, tuple[str, str]], timeout_s: float) -> None:
+    # Given a worker whose renderer some filters crash, and a checkpoint in which another is not finite
+    body = "\n".join(f"if {filter_} in filters: {deed}" for filter_, (deed, _) in poisons.items())
+    farm.start("collector")
+    worker = farm.start("worker", "--batch", "8", FILTERFARM_HANG_S="30", **into_renderer(farm.folder / "poison", body))
+    checkpoint = checkpoint_with_nan(farm.folder)
+
+    # When a job of theirs and their neighbours is rendered
+    recipe = ("--layers", LAYER, "--filters", "0-15", "--size", "32", "--steps", "2", "--method", "notebook")
+    job_id = farm.submit("squeezenet1_1", "--weights", str(checkpoint), *recipe)["job"]
+    wait_for("a Celery process", lambda: descendants(worker.pid), 60)
+    celery = descendants(worker.pid)[0]
+    wait_for("the job to end", lambda: has_ended(farm, job_id), timeout_s)
+
+    # Then exactly they have failed, and every neighbour is there
+    status = farm.status(job_id)
+    reasons = {f"{LAYER}/{filter_}": reason for filter_, (_, reason) in poisons.items()}
+    nan_reason = status["reasons"].pop(f"{LAYER}/{NAN_FILTER}")
+    assert "not a finite number" in nan_reason
+    assert status["reasons"] == reasons
+    assert (status["stored"], status["failed"]) == (16 - len(poisons) - 1, len(poisons) + 1)
+    check_everything(farm, job_id, failed=[(LAYER, filter_) for filter_ in (*poisons, NAN_FILTER)])
+
+    # And the bucket says why, too
+    objects = farm.objects()
+    for filter_, (_, reason) in poisons.items():
+        assert json.loads(objects[keys.failed(job_id, LAYER, filter_)][1])["reason"] == reason
+
+    # And the worker is the one it was
+    assert worker.poll() is None
+    assert descendants(worker.pid)[0] == celery
+
+
+def test_poison_filters_fail_alone_with_their_reasons(farm: Fleet) -> None:
+    render_with(farm, POISONS, 240)
