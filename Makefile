@@ -11,8 +11,10 @@ DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
 
+# What computes runs on two cores at once; what starts whole farms, one after the other.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest tests/e2e tests/gpu
 
 # The slow rows of the README's "What survives what"; a few of each are in "make test".
 test-faults: $(VENV)/.installed-dev

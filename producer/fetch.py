@@ -20,6 +20,7 @@ def fetch(job: Job, folder: Path, store: Store) -> int:
     for layer in job.layers:
         wanted += [keys.grid(job.id, layer.name), keys.records(job.id, layer.name)]
     wanted += [keys.tile(job.id, layer, filter_) for layer, filter_ in job.tiles]
+    wanted += [keys.frames(job.id, layer, filter_) for layer, filter_ in job.tiles]
     present = set(store.list(f"{job.id}/"))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,9 @@ Penalty = Callable[[torch.Tensor], torch.Tensor]
 #: Called after each step with its number, from 1, and a function that gives the pictures as they are then.
 Album = Callable[[int, Callable[[], torch.Tensor]], None]
 
+#: How much of a unit counts that its activation function hides.
+_HIDDEN = 0.1
+
 #: How much being like the others of its tile counts against a picture, in units of its own activation.
 _UNLIKE = 2.0
 
@@ -89,11 +92,14 @@ class Watch:
     """What each picture of a batch climbs, and which need help to climb at all.
 
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
-    function, until the map is zero no more; the others are untouched by that, unless ``lapses``: then one that falls
-    asleep on its way, as the first large step of an optimiser may send it, is woken too. One that has no gradient in
-    the first step (its map is the same everywhere, though not zero) does so from then on. One that has none even then
-    sees its network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit
-    where the mean wakes none.
+    function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
+    step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
+    network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
+    mean wakes none.
+
+    ``strict``: what lives climbs its map and nothing else. Otherwise units that are asleep or saturated count a little
+    too, as what they are before the activation function, or a map that is awake in one corner never spreads; and a
+    picture that falls asleep on its way, as the first large step of an optimiser may send it, is woken as well.
     """
 
     def __init__(
@@ -103,11 +109,11 @@ class Watch:
         *,
         rescue: bool,
         peak: bool,
-        lapses: bool = False,
+        strict: bool = True,
         penalty: Penalty | None = None,
     ) -> None:
         self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
-        self._lapses = lapses
+        self._strict = strict
         self._start_activation, self._asleep = _look(objective, start)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat, self._leaking = nobody, nobody, nobody
@@ -120,11 +126,15 @@ class Watch:
         seen = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
         if self._rescue:
             sleeping = _is_zero(seen.after)
-            self.redirected = (sleeping if self._lapses else self._asleep & sleeping) | self._flat
+            self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
         waking = seen.before.mean(dim=(1, 2))
         if self._peak:
             waking = waking + seen.before.amax(dim=(1, 2))
         climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
+        if not self._strict:
+            # Not for what is left asleep because nobody asked for its rescue.
+            hidden = (seen.before - seen.after).mean(dim=(1, 2))
+            climbed = climbed + _HIDDEN * hidden * (self._rescue | ~self._asleep) * ~self.redirected
         # In units of the activation, which differ by orders of magnitude from layer to layer: a weight of 1 makes a
         # penalty of 1 count as much as all of the activation.
         against = climbed.detach().abs()

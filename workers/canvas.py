@@ -29,8 +29,8 @@ _START_SD, _SCALE = 0.01, 4.0
 #: pixels, which large waves, rotation and scaling only blur.
 FULL_AT_STRIDE = 8.0
 
-#: Canvas beyond the tile on each side: Lucid's jitter, and what a rotation turns in from outside.
-MARGIN_PX = 16
+#: Canvas beyond the tile on each side: Lucid's jitter, and what is shown of it to shallow layers or turned in from it.
+MARGIN_PX = 24
 
 #: What a stream's numbers are for.
 _START = 1
@@ -113,30 +113,28 @@ CANVASES = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canv
 def longest_wave_px(stride: float) -> float:
     """The longest wave that a layer's pictures are made of; infinite for layers that see enough of a picture.
 
-    A filter of the stem sees a dozen pixels. Longer waves than a few of those tell nothing of it, and would flood the
-    tile with one flat colour, because to the mean of its map they count as much as the pattern it looks for.
+    A filter of the stem sees a dozen pixels. Longer waves tell nothing of it, and would flood the tile with one flat
+    colour, because to the mean of its map they count as much as the pattern it looks for.
     """
-    return 16.0 * stride if stride < FULL_AT_STRIDE else math.inf
+    return max(8.0, 3.0 * stride**2) if stride < 4.0 else math.inf
 
 
 def pace(stride: float) -> float:
-    """What the learning rate is multiplied by: a shallow filter's gradient is the same everywhere and at every step,
-    and in full strength would drive every pixel to black or white.
-    """
-    return math.sqrt(min(1.0, stride / FULL_AT_STRIDE))
+    """What the learning rate is multiplied by: short waves are scaled down the most, and would take the longest."""
+    return min(3.0, max(1.0, 6.0 / stride))
 
 
 def spectrum_scale(size_px: tuple[int, int], longest_px: float = math.inf) -> "NDArray[np.float32]":
     """What each coefficient of a picture (H, W) is multiplied by, (H, W // 2 + 1) float32: 1 / frequency.
 
     That is how photographs' coefficients fall off. Frequencies are in cycles per pixel; the constant term counts as
-    the lowest frequency there is. Waves longer than ``longest_px`` fall off instead, with the square of frequency.
+    the lowest frequency there is. Waves longer than ``longest_px`` are left out.
     """
     rows = np.fft.fftfreq(size_px[0])[:, None]
     columns = np.fft.rfftfreq(size_px[1])[None, :]
     lowest = 1.0 / max(size_px)
     frequency = np.maximum(np.hypot(rows, columns), lowest)
-    scale = 1.0 / frequency * np.where(frequency > lowest, np.minimum(1.0, frequency * longest_px) ** 3, 0.25)
+    scale = np.where(frequency > lowest, 1.0, 0.25) / frequency * (frequency * longest_px >= 1.0)
     result: NDArray[np.float32] = scale.astype(np.float32)
     return result
 

@@ -103,7 +103,7 @@ def _watch(objective: Objective, start: torch.Tensor, streams: list[Stream], rec
         start,
         rescue=recipe.rescue,
         peak=streams[0].restart > 0,
-        lapses=recipe.method != "notebook",  # whose live tiles are the notebook's to the letter
+        strict=recipe.method == "notebook",
         penalty=functools.partial(penalty, recipe=recipe) if regularised(recipe) else None,
     )
 

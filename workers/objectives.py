@@ -113,8 +113,9 @@ def _deepdream(tap: Tap, device: torch.device) -> Objective:
     whole = _channels(tap, list(range(tap.channels)), device)
 
     def see(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        after, before = whole(pictures, stuck)
-        return Seen(after=after.square().mean(dim=1), before=before.square().mean(dim=1))
+        dream = whole(pictures, stuck)[0].square().mean(dim=1)
+        # A whole layer never sleeps; and before the activation function a square would go the wrong way too.
+        return Seen(after=dream, before=dream)
 
     return see
 

@@ -15,6 +15,10 @@ from workers.streams import Stream
 #: Lucid's views in full strength: pixels of jitter to each side, relative scale, degrees of rotation.
 _JITTER_PX, _ZOOM, _ROTATION = 8.0, 0.1, 10.0
 
+#: What shallow layers are shown beyond the tile on each side: with the jitter, all of the margin, and never the tile's
+#: own rim at the edge.
+_ROOM_PX = 16
+
 #: What a stream's numbers are for.
 _VIEWS = 2
 
@@ -32,7 +36,7 @@ class Views:
         # What has a place in the picture may move by a fraction of its layer's step, and not turn.
         strength = 0.0 if pinned else view_strength(stride)
         jitter_px = min(_JITTER_PX, stride / 4) if pinned else _JITTER_PX
-        margin_px = 2 * int(_JITTER_PX) if strength < 1.0 and not pinned else 0
+        margin_px = 2 * _ROOM_PX if strength < 1.0 and not pinned else 0
         #: height and width of what is seen: shallow layers, which cost little, are shown some of the margin too, so
         #: that the edge, whose padding excites their filters, is nowhere in the tile
         self.view_px = size_px[0] + margin_px, size_px[1] + margin_px

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SIZES = [(8, 12), (11, 8), (8, 11), (9, 13), (10, 10)]
 
 #: Canvas around the tile, to each side.
-MARGIN = 16
+MARGIN = 24
 
 MAKERS = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canvas}
 
@@ -85,13 +85,13 @@ def test_canvases_are_the_references(method: str, louder: float, size_px: tuple[
     # Then
     start = canvas.coefficients.detach().numpy().astype(np.float64)
     wanted = np.stack([reference_picture(reference_planes(method, one, size_px)) for one in start])
-    assert whole.shape == (2, channels, size_px[0] + 32, size_px[1] + 32)
+    assert whole.shape == (2, channels, size_px[0] + 48, size_px[1] + 48)
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.02)
     assert wanted.std() > 20
     # And the tile is what lies within the margins
     assert MARGIN_PX == MARGIN
     assert tiles.shape == (2, channels, *size_px)
-    np.testing.assert_array_equal(tiles, whole[:, :, 16 : 16 + size_px[0], 16 : 16 + size_px[1]])
+    np.testing.assert_array_equal(tiles, whole[:, :, 24 : 24 + size_px[0], 24 : 24 + size_px[1]])
 
 
 @pytest.mark.parametrize("size_px", [(4, 4), (5, 8), (8, 5), (7, 9), (40, 64)])
@@ -119,7 +119,7 @@ def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[in
         spectra.append(np.abs(np.fft.rfft2(planes)))
     # And magnitudes are in the proportions of 1 / frequency. The first and the last column are their own mirror
     # images, in which two phases meet in one coefficient, that may only be less
-    height, width = size_px[0] + 32, size_px[1] + 32
+    height, width = size_px[0] + 48, size_px[1] + 48
     wanted = scale_of(height, width)
     wanted[0, 0] = 0
     inner = slice(1, (width + 1) // 2)
@@ -136,7 +136,7 @@ def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[in
 @pytest.mark.parametrize("method", ["fourier", "maco", "pixel"])
 def test_start_coefficients_are_normal_from_the_canvas_own_stream(method: str) -> None:
     # Given the stream of purpose 1, as everything that starts a canvas draws it
-    shapes = {"fourier": (3, 40, 23, 2), "maco": (3, 40, 23), "pixel": (3, 40, 44)}
+    shapes = {"fourier": (3, 56, 31, 2), "maco": (3, 56, 31), "pixel": (3, 56, 60)}
     crc_of_a = 0xE8B7BE43
     # When
     start = canvas_of(method, (8, 12)).coefficients.detach().numpy()

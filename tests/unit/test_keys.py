@@ -58,6 +58,7 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
         keys.weights(JOB, SHA),
         keys.tile(JOB, LAYER, FILTER),
         keys.frames(JOB, LAYER, FILTER),
+        keys.frames(JOB, LAYER, FILTER),
         keys.failed(JOB, LAYER, FILTER),
         keys.records(JOB, LAYER),
         keys.grid(JOB, LAYER),

@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 NOTEBOOK = Recipe(
     method="notebook", preprocess=models.HALVES, height_px=24, width_px=24, steps=16, step_size=8.0, seed=1
 )
-FOURIER = Recipe(method="fourier", preprocess=models.HALVES, height_px=24, width_px=24, steps=24, step_size=1.0, seed=1)
+FOURIER = Recipe(
+    method="fourier", preprocess=models.HALVES, height_px=24, width_px=24, steps=24, step_size=0.33, seed=1
+)
 
 both_methods = pytest.mark.parametrize("recipe", [NOTEBOOK, FOURIER], ids=["notebook", "fourier"])
 
@@ -150,14 +152,15 @@ def test_a_sleeping_batch_mate_changes_nothing_for_those_that_live(recipe: Recip
 
 @both_methods
 def test_a_sleeping_filter_is_woken_beside_any_number_that_live(recipe: Recipe) -> None:
-    # Given what rescue by the whole batch would lose: a batch that is not asleep as a whole
+    # Given what rescue by the whole batch would lose: batches that are not asleep as a whole
     model = one_layer({3: -0.6})
-    # When
-    alone = tiles_of(model, [3], recipe)[0]
+    # When (with two at least: the mean of a single convolution has hardly any gradient but float noise, of which Adam
+    # makes whole steps, and the noise of one picture alone is another)
+    beside_one = tiles_of(model, [3, 5], recipe)[0]
     together = tiles_of(model, [0, 1, 2, 3, 4, 5, 6, 7], recipe)
     # Then
     assert [tile.status for tile in together] == ["live"] * 3 + ["rescued"] + ["live"] * 4
-    assert_alike(together[3], alone)
+    assert_alike(together[3], beside_one)
 
 
 @both_methods

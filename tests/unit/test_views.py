@@ -64,7 +64,7 @@ def test_a_view_turns_zooms_and_shifts_in_pixels_whatever_the_shape(
 ) -> None:
     # Given
     views = views_of(size_px, stride=stride)
-    view_px = size_px if strength == 1.0 else (size_px[0] + 16, size_px[1] + 16)
+    view_px = size_px if strength == 1.0 else (size_px[0] + 32, size_px[1] + 32)
     for step, (right, down, zoom, turn) in enumerate(draws_of(12)):
         # When
         seen = seen_at(views, size_px, step)
@@ -87,10 +87,10 @@ def test_views_of_no_strength_are_shifted_by_whole_pixels_and_roomy(size_px: tup
     for step, (right, down, *_) in enumerate(draws_of(12)):
         # When
         seen = seen_at(views, size_px, step)
-        # Then the tile is seen with eight pixels more to each side
+        # Then the tile is seen with sixteen pixels more to each side
         shift = np.round([8 * right, 8 * down])
         shifts.add(tuple(shift))
-        wanted = wanted_at(size_px, (size_px[0] + 16, size_px[1] + 16), shift, 1.0, 0.0)
+        wanted = wanted_at(size_px, (size_px[0] + 32, size_px[1] + 32), shift, 1.0, 0.0)
         np.testing.assert_allclose(seen, wanted, rtol=0, atol=1e-4)
         np.testing.assert_allclose(wanted, np.round(wanted))
     assert len(shifts) > 6
