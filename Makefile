@@ -11,10 +11,10 @@ DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
 
-# What computes runs on two cores at once; what starts whole farms, one after the other.
+# Two at a time, one file on one core; then what compares times, which needs the machine to itself.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
-	$(BIN)/python -m pytest tests/e2e tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not soak and not alone"
+	$(BIN)/python -m pytest -m alone
 
 # The slow rows of the README's "What survives what"; a few of each are in "make test".
 test-faults: $(VENV)/.installed-dev

@@ -3,6 +3,8 @@
 import re
 import time
 
+import pytest
+
 from tests.e2e.fleet import Fleet, wait_for
 
 RECIPE = ("squeezenet1_1", "--weights", "none", "--size", "48", "--steps", "30")
@@ -26,6 +28,7 @@ def _seconds_open(farm: Fleet, *arguments: str) -> tuple[str, float]:
     return job, time.monotonic() - began
 
 
+@pytest.mark.alone
 def test_a_small_job_behind_a_huge_one_takes_at_most_twice_its_time_alone_and_one_batch(farm: Fleet) -> None:
     # Given a huge job under way on one worker
     farm.start("collector")
