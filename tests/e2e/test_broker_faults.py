@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import threading
 import time
 from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from tests import servers
 from tests.e2e.fleet import Fleet, descendants, kill_group, wait_for
@@ -103,6 +105,33 @@ def test_a_submission_into_a_network_that_swallows_says_so_and_can_be_repeated(
 
     # And the same submission over a network that works is as good as the first
     assert farm.submit(*FEW)["enqueued"] == 8
+
+
+def test_a_submission_that_is_swallowed_half_way_says_so_and_can_be_repeated(farm: Fleet) -> None:
+    url = farm.environ["FILTERFARM_BROKER_URL"]
+    lost_at: list[float] = []
+    with proxy(urlsplit(url).port or 0) as net:
+        # Given a network that swallows every packet once a submission has begun to enqueue
+        def lose() -> None:
+            with redis.Redis.from_url(url) as client:
+                wait_for("the submission", lambda: any(client.scan_iter("filterfarm:*:submitting")), 60)
+            net.set("swallow")
+            lost_at.append(time.monotonic())
+
+        thread = threading.Thread(target=lose)
+        thread.start()
+        # When a job is submitted
+        done = farm.run("submit", *MANY, FILTERFARM_BROKER_URL=behind(net, url))
+        thread.join(60)
+        # Then one line says so in time, unless it was through before
+        assert time.monotonic() - lost_at[0] <= 15
+        if done.returncode:
+            assert done.returncode == ExitCode.BROKER_UNREACHABLE
+            assert len(done.stderr.strip().splitlines()) == 1
+
+    # And submitting it again leaves one message for each tile at most twice, and at least once
+    farm.submit(*MANY)
+    assert 80 <= farm.outstanding() <= 160
 
 
 def vanish_for(farm: Fleet, seconds: float) -> None:

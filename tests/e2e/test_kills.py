@@ -4,9 +4,12 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 
-from tests.e2e.fleet import VISIBILITY_TIMEOUT_S, Fleet, descendants, wait_for
+import pytest
+
+from tests.e2e.fleet import VISIBILITY_TIMEOUT_S, Fleet, descendants, kill_group, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.injection import into_renderer
 
@@ -28,6 +31,61 @@ def start_worker(farm: Fleet, *, batch_s: float = 1.0, **environ: str) -> "subpr
 def rendered(farm: Fleet, workers: Iterable["subprocess.Popen[bytes]"]) -> int:
     """How many tiles these workers have rendered, stored or not."""
     return sum(int(count) for worker in workers for count in re.findall(r"rendered .* filters=(\d+)", farm.log(worker)))
+
+
+def oldest_s(farm: Fleet) -> float:
+    """How long ago the worker of some message in flight last gave a sign of life."""
+    oldest = farm.redis.zrange("unacked_index", 0, 0, withscores=True)
+    return max(0.0, time.time() - float(oldest[0][1])) if oldest else 0.0
+
+
+def kill_and_restart(farm: Fleet, kills: int, layers: str) -> None:
+    """A job on two workers, of which one that has worked is killed and another started, again and again."""
+    # Given a job under way on two workers
+    farm.start("collector")
+    everyone = [start_worker(farm), start_worker(farm)]
+    alive = list(everyone)
+    submitted = farm.submit(*RECIPE, "--layers", layers)
+    job_id, tiles = submitted["job"], submitted["planned"]
+    silences = []
+
+    # When one after the other vanishes with all its processes, while it works
+    for _ in range(kills):
+        # One that works, and one to take over.
+        wait_for("a worker to work", lambda: any(rendered(farm, [worker]) for worker in alive), 120)
+        wait_for("both to be ready", lambda: all("ready" in farm.log(worker) for worker in alive), 60)
+        time.sleep(2.0)
+        silences.append(oldest_s(farm))
+        victim = next(worker for worker in alive if rendered(farm, [worker]))
+        assert not has_ended(farm, job_id), "the job was over before the kill; make it longer"
+        kill_group(victim)
+        alive.remove(victim)
+        everyone.append(start_worker(farm))
+        alive.append(everyone[-1])
+
+    # Then the job ends, nothing is lost, and nothing failed
+    def ended() -> bool:
+        silences.append(oldest_s(farm))
+        return has_ended(farm, job_id)
+
+    wait_for("the job to end", ended, 180)
+    check_everything(farm, job_id)
+
+    # And each message that a victim held went to another in time
+    assert max(silences) <= VISIBILITY_TIMEOUT_S + 10
+
+    # And what was done twice is at most what the victims held
+    assert rendered(farm, everyone) - tiles <= kills * 2 * BATCH
+
+
+def test_workers_killed_in_the_middle_lose_nothing_and_cost_no_more_than_they_held(farm: Fleet) -> None:
+    kill_and_restart(farm, 2, "features.0,features.3.*")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_eight_kills_lose_nothing_and_cost_no_more_than_the_victims_held(farm: Fleet) -> None:
+    kill_and_restart(farm, 8, "features.0,features.3.*,features.4.*,features.6.*")
 
 
 def test_a_worker_told_to_go_in_mid_batch_hands_everything_back_at_once(farm: Fleet) -> None:
@@ -87,3 +145,38 @@ def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet
     # Then each tile has been rendered once
     check_everything(farm, job_id)
     assert rendered(farm, workers) == 4
+
+
+@pytest.mark.faults
+def test_a_worker_killed_while_it_hands_out_others_messages_holds_nobody_up_for_long(farm: Fleet) -> None:
+    # Given a job under way on two workers
+    farm.start("collector")
+    victim, other = start_worker(farm), start_worker(farm)
+    job_id = farm.submit(*MANY)["job"]
+    wait_for("both to work", lambda: all(rendered(farm, [worker]) for worker in (victim, other)), 120)
+
+    # When one vanishes while it holds Kombu's lock on the redelivery, which nobody releases then
+    kill_group(victim)
+    assert farm.redis.lock("unacked_mutex", timeout=_mutex_expire_s(farm)).acquire(blocking_timeout=5)
+    assert not has_ended(farm, job_id), "the job was over before the kill; make it longer"
+
+    # Then its messages go to the other in time all the same
+    silences = []
+
+    def ended() -> bool:
+        silences.append(oldest_s(farm))
+        return has_ended(farm, job_id)
+
+    wait_for("the job to end", ended, 180)
+    assert VISIBILITY_TIMEOUT_S < max(silences) <= VISIBILITY_TIMEOUT_S + 30
+    check_everything(farm, job_id)
+    assert farm.status(job_id)["requeued"] == 0
+
+
+def _mutex_expire_s(farm: Fleet) -> float:
+    """How long the lock is held by a worker that dies with it, as the application sets it."""
+    from workers.contract.broker import make_app
+    from workers.contract.settings import Settings
+
+    app = make_app(Settings.from_environ(farm.environ))
+    return float(app.conf.broker_transport_options["unacked_mutex_expire"])

@@ -1,12 +1,15 @@
 """Filters that take the renderer with them, and messages and objects that mean harm."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from tests.e2e.fleet import Fleet, descendants, wait_for
-from tests.e2e.whole import check_everything, has_ended
+from tests.e2e.whole import check_everything, has_ended, stored
 from tests.injection import into_renderer
 from workers import models
 from workers.contract import keys
@@ -65,3 +68,64 @@ def render_with(farm: Fleet, poisons: dict[int, tuple[str, str]], timeout_s: flo
 
 def test_poison_filters_fail_alone_with_their_reasons(farm: Fleet) -> None:
     render_with(farm, POISONS, 240)
+
+
+def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Fleet) -> None:
+    # Given a farm, and a job that is rendered but not assembled
+    worker = farm.start("worker", "--batch", "4")
+    recipe = (
+        "--weights",
+        "none",
+        "--layers",
+        LAYER,
+        "--filters",
+        "0-3",
+        "--size",
+        "16",
+        "--steps",
+        "2",
+        "--method",
+        "notebook",
+    )
+    good = farm.submit("squeezenet1_1", *recipe)["job"]
+    wait_for("all tiles", lambda: stored(farm, good) == 4, 90)
+
+    # When a tile is replaced by a picture that unpacks to 400 MB
+    bomb = io.BytesIO()
+    Image.fromarray(np.zeros((20_000, 20_000), np.uint8)).save(bomb, "PNG", optimize=True)
+    farm.put(keys.tile(good, LAYER, 2), bomb.getvalue())
+    # And jobs lie in the bucket that name code, a path, a version from the future, or 10 kB of layer
+    job = json.loads(farm.objects()[keys.job(good)][1])
+    foreign = {
+        "evil-code": {**job, "model": "os:system"},
+        "evil-path": {**job, "weights": {"source": "file", "name": "../../../etc/passwd", "sha256": "0" * 64}},
+        "evil-future": {**job, "format": 2},
+        "evil-layer": {**job, "layers": [{**job["layers"][0], "name": "x" * 10_240}]},
+        "evil-extra": {**job, "factory": "package.module:build"},
+    }
+    for name, body in foreign.items():
+        farm.put(keys.job(name), json.dumps(body).encode())
+        farm.redis.sadd(keys.JOBS, name)
+    before = farm.objects()
+    collector = farm.start("collector")
+
+    # Then the good job ends whole
+    wait_for("the job to end", lambda: has_ended(farm, good), 90)
+    # And each bad one is given up with one line of a readable length
+    for name in foreign:
+        wait_for(f"{name} to be refused", lambda name=name: has_ended(farm, name), 30)  # type: ignore[misc]
+    lines = [line for line in farm.log(collector).splitlines() if "gave up a job" in line]
+    assert len(lines) == len(foreign)
+    assert all(len(line) < 1000 for line in lines)
+    assert "Traceback" not in farm.log(collector) + farm.log(worker)
+    assert collector.poll() is None
+    assert worker.poll() is None
+
+    # And nothing was written but what the good job needed
+    after = farm.objects()
+    assert {key for key in after if key not in before} == {
+        keys.grid(good, LAYER), keys.records(good, LAYER), keys.index(good)
+    }  # fmt: skip
+    changed = {key for key in before if after.get(key) != before[key]}
+    assert changed == {keys.tile(good, LAYER, 2), keys.status(good)}
+    assert not [line for line in farm.log(worker).splitlines() if "evil" in line]
