@@ -88,7 +88,7 @@ def _on_canvas(
         canvas,
         views,
         steps=recipe.steps,
-        learning_rate=recipe.step_size * (pace(stride) if gentle else 1.0),
+        learning_rate=recipe.step_size * (pace(stride) if recipe.method == "fourier" and gentle else 1.0),
         album=album.after(0),
     )
     with torch.no_grad():

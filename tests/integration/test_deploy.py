@@ -4,13 +4,11 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
 import tomllib
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -21,6 +19,7 @@ import boto3
 import pytest
 import redis
 
+from tests.servers import answers, free_port
 from workers.contract.errors import StorageDenied
 from workers.contract.settings import VARIABLES, Settings
 from workers.contract.storage import Store
@@ -76,19 +75,6 @@ def running(command: list[str], *, cwd: Path, env: dict[str, str]) -> Iterator["
     finally:
         os.killpg(process.pid, 9)
         process.wait(10)
-
-
-def free_port() -> int:
-    """A port nobody listens on; low enough that adding 10000 gives another one (SeaweedFS does that)."""
-    for port in range(20000 + os.getpid() % 10000, 50000):
-        with socket.socket() as probe, socket.socket() as second:
-            try:
-                probe.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port")
 
 
 def seconds(duration: str) -> float:
@@ -179,7 +165,7 @@ def test_the_store_serves_its_bucket_to_the_key_pair_alone(
     # Given SeaweedFS started with compose.yaml's own arguments and environment; later flags win, so ports can be ours
     service, bucket = farm["seaweedfs"], farm["bucket"]
     (tmp_path / "data").mkdir()
-    s3 = free_port()
+    s3 = free_port(block=4)
     ours = [f"-dir={tmp_path}/data", "-s3.ip.bind=127.0.0.1", f"-s3.port={s3}"]
     for part, offset in (("master", 1), ("volume", 2), ("filer", 3)):
         ours.append(f"-{part}.port={s3 + offset}")
@@ -190,8 +176,8 @@ def test_the_store_serves_its_bucket_to_the_key_pair_alone(
         deadline = time.monotonic() + 90
         while True:
             try:
-                with urllib.request.urlopen(f"{endpoint}/healthz", timeout=3):
-                    break
+                answers(f"{endpoint}/healthz")
+                break
             except OSError:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.2)

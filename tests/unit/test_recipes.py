@@ -29,7 +29,7 @@ def test_every_method_climbs_every_objective(method: str, objective: str) -> Non
     # Given
     layers = network(nn.SiLU())
     # Phases alone hardly move the mean of a shallow map.
-    further = {"steps": 30, "step_size": 0.4} if method == "maco" else {}
+    further = {"steps": 60, "step_size": 0.05} if method == "maco" else {}
     for negative, grey in itertools.product((False, True), repeat=2):
         recipe = recipe_of(
             method, objective=objective, negative=negative, grey=grey, height_px=17, width_px=22,
