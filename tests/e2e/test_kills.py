@@ -180,3 +180,33 @@ def _mutex_expire_s(farm: Fleet) -> float:
 
     app = make_app(Settings.from_environ(farm.environ))
     return float(app.conf.broker_transport_options["unacked_mutex_expire"])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> None:
+    # Given a job under way on one worker
+    farm.start("collector")
+    everyone = [start_worker(farm)]
+    alive = list(everyone)
+    job_id = farm.submit(*RECIPE, "--layers", "features.0,features.3.*,features.4.*")["job"]
+
+    # When others join and leave, ten each, told to go or killed
+    for change in range(20):
+        wait_for("a worker to work", lambda: any(rendered(farm, [worker]) for worker in alive), 120)
+        time.sleep(1.0)
+        assert not has_ended(farm, job_id), "the job was over before the last change; make it longer"
+        if len(alive) < 3 and change % 2 == 0:
+            everyone.append(start_worker(farm))
+            alive.append(everyone[-1])
+        else:
+            leaver = alive.pop(0)
+            if change % 4 == 1:
+                leaver.send_signal(signal.SIGTERM)
+                assert leaver.wait(30) == 0, farm.log(leaver)
+            else:
+                kill_group(leaver)
+
+    # Then the job ends whole
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 600)
+    check_everything(farm, job_id)
