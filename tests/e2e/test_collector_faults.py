@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.checks import check_everything
 from tests.e2e.fleet import fleet, kill_group, wait_for
+from tests.e2e.whole import check_everything
 from tests.s3proxy import s3_proxy
 
 JOB = (

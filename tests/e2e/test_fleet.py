@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.e2e.checks import check_everything
 from tests.e2e.fleet import Fleet, descendants, is_running, kill_group, wait_for
+from tests.e2e.whole import check_everything
 from workers import graph, models, weights
 from workers.contract.job import Job
 from workers.png import decode_tile

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.checks import check_everything
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
+from tests.e2e.whole import check_everything
 from tests.s3proxy import S3Proxy, s3_proxy
 from workers.png import decode_tile
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import close_pools
-from tests.e2e.checks import check_everything
 from tests.e2e.fleet import Fleet, fleet, wait_for
+from tests.e2e.whole import check_everything
 from workers.contract.broker import enqueue, make_app
 from workers.contract.errors import ExitCode
 from workers.contract.job import Job, Task
