@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,10 @@ from torch import fx, nn
 
 from workers import devices
 from workers.contract.recipe import GAP_PX, Recipe
-from workers.contract.tile import Precision, Status
+from workers.contract.tile import Status
 from workers.methods import Made, channels_first, make
 from workers.objectives import objective
+from workers.rendered import Tile
 from workers.streams import Stream
 from workers.tap import Tap
 
@@ -22,31 +23,6 @@ if TYPE_CHECKING:
 
 #: Other start images that a filter gets which does not answer to the first.
 MAX_RESTARTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One rendered tile, or the reason why there is none."""
-
-    filter: int
-    #: (H, W, 3) uint8 RGB; where a tile has several pictures, side by side
-    pixels: "NDArray[np.uint8]"
-    status: Status
-    #: means of what is climbed: on the start image, on the final one, and on ``pixels`` as they are
-    start_activation: float
-    activation: float
-    stored_activation: float
-    restarts: int = 0
-    #: seconds of the batch, divided by its tiles
-    seconds: float = 0.0
-    #: what it was rendered on, such as "cpu" or "NVIDIA L4"
-    device: str = ""
-    #: what the network computed in while the picture climbed
-    precision: Precision = "fp32"
-    #: the same pixels on the way there, where the recipe asks for frames
-    frames: "tuple[NDArray[np.uint8], ...]" = ()
-    #: why the tile cannot be shown; empty for a good one
-    error: str = ""
 
 
 def render(

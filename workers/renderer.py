@@ -24,7 +24,7 @@ from workers.contract.tile import Precision
 from workers.pace import Pace
 
 if TYPE_CHECKING:
-    from workers.render import Tile
+    from workers.rendered import Tile
 
 #: How often a tile may be in the renderer when that dies or hangs. The last time it is alone, so that no other tile is
 #: given up in its place.

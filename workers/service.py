@@ -44,7 +44,7 @@ from workers.png import encode_frames, encode_tile
 from workers.renderer import Batch, Renderer
 
 if TYPE_CHECKING:
-    from workers.render import Tile
+    from workers.rendered import Tile
 
 log = logging.getLogger(__name__)
 

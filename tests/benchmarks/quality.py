@@ -30,7 +30,8 @@ from tests.benchmarks.lucent import Lucent
 from workers import cpu, graph, measure, weights
 from workers.contract.job import Grid, Job, Layer
 from workers.measure import Probe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,8 @@ from torch import fx, nn
 
 from workers import devices, graph, models
 from workers.contract.recipe import Preprocess, Recipe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 
 pytestmark = [
     pytest.mark.gpu,

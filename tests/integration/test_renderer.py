@@ -13,7 +13,7 @@ from tests.conftest import sample_job
 from tests.injection import into_renderer
 from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RenderFailed
 from workers.contract.job import Job
-from workers.render import Tile
+from workers.rendered import Tile
 from workers.renderer import MAX_ATTEMPTS, Batch, Renderer
 
 FILTERS = tuple(range(8))

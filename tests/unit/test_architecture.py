@@ -17,7 +17,23 @@ MOST_LINES = 260
 #: What makes pictures; it knows no queue, no ledger and no object store.
 RENDERING = {
     f"workers.{name}"
-    for name in ("models", "graph", "tap", "trunk", "winograd", "images", "ascent", "render", "weights", "measure")
+    for name in (
+        "models",
+        "graph",
+        "tap",
+        "trunk",
+        "winograd",
+        "streams",
+        "images",
+        "canvas",
+        "views",
+        "objectives",
+        "ascent",
+        "methods",
+        "render",
+        "weights",
+        "measure",
+    )  # fmt: skip
 }
 REMOTE = {"celery", "kombu", "redis", "boto3", "botocore"}
 
@@ -131,7 +147,9 @@ def test_what_renders_knows_no_queue_and_no_store(module: str) -> None:
     assert not {name for name in everything if name.partition(".")[0] in REMOTE}
 
 
-@pytest.mark.parametrize("module", ["producer.cli", "producer.collector", "workers.supervisor", "workers.tasks"])
+@pytest.mark.parametrize(
+    "module", ["producer.cli", "producer.collector", "workers.supervisor", "workers.tasks", "workers.rendered"]
+)
 def test_a_process_that_renders_nothing_does_not_load_torch(module: str) -> None:
     # Given a fresh interpreter
     code = f"import sys, {module}; print(sorted({{'torch', 'torchvision', 'timm'}} & set(sys.modules)))"

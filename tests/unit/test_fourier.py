@@ -12,7 +12,8 @@ from tests.unit.climbing import climb_canvas, maps_of
 from workers import graph, models
 from workers.canvas import MARGIN_PX, Canvas, fourier_canvas, longest_wave_px, pace, spectrum_scale
 from workers.contract.recipe import Recipe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 from workers.streams import Stream
 from workers.views import Views, view_strength
 

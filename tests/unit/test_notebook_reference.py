@@ -17,7 +17,8 @@ from tests.unit.climbing import climb, seen_by
 from workers import graph, images
 from workers.contract.job import Grid
 from workers.contract.recipe import Preprocess, Recipe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 from workers.streams import Stream
 from workers.tap import Tap
 

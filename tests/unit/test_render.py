@@ -8,7 +8,8 @@ from torch import fx, nn
 from workers import graph, images, models
 from workers.contract.errors import UnknownLayer
 from workers.contract.recipe import Preprocess, Recipe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 from workers.streams import Stream
 
 CPU = torch.device("cpu")

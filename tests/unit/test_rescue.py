@@ -12,7 +12,8 @@ from workers import graph, images, models
 from workers.canvas import Canvas, fourier_canvas
 from workers.contract.recipe import Recipe
 from workers.objectives import Seen
-from workers.render import MAX_RESTARTS, Tile, render
+from workers.render import MAX_RESTARTS, render
+from workers.rendered import Tile
 from workers.streams import Stream
 from workers.tap import Tap
 from workers.views import Views

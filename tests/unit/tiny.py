@@ -9,7 +9,8 @@ from torch import nn
 
 from workers import graph, models
 from workers.contract.recipe import Recipe
-from workers.render import Tile, render
+from workers.render import render
+from workers.rendered import Tile
 from workers.tap import Tap
 
 if TYPE_CHECKING:
