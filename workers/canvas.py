@@ -25,6 +25,9 @@ _COLOUR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]
 #: Standard deviation of the start coefficients, and what Lucid divides the picture by before the sigmoid.
 _START_SD, _SCALE = 0.01, 4.0
 
+#: How much louder other start images are than the first.
+_LOUDER = 20.0
+
 #: Layers whose map is this many times smaller than the picture are treated as Lucid does. Shallower ones look at few
 #: pixels, which large waves, rotation and scaling only blur.
 FULL_AT_STRIDE = 8.0
@@ -75,7 +78,7 @@ def fourier_canvas(
         return raw / _SCALE
 
     shape = (channels, whole_px[0], whole_px[1] // 2 + 1, 2)
-    return Canvas(_normal(streams, shape) * np.float32(_START_SD), planes, device=device)
+    return Canvas(_normal(streams, shape) * _start_sd(streams), planes, device=device)
 
 
 def phase_canvas(
@@ -102,7 +105,7 @@ def pixel_canvas(
     streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
 ) -> Canvas:
     """The pixels themselves, (B, C, H, W): Lucid's parametrisation without ``fft``. No wave is held back."""
-    start = _normal(streams, (channels, *_with_margin(size_px))) * np.float32(_START_SD)
+    start = _normal(streams, (channels, *_with_margin(size_px))) * _start_sd(streams)
     return Canvas(start, lambda pixels: pixels, device=device)
 
 
@@ -141,6 +144,11 @@ def spectrum_scale(size_px: tuple[int, int], longest_px: float = math.inf) -> "N
 
 def _with_margin(size_px: tuple[int, int]) -> tuple[int, int]:
     return size_px[0] + 2 * MARGIN_PX, size_px[1] + 2 * MARGIN_PX
+
+
+def _start_sd(streams: list[Stream]) -> "np.float32":
+    """Lucid's, and louder where that has not woken a filter: a picture near grey may be all that it cannot see."""
+    return np.float32(_START_SD * (_LOUDER if streams[0].restart else 1.0))
 
 
 def _normal(streams: list[Stream], shape: tuple[int, ...]) -> "NDArray[np.float32]":
