@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: about three minutes on two CPU cores.
+# A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: a few minutes on two CPU cores.
 DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_pw,blocks.3.0.conv_pw,blocks.5.0.conv_pw,conv_head --filters 0-31 --size 112
 
 .PHONY: demo test test-faults soak bench bench-quality lint types format clean
