@@ -12,7 +12,7 @@ _READERS = 8
 
 
 def fetch(job: Job, folder: Path, store: Store) -> int:
-    """Copy tiles, sheets, records and gallery below ``folder``; returns how many files were written.
+    """Copy tiles, their films, sheets, records and gallery below ``folder``; returns how many files were written.
 
     Paths are made from the job, never from what the bucket lists, so nothing lands outside ``folder``.
     """
@@ -20,7 +20,8 @@ def fetch(job: Job, folder: Path, store: Store) -> int:
     for layer in job.layers:
         wanted += [keys.grid(job.id, layer.name), keys.records(job.id, layer.name)]
     wanted += [keys.tile(job.id, layer, filter_) for layer, filter_ in job.tiles]
-    wanted += [keys.frames(job.id, layer, filter_) for layer, filter_ in job.tiles]
+    if job.recipe.frames:
+        wanted += [keys.frames(job.id, layer, filter_) for layer, filter_ in job.tiles]
     present = set(store.list(f"{job.id}/"))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,29 +7,21 @@ better. Every other filter counts, one whose tile stayed grey as well.
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from producer.readback import Seen, show
 from producer.status import Reader
 from workers.contract import keys
-from workers.contract.errors import BadOption, CorruptJob, CorruptTile, JobIncomplete, WeightsMissing
+from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing
 from workers.contract.job import Job, Layer
 from workers.contract.tile import Status
-from workers.png import decode_tile, max_bytes
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from workers.measure import Probe
-
-_READERS = 8
-
-#: Tiles that are in memory at once.
-_CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +62,18 @@ def measure(
 ) -> list[LayerQuality]:
     """Measure every layer of a job, against another job of the same network where one is given.
 
-    ``done`` is told each layer's name. Raises BadOption where the jobs cannot be compared, and the errors of loading
-    weights and of reading.
+    ``done`` is told each layer's name. Raises BadOption where a job maximises something else than single filters,
+    or the two cannot be compared, and the errors of loading weights and of reading.
     """
+    for one in filter(None, (job, against)):
+        _check_measurable(one)
+    if against is not None:
+        _check_comparable(job, against)
     import torch
 
     from workers import cpu, graph, weights
     from workers.measure import Probe
 
-    if against is not None:
-        _check_comparable(job, against)
     cpu.tune()
     target = torch.device(device)
     with _checkpoint(job, reader) as path:
@@ -109,23 +103,10 @@ def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:
         )
 
 
-@dataclass(kw_only=True)
-class _Seen:
-    """The tiles of one layer that could be read, in the filters' order, and what they do to it."""
-
-    filters: list[int] = field(default_factory=list)
-    statuses: list[Status] = field(default_factory=list)
-    starts: list[float] = field(default_factory=list)
-    #: means of each filter's map: a row for each tile, a column for each filter of the layer
-    responses: "list[NDArray[np.float32]]" = field(default_factory=list)
-    high_frequency: list[float] = field(default_factory=list)
-    broken: dict[int, str] = field(default_factory=dict)
-
-
 def _layer(job: Job, layer: Layer, probe: "Probe", reader: Reader, against: Job | None) -> LayerQuality:
     from workers import measure as numbers
 
-    seen = _look(job, layer, probe, reader)
+    seen = show(job, layer, probe, reader)
     if not seen.filters:
         return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=(), broken=seen.broken)
     own = np.stack(seen.responses)[:, seen.filters]
@@ -152,42 +133,8 @@ def _layer(job: Job, layer: Layer, probe: "Probe", reader: Reader, against: Job 
     return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=tiles, broken=seen.broken)
 
 
-def _look(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> _Seen:
-    """Read a layer's tiles, chunk by chunk, and show them to the network."""
-    from workers import measure as numbers
-
-    seen = _Seen()
-    with ThreadPoolExecutor(_READERS) as pool:
-        for chunk in _chunks(layer.selected):
-            pictures = []
-            stored = pool.map(lambda filter_: _stored(job, layer, filter_, reader), chunk)
-            for filter_, data in zip(chunk, stored, strict=True):
-                if data is None:
-                    continue
-                try:
-                    pixels, record = decode_tile(data, job.recipe.tile_px)
-                    if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
-                        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
-                except (CorruptTile, CorruptJob) as error:
-                    seen.broken[filter_] = str(error)
-                    continue
-                seen.filters.append(filter_)
-                seen.statuses.append(record.status)
-                seen.starts.append(record.start_activation)
-                pictures.append(pixels)
-            if pictures:
-                batch = np.stack(pictures)
-                seen.responses.extend(probe.responses(batch))
-                seen.high_frequency.extend(numbers.high_frequency(batch).tolist())
-    return seen
-
-
-def _stored(job: Job, layer: Layer, filter_: int, reader: Reader) -> bytes | None:
-    return reader.get(keys.tile(job.id, layer.name, filter_), max_bytes=max_bytes(job.recipe.tile_px) + 1)
-
-
 def _alike(
-    seen: _Seen, against: Job | None, layer: Layer, probe: "Probe", reader: Reader
+    seen: Seen, against: Job | None, layer: Layer, probe: "Probe", reader: Reader
 ) -> dict[int, tuple[float, bool]]:
     """Filter -> likeness to the other job's tile of it, and whether that is the most alike of all, for common ones."""
     from workers import measure as numbers
@@ -195,7 +142,7 @@ def _alike(
     other = against.layer(layer.name) if against else None
     if against is None or other is None:
         return {}
-    theirs = _look(against, other, probe, reader)
+    theirs = show(against, other, probe, reader)
     common = [filter_ for filter_ in seen.filters if filter_ in set(theirs.filters)]
     if len(common) < 2:  # likeness is relative to what all tiles have in common
         return {}
@@ -205,6 +152,16 @@ def _alike(
     )
     matched = numbers.identified(cosines.T)
     return {filter_: (float(cosines[place, place]), bool(matched[place])) for place, filter_ in enumerate(common)}
+
+
+def _check_measurable(job: Job) -> None:
+    recipe = job.recipe
+    if recipe.objective != "filter" or recipe.negative or recipe.diversity > 1:
+        raise BadOption(
+            f"{job.id} cannot be measured: quality is that of one picture for each filter that maximises it, and the "
+            f"job has {'--negative' if recipe.negative else f'--objective {recipe.objective}'}"
+            f"{f' --diversity {recipe.diversity}' if recipe.diversity > 1 else ''}"
+        )
 
 
 def _check_comparable(job: Job, against: Job) -> None:
@@ -236,8 +193,3 @@ def _checkpoint(job: Job, reader: Reader) -> Iterator[Path | None]:
         path = Path(folder, f"weights{Path(job.weights.name).suffix}")
         path.write_bytes(data)
         yield path
-
-
-def _chunks(filters: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(filters), _CHUNK):
-        yield filters[first : first + _CHUNK]

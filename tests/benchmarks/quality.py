@@ -89,7 +89,8 @@ def main() -> None:
     trace = graph.trace(model)
     settings = _settings(job, arguments)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{sys.executable.rpartition('/')[2]} -m tests.benchmarks.quality {' '.join(sys.argv[1:])}\n{settings}\n")
+    print(f"{sys.executable.rpartition('/')[2]} -m tests.benchmarks.quality {' '.join(sys.argv[1:])}")
+    print(f"{job.model}: {job.recipe.described}, step size {job.recipe.step_size:g}\n")
     done = _finished(arguments.out, settings)
     print(_HEAD, flush=True)
     rows = []
@@ -241,7 +242,7 @@ def _keep(folder: Path, layer: str, ours: "NDArray[np.uint8]", theirs: "NDArray[
     folder.mkdir(parents=True, exist_ok=True)
     for name, pictures in (("ours", ours), ("lucent", theirs)):
         if pictures is not None:
-            canvas = sheet([(picture, "live") for picture in pictures], Grid(margin_px=2), pictures.shape[1])
+            canvas = sheet([(picture, "live") for picture in pictures], Grid(margin_px=2), pictures.shape[1:3])
             (folder / f"{layer}-{name}.png").write_bytes(encode_sheet(canvas))
 
 

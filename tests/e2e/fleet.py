@@ -128,9 +128,11 @@ def fleet(folder: Path, store: str) -> Iterator[Fleet]:
         yield made
 
 
-def run(*arguments: str, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str, environ: dict[str, str], cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """One ``filterfarm`` command to its end, in the given environment and no other."""
-    return subprocess.run([COMMAND, *arguments], env=environ, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        [COMMAND, *arguments], env=environ, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def wait_for(what: str, condition: Callable[[], object], timeout_s: float) -> None:

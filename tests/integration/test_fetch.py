@@ -81,6 +81,19 @@ def test_what_does_not_belong_to_the_job_stays_in_the_bucket(store: Store, finis
     assert files(tmp_path) == {f"a/b/c/{name}" for name in finished}
 
 
+def test_films_come_with_their_tiles(store: Store, ledger: Ledger, tmp_path: Path) -> None:
+    # Given a job that keeps frames, with two tiles and the films of both
+    job = JOB.model_copy(update={"recipe": JOB.recipe.model_copy(update={"frames": 4})})
+    finish_tiles(job, {0, 5}, store, ledger)
+    tiles = [job.tiles[number] for number in (0, 5)]
+    for layer, filter_ in tiles:
+        store.put(keys.frames(job.id, layer, filter_), b"film", "image/webp")
+    # When it is fetched
+    assert fetch(job, tmp_path, store) == 4
+    # Then each film lies where the gallery looks for it
+    assert {f"frames/{layer}/{filter_}.webp" for layer, filter_ in tiles} <= files(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(
     store: Store, finished: set[str], tmp_path: Path
 ) -> None:

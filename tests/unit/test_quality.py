@@ -202,6 +202,29 @@ def test_jobs_that_cannot_be_compared_are_refused(tmp_path: Path, other: Job, me
         measure(make_job(), store(make_job(), tmp_path), device="cpu", against=other)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "neuron"}, "--objective neuron"),
+        ({"objective": "deepdream"}, "--objective deepdream"),
+        ({"negative": True}, "--negative"),
+        ({"diversity": 3}, "--objective filter --diversity 3"),
+    ],
+)
+def test_jobs_that_maximise_something_else_are_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    # Given a job whose tiles are not one picture for each filter that maximises it
+    job = make_job()
+    other = job.model_copy(update={"recipe": job.recipe.model_copy(update=changes)})
+    # When it is measured, or another against it
+    for first, second in ((other, None), (job, other)):
+        with pytest.raises(BadOption, match=said) as caught:
+            measure(first, store(job, tmp_path), device="cpu", against=second)
+        # Then one line says so
+        assert "\n" not in str(caught.value)
+
+
 def test_jobs_without_a_common_layer_are_refused(tmp_path: Path) -> None:
     job, other = make_job(), make_job(layers=("features.3.squeeze",))
     with pytest.raises(BadOption, match="no layer in common"):
