@@ -12,7 +12,7 @@ from workers.contract.errors import CorruptJob, CorruptTile
 from workers.contract.job import Job, Layer, decode
 from workers.contract.storage import Store
 from workers.contract.tile import FailureRecord, TileRecord
-from workers.png import decode_tile, max_bytes
+from workers.png import decode_tile_of, max_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,9 +90,7 @@ def _read(
     if data is None:
         return None
     try:
-        pixels, record = decode_tile(data, job.recipe.tile_px)
-        if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
-            raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+        pixels, record = decode_tile_of(job, layer.name, filter_, data)
     except (CorruptTile, CorruptJob):
         # Out of the way, or a worker that finds it stored would not render it again.
         store.delete(key)

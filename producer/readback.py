@@ -12,7 +12,7 @@ from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
 from workers.contract.job import Job, Layer
 from workers.contract.tile import Status
-from workers.png import decode_tile, max_bytes
+from workers.png import decode_tile_of, max_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,9 +51,7 @@ def show(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> Seen:
                 if data is None:
                     continue
                 try:
-                    pixels, record = decode_tile(data, job.recipe.tile_px)
-                    if (record.job, record.layer, record.filter) != (job.id, layer.name, filter_):
-                        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+                    pixels, record = decode_tile_of(job, layer.name, filter_, data)
                 except (CorruptTile, CorruptJob) as error:
                     seen.broken[filter_] = str(error)
                     continue

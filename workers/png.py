@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from workers.contract.errors import CorruptTile
-from workers.contract.job import decode
+from workers.contract.job import Job, decode
 from workers.contract.tile import TileRecord
 
 if TYPE_CHECKING:
@@ -67,6 +67,14 @@ def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise CorruptTile(f"a tile is no readable PNG: {' '.join(str(error).split())[:100]}") from error
     return pixels, decode(TileRecord, text, "a tile's provenance")
+
+
+def decode_tile_of(job: Job, layer: str, filter_: int, data: bytes) -> tuple["NDArray[np.uint8]", TileRecord]:
+    """The same of the tile that a job has of one filter; raises CorruptTile for another's tile too."""
+    pixels, record = decode_tile(data, job.recipe.tile_px)
+    if (record.job, record.layer, record.filter) != (job.id, layer, filter_):
+        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+    return pixels, record
 
 
 def _text(size_px: tuple[int, int]) -> str:
