@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: Each caller's own retries, which outlast a server's hiccup; after that they take turns.
-OWN_PATIENCE_S = 5.0
+#: Each caller's own retries, which outlast a server's hiccup; after that they take turns. Also how long they wait for
+#: an answer, so it is far above what a server that is merely slow takes for one.
+OWN_PATIENCE_S = 15.0
 
 #: Between two requests of all callers together while the store fails.
 PAUSE_S = 5.0

@@ -120,11 +120,11 @@ class Service:
             self._claims.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token)
 
-    def keep(self) -> None:
+    def keep(self, ledger: Ledger) -> None:
         """Called every few seconds: keep what this process has claimed, and learn which jobs were cancelled."""
         claims = list(self._claims)
-        self.ledger.keep_claims(claims, self._claim_s)
-        self._cancelled = {job_id for job_id in {job_id for job_id, _ in claims} if self.ledger.is_cancelled(job_id)}
+        ledger.keep_claims(claims, self._claim_s)
+        self._cancelled = {job_id for job_id in {job_id for job_id, _ in claims} if ledger.is_cancelled(job_id)}
 
     def drain(self, timeout_s: float) -> None:
         """Stop: finish the batch on the device if that takes no longer than ``timeout_s``, hand back the rest."""

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import redis
@@ -13,7 +14,9 @@ from celery.exceptions import Reject
 
 from workers.contract.broker import TASK_NAME, connect, refresh_visibility
 from workers.contract.clock import check_clock
-from workers.contract.errors import ClockWrong
+from workers.contract.errors import ClockWrong, ExitCode
+from workers.contract.ledger import Ledger
+from workers.contract.presence import Presence
 from workers.contract.settings import Settings
 from workers.pace import most_at_once
 from workers.service import HandBack, Service
@@ -23,6 +26,13 @@ log = logging.getLogger(__name__)
 
 #: At least this often a worker says that it is alive, and learns what was cancelled.
 SEEN_EVERY_S = 2.0
+
+#: A worker that has heard nothing from Redis for this long ends. Kombu may wait for minutes on connections that lead
+#: nowhere; the next process, which the supervisor starts, makes new ones. And what this one holds goes to others.
+MOST_SILENCE_S = 18.0
+
+#: What one heartbeat waits for an answer.
+_ANSWER_S = 3.0
 
 
 class Farmhand:
@@ -73,22 +83,39 @@ class Farmhand:
     def _beat(self) -> None:
         """Kombu starts a message's visibility clock at delivery and never refreshes it; a long batch needs that."""
         pause_s = min(SEEN_EVERY_S, self._settings.visibility_timeout_s / 4)
+        # The service's own connection outlasts a restart of Redis in silence; this one tells.
+        client = connect(self._settings, retries=1, answer_s=_ANSWER_S)
+        ledger, presence = Ledger(client), Presence(client)
+        heard = time.monotonic()
         while not self._ended.is_set():
             with self._lock:
                 tags = list(self._in_flight)
             try:
-                client = self.service.ledger.client
                 refresh_visibility(client, tags, check_clock(client, self._settings.visibility_timeout_s))
-                self.service.keep()
-                self.service.presence.see_worker(self._name)
+                self.service.keep(ledger)
+                presence.see_worker(self._name)
+                heard = time.monotonic()
             except redis.RedisError as error:
                 log.warning("no heartbeat: %s", error)
+                if not _is_silence(error):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > MOST_SILENCE_S:
+                    log.error("stopping: Redis has not answered for %.0f s", time.monotonic() - heard)
+                    # At once: an orderly end would ask Redis. The renderer sees it and ends, too.
+                    os._exit(ExitCode.BROKER_UNREACHABLE)
             except ClockWrong as error:
                 # The next process, if there is one, finds out whether it has been set right.
                 log.error("stopping: %s", error)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             self._ended.wait(pause_s)
+
+
+def _is_silence(error: redis.RedisError) -> bool:
+    """Whether there was no answer at all; one that says no, or not yet, is one."""
+    return isinstance(error, (redis.ConnectionError, redis.TimeoutError)) and not isinstance(
+        error, redis.BusyLoadingError
+    )
 
 
 def install(app: Celery, settings: Settings) -> None:

@@ -30,6 +30,14 @@ def slow(farm: Fleet) -> dict[str, str]:
     return into_renderer(farm.folder / "slow", "time.sleep(1)")
 
 
+def readers(farm: Fleet) -> int:
+    """How many workers are asking for messages at this moment."""
+    try:
+        return sum(client["cmd"] == "brpop" for client in farm.redis.client_list())
+    except redis.RedisError:
+        return 0
+
+
 def wait_for_more(farm: Fleet, job_id: str, timeout_s: float) -> None:
     """Return once there are more tiles than now."""
     before = stored(farm, job_id)
@@ -53,7 +61,8 @@ def crash_and_restart(farm: Fleet, crashes: int) -> None:
             farm.redis.close()
             assert stored(farm, job_id) < 80, "the job was over before the crash; make it longer"
 
-            # Then work goes on: a worker takes ten seconds at most to come back, and then renders a batch
+            # Then both workers are back within ten seconds, and work goes on
+            wait_for("both workers to be back", lambda: readers(farm) == 2, 10)
             wait_for_more(farm, job_id, 30)
 
         # And the job ends whole, of which the collector had to send little again
@@ -164,6 +173,51 @@ def test_a_worker_whose_connections_die_without_a_word_goes_on(farm: Fleet) -> N
 @pytest.mark.faults
 def test_a_worker_whose_network_is_away_for_half_a_minute_goes_on(farm: Fleet) -> None:
     vanish_for(farm, 30.0)
+
+
+def test_an_idle_worker_whose_connections_die_without_a_word_takes_up_the_next_job(farm: Fleet) -> None:
+    url = farm.environ["FILTERFARM_BROKER_URL"]
+    with proxy(urlsplit(url).port or 0) as net:
+        # Given a worker with nothing to do, behind a network of its own
+        farm.start("collector")
+        worker = farm.start("worker", "--batch", "4", FILTERFARM_BROKER_URL=behind(net, url))
+        wait_for("the worker", lambda: readers(farm) == 1, 60)
+
+        # When every connection that it has dies for ever, and a job is submitted
+        net.set("swallow")
+        time.sleep(0.5)
+        net.set("pass")
+        job_id = farm.submit(*FEW)["job"]
+
+        # Then it finds that out by itself, in time
+        wait_for("it to take up the job", lambda: farm.redis.hlen("unacked") or stored(farm, job_id), 30)
+        wait_for("the job to end", lambda: has_ended(farm, job_id), 60)
+        check_everything(farm, job_id)
+        assert worker.poll() is None
+
+
+def test_a_worker_whose_network_never_comes_back_says_so_and_still_leaves_when_told(farm: Fleet) -> None:
+    url = farm.environ["FILTERFARM_BROKER_URL"]
+    with proxy(urlsplit(url).port or 0) as net:
+        # Given a worker in the middle of a job, behind a network of its own
+        worker = farm.start("worker", "--batch", "4", FILTERFARM_BROKER_URL=behind(net, url), **slow(farm))
+        job_id = farm.submit(*MANY)["job"]
+        wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
+
+        # When the network swallows everything from now on
+        net.set("swallow")
+
+        # Then its Celery process says so and ends in time, another one is started, and when told to go it goes
+        wait_for("it to end", lambda: "ended with code 30; starting another" in farm.log(worker), 30)
+        assert "stopping: Redis has not answered for" in farm.log(worker)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(25) == 0, farm.log(worker)
+
+    # And nothing is lost: another one, whose network works, finishes the job
+    farm.start("collector")
+    farm.start("worker", "--batch", "4")
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
+    check_everything(farm, job_id)
 
 
 #: Shifts time.time(), which is what Kombu and Celery look at, by what a file says at that moment.

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -68,6 +69,13 @@ def render_with(farm: Fleet, poisons: dict[int, tuple[str, str]], timeout_s: flo
 
 def test_poison_filters_fail_alone_with_their_reasons(farm: Fleet) -> None:
     render_with(farm, POISONS, 240)
+
+
+@pytest.mark.faults  # each of its three attempts waits for the time limit
+@pytest.mark.timeout(600)
+def test_a_filter_that_never_ends_fails_alone_with_its_reason(farm: Fleet) -> None:
+    endless = ("while True: pass", "the renderer did not go on for 30 s, and so 3 times in a row")
+    render_with(farm, {4: endless}, 400)
 
 
 def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Fleet) -> None:
