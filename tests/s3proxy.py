@@ -28,11 +28,11 @@ class S3Proxy:
     overloaded: float = 0.0
     #: seconds before a request is passed on
     delay_s: float = 0.0
-    #: (Unix seconds, method, path, status; 0 where the connection was cut), in the order of the answers
+    #: (Unix seconds when it came, method, path, status; 0 where the connection was cut), in the order of the answers
     requests: list[tuple[float, str, str, int]] = field(default_factory=list)
 
     def since(self, when: float) -> list[tuple[float, str, str, int]]:
-        """Requests answered after a moment."""
+        """Requests that came after a moment."""
         return [request for request in list(self.requests) if request[0] > when]
 
 
@@ -49,6 +49,7 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
             pass
 
         def handle_any(self) -> None:
+            self.came = time.time()
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if proxy.down:
                 self._note(0)
@@ -97,7 +98,7 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
                 self.close_connection = True
 
         def _note(self, status: int) -> None:
-            proxy.requests.append((time.time(), self.command, self.path, status))
+            proxy.requests.append((self.came, self.command, self.path, status))
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

@@ -15,6 +15,7 @@ import boto3
 import redis
 from botocore.config import Config
 
+from tests.injection import into_renderer
 from tests.servers import rclone, seaweedfs, valkey
 
 COMMAND = str(Path(sys.executable).parent / "filterfarm")
@@ -69,6 +70,11 @@ class Fleet:
             )
         self._running.append(process)
         return process
+
+    def start_slow_worker(self, *, batch_s: float = 1.0, **environ: str) -> "subprocess.Popen[bytes]":
+        """A worker that takes at least so long for each batch, of four, on any machine: faults hit it in mid-job."""
+        slow = into_renderer(self.folder / f"slow-{batch_s:g}", f"time.sleep({batch_s:g})")
+        return self.start("worker", "--batch", "4", **slow, **environ)
 
     def log(self, process: "subprocess.Popen[bytes]") -> str:
         """All that a started process has said so far."""

@@ -25,11 +25,6 @@ MANY = (*RECIPE, "--layers", "features.0,features.3.squeeze")
 FEW = (*RECIPE, "--layers", "features.0", "--filters", "0-7")
 
 
-def slow(farm: Fleet) -> dict[str, str]:
-    """Variables with which a worker takes a second for each batch, so that faults hit the middle of a job."""
-    return into_renderer(farm.folder / "slow", "time.sleep(1)")
-
-
 def readers(farm: Fleet) -> int:
     """How many workers are asking for messages at this moment."""
     try:
@@ -47,7 +42,7 @@ def wait_for_more(farm: Fleet, job_id: str, timeout_s: float) -> None:
 def crash_and_restart(farm: Fleet, crashes: int) -> None:
     # Given a job under way on two workers
     farm.start("collector")
-    workers = [farm.start("worker", "--batch", "4", **slow(farm)) for _ in range(2)]
+    workers = [farm.start_slow_worker() for _ in range(2)]
     job_id = farm.submit(*MANY)["job"]
     broker_url = farm.environ["FILTERFARM_BROKER_URL"]
     with ExitStack() as stack:
@@ -148,7 +143,7 @@ def vanish_for(farm: Fleet, seconds: float) -> None:
     with proxy(urlsplit(url).port or 0) as net:
         # Given a worker in the middle of a job, behind a network of its own
         farm.start("collector")
-        worker = farm.start("worker", "--batch", "4", FILTERFARM_BROKER_URL=behind(net, url), **slow(farm))
+        worker = farm.start_slow_worker(FILTERFARM_BROKER_URL=behind(net, url))
         job_id = farm.submit(*MANY)["job"]
         wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
 
@@ -200,7 +195,7 @@ def test_a_worker_whose_network_never_comes_back_says_so_and_still_leaves_when_t
     url = farm.environ["FILTERFARM_BROKER_URL"]
     with proxy(urlsplit(url).port or 0) as net:
         # Given a worker in the middle of a job, behind a network of its own
-        worker = farm.start("worker", "--batch", "4", FILTERFARM_BROKER_URL=behind(net, url), **slow(farm))
+        worker = farm.start_slow_worker(FILTERFARM_BROKER_URL=behind(net, url))
         job_id = farm.submit(*MANY)["job"]
         wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
 

@@ -90,7 +90,7 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
 def test_a_worker_killed_in_the_middle_loses_nothing(farm: Fleet) -> None:
     # Given a job of 80 tiles under way on two workers
     farm.start("collector")
-    victim, _ = farm.start("worker", "--batch", "4"), farm.start("worker", "--batch", "4")
+    victim, _ = farm.start_slow_worker(), farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
     wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
 
@@ -107,7 +107,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(farm: Fleet) -> None:
 def test_a_stopped_worker_hands_its_messages_back_and_the_next_one_finishes(farm: Fleet) -> None:
     # Given a worker in the middle of a job
     farm.start("collector")
-    worker = farm.start("worker", "--batch", "4")
+    worker = farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
     wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
 
@@ -128,7 +128,7 @@ def test_a_stopped_worker_hands_its_messages_back_and_the_next_one_finishes(farm
 def test_a_renderer_that_is_killed_costs_nothing_but_time(farm: Fleet) -> None:
     # Given a worker in the middle of a job
     farm.start("collector")
-    worker = farm.start("worker", "--batch", "4")
+    worker = farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
     wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
 
@@ -160,7 +160,7 @@ def test_a_job_whose_messages_were_lost_completes(farm: Fleet) -> None:
 
 def test_a_job_outlives_its_redis(farm: Fleet) -> None:
     # Given a job of which some tiles are stored
-    collector, worker = farm.start("collector"), farm.start("worker", "--batch", "4")
+    collector, worker = farm.start("collector"), farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
     wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
     kill_group(worker)
@@ -182,7 +182,7 @@ def test_a_job_outlives_its_redis(farm: Fleet) -> None:
 def test_a_cancelled_job_stops_and_resumes_when_it_is_submitted_again(farm: Fleet) -> None:
     # Given a job under way
     farm.start("collector")
-    farm.start("worker", "--batch", "4")
+    farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
     wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
 

@@ -11,21 +11,14 @@ import pytest
 
 from tests.e2e.fleet import VISIBILITY_TIMEOUT_S, Fleet, descendants, kill_group, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
-from tests.injection import into_renderer
 
 RECIPE = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--size", "32", "--steps", "2")
 
+#: Tiles of a slow worker's batch.
 BATCH = 4
 
 #: A job of 80 tiles.
 MANY = (*RECIPE, "--layers", "features.0,features.3.squeeze")
-
-
-def start_worker(farm: Fleet, *, batch_s: float = 1.0, **environ: str) -> "subprocess.Popen[bytes]":
-    """A worker that takes at least so long for each batch, on any machine, so that faults hit the middle of a job."""
-    folder = farm.folder / f"slow-{batch_s:g}"
-    slow = into_renderer(folder, f"time.sleep({batch_s:g})")
-    return farm.start("worker", "--batch", str(BATCH), **slow, **environ)
 
 
 def rendered(farm: Fleet, workers: Iterable["subprocess.Popen[bytes]"]) -> int:
@@ -43,7 +36,7 @@ def kill_and_restart(farm: Fleet, kills: int, layers: str) -> None:
     """A job on two workers, of which one that has worked is killed and another started, again and again."""
     # Given a job under way on two workers
     farm.start("collector")
-    everyone = [start_worker(farm), start_worker(farm)]
+    everyone = [farm.start_slow_worker(), farm.start_slow_worker()]
     alive = list(everyone)
     submitted = farm.submit(*RECIPE, "--layers", layers)
     job_id, tiles = submitted["job"], submitted["planned"]
@@ -60,7 +53,7 @@ def kill_and_restart(farm: Fleet, kills: int, layers: str) -> None:
         assert not has_ended(farm, job_id), "the job was over before the kill; make it longer"
         kill_group(victim)
         alive.remove(victim)
-        everyone.append(start_worker(farm))
+        everyone.append(farm.start_slow_worker())
         alive.append(everyone[-1])
 
     # Then the job ends, nothing is lost, and nothing failed
@@ -91,11 +84,11 @@ def test_eight_kills_lose_nothing_and_cost_no_more_than_the_victims_held(farm: F
 def test_a_worker_told_to_go_in_mid_batch_hands_everything_back_at_once(farm: Fleet) -> None:
     # Given a worker that holds all messages of a job, with a batch on the device that takes longer than it may
     farm.start("collector")
-    worker = start_worker(farm, batch_s=60.0, FILTERFARM_DRAIN_S="2")
+    worker = farm.start_slow_worker(batch_s=60.0, FILTERFARM_DRAIN_S="2")
     job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-7")["job"]
     wait_for("the worker to have all of it", lambda: farm.redis.hlen("unacked") == 2 * BATCH, 60)
     # And another one, which is idle
-    other = start_worker(farm, batch_s=5.0)
+    other = farm.start_slow_worker(batch_s=5.0)
     wait_for("the other one", lambda: "ready" in farm.log(other), 60)
 
     # When the first is told to go
@@ -114,7 +107,7 @@ def test_a_worker_told_to_go_in_mid_batch_hands_everything_back_at_once(farm: Fl
 def test_a_celery_process_that_dies_is_started_again(farm: Fleet) -> None:
     # Given a worker in the middle of a job
     farm.start("collector")
-    worker = start_worker(farm)
+    worker = farm.start_slow_worker()
     job_id = farm.submit(*MANY)["job"]
     wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
     celery = descendants(worker.pid)[0]
@@ -134,7 +127,7 @@ def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet
     # Given two workers, of which one has nothing to do
     farm.start("collector")
     batch_s = 3 * VISIBILITY_TIMEOUT_S + 1
-    workers = [start_worker(farm, batch_s=batch_s), start_worker(farm, batch_s=batch_s)]
+    workers = [farm.start_slow_worker(batch_s=batch_s), farm.start_slow_worker(batch_s=batch_s)]
     wait_for("both workers", lambda: all("ready" in farm.log(worker) for worker in workers), 60)
 
     # When a job of one batch takes three times the visibility timeout
@@ -151,7 +144,7 @@ def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet
 def test_a_worker_killed_while_it_hands_out_others_messages_holds_nobody_up_for_long(farm: Fleet) -> None:
     # Given a job under way on two workers
     farm.start("collector")
-    victim, other = start_worker(farm), start_worker(farm)
+    victim, other = farm.start_slow_worker(), farm.start_slow_worker()
     job_id = farm.submit(*MANY)["job"]
     wait_for("both to work", lambda: all(rendered(farm, [worker]) for worker in (victim, other)), 120)
 
@@ -187,7 +180,7 @@ def _mutex_expire_s(farm: Fleet) -> float:
 def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> None:
     # Given a job under way on one worker
     farm.start("collector")
-    everyone = [start_worker(farm)]
+    everyone = [farm.start_slow_worker()]
     alive = list(everyone)
     job_id = farm.submit(*RECIPE, "--layers", "features.0,features.3.*,features.4.*")["job"]
 
@@ -200,7 +193,7 @@ def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> N
             census.take(alive)
         assert not has_ended(farm, job_id), "the job was over before the last change; make it longer"
         if len(alive) < 3 and change % 2 == 0:
-            everyone.append(start_worker(farm))
+            everyone.append(farm.start_slow_worker())
             alive.append(everyone[-1])
         else:
             leaver = alive.pop(0)

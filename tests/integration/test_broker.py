@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 from celery import Celery
 
 from tests.conftest import close_pools
+from tests.proxies import proxy
 from tests.servers import free_port
 from workers.contract import keys
 from workers.contract.broker import (
@@ -277,6 +279,25 @@ def test_a_wrong_password_or_none_is_denied(broker_url: str, use: Use, password:
     assert "wr0ng" not in message
     assert right not in message
     assert "\n" not in message
+
+
+def test_a_connection_lost_while_messages_are_sent_is_unreachable(broker_url: str) -> None:
+    with proxy(urlsplit(broker_url).port or 0) as net:
+        settings = Settings(broker_url=broker_url.replace(f":{urlsplit(broker_url).port}", f":{net.port}"))
+
+        # Given a connection that is cut after the first of two messages
+        def cut_off() -> Iterator[Task]:
+            yield from tasks(1)
+            net.set("cut")
+            yield from tasks(1)
+
+        # When they are sent
+        with pytest.raises(BrokerUnreachable) as caught, broker_errors(settings):
+            enqueue(make_app(settings), cut_off())
+        close_pools()
+    # Then one line says so
+    assert "FILTERFARM_BROKER_URL" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_error_of_ours_passes_unchanged() -> None:

@@ -16,7 +16,7 @@ from typing import cast
 import redis
 from celery import Celery
 from kombu import Exchange, Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
@@ -106,7 +106,7 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         raise BrokerDenied(
             f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
         ) from error
-    except (redis.RedisError, OperationalError, ConnectionError, TimeoutError) as error:
+    except (redis.RedisError, KombuError, ConnectionError, TimeoutError) as error:
         # Kombu wraps redis-py's refusal in an error of its own.
         if isinstance(error.__cause__ or error.__context__, (redis.AuthenticationError,)):
             raise BrokerDenied(
