@@ -71,10 +71,10 @@ def measure(
         _check_comparable(job, against)
     import torch
 
-    from workers import cpu, graph, weights
+    from workers import graph, tuning, weights
     from workers.measure import Probe
 
-    cpu.tune()
+    tuning.tune()
     target = torch.device(device)
     with _checkpoint(job, reader) as path:
         model = weights.load(job.model, job.weights, path, seed=job.recipe.seed).to(target)

@@ -76,7 +76,7 @@ def _attempt(
         for filter_ in filters
         for variant in range(recipe.diversity)
     ]
-    made = make(climb, streams, recipe, _stride(tap, recipe, device), device)
+    made = make(climb, streams, recipe, _stride(tap, recipe), device)
     with torch.no_grad():
         seen = climb(channels_first(np.stack(made.pixels).astype(np.float32), device), None)
     stored = seen.after.mean(dim=(1, 2)).tolist()
@@ -134,12 +134,10 @@ def _status(made: Made, place: int, *, inert: bool, rescue: bool) -> Status:
     return "live"
 
 
-def _stride(tap: Tap, recipe: Recipe, device: torch.device) -> float:
+def _stride(tap: Tap, recipe: Recipe) -> float:
     """How many times smaller than the picture the layer's map is."""
-    with torch.no_grad():
-        grey = torch.zeros((1, 3, recipe.height_px, recipe.width_px), device=device)
-        maps = tap.slice(torch.zeros(1, dtype=torch.int64, device=device))(grey)
-    return max(recipe.height_px / maps.shape[1], recipe.width_px / maps.shape[2])
+    rows, columns = tap.map_px(recipe.height_px, recipe.width_px)
+    return max(recipe.height_px / rows, recipe.width_px / columns)
 
 
 def _mean(values: list[float], places: range) -> float:

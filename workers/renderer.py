@@ -163,13 +163,13 @@ def _begin(progress: Any) -> None:
     progress.value += 1  # before torch is loaded, which can take a while
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    from workers import cpu
+    from workers import tuning
 
     def go_on(*_: object) -> None:
         progress.value += 1
 
     _die_with_parent()
-    cpu.tune()
+    tuning.tune()
     # Every call of any part of a network is progress. For as long as this process lives, which does nothing else.
     register_module_forward_pre_hook(go_on)
 

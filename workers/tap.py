@@ -52,6 +52,8 @@ class Tap(nn.Module):
         #: the activation function, or nothing
         self._activation = _part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
+        #: size of a picture -> of the layer's map
+        self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
         #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
@@ -73,6 +75,16 @@ class Tap(nn.Module):
             if isinstance(module, _Leaky):
                 module.stuck = stuck[:, None, None, None]
         return self._leaky(pictures)  # type: ignore[no-any-return]
+
+    def map_px(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the layer's map for a picture of that size; found out once."""
+        if (height, width) not in self._map_px:
+            device = self._conv.weight.device
+            first = torch.zeros(1, dtype=torch.int64, device=device)
+            with torch.no_grad():
+                maps = self.slice(first)(torch.zeros((1, 3, height, width), device=device))
+            self._map_px[height, width] = int(maps.shape[1]), int(maps.shape[2])
+        return self._map_px[height, width]
 
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""

@@ -27,7 +27,7 @@ from producer import plan as planning
 from producer.grid import encode_sheet, sheet
 from producer.options import Options
 from tests.benchmarks.lucent import Lucent
-from workers import cpu, graph, measure, weights
+from workers import graph, measure, tuning, weights
 from workers.contract.job import Grid, Job, Layer
 from workers.measure import Probe
 from workers.render import render
@@ -78,7 +78,7 @@ class Row:
 
 def main() -> None:
     arguments = _arguments()
-    cpu.tune()
+    tuning.tune()
     options = Options(
         model=arguments.model, method=arguments.method, layers=arguments.layers, filters="all",
         size=str(arguments.size),

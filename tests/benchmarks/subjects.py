@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks.subjects NAME`` answers each line of JSON on its standard input by one on its standard
 output. Only one process measures at a time, so that the same seconds of a noisy machine are shared out fairly.
 
-    ours     the engine as the renderer's process runs it: workers.cpu.tune(), taps, batches
+    ours     the engine as the renderer's process runs it: workers.tuning.tune(), taps, batches
     plain    the graph cut at the layer, no weight gradients, one picture at a time, nothing tuned
     lucent   the whole network forward, backward with weight gradients, one picture at a time, nothing tuned
 """
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from workers import cpu, devices, graph, models, weights
+from workers import devices, graph, models, tuning, weights
 from workers.contract.recipe import Recipe
 from workers.render import render_tapped
 from workers.tap import Tap, subgraph
@@ -188,7 +188,7 @@ def main() -> None:
     """Answer until the standard input ends."""
     name = sys.argv[1]
     if name == "ours":
-        cpu.tune()
+        tuning.tune()
     networks = _Networks(name)
     for line in sys.stdin:
         ask = json.loads(line)

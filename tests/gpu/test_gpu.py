@@ -9,13 +9,16 @@ from workers import devices, graph, models
 from workers.contract.recipe import Preprocess, Recipe
 from workers.render import render
 from workers.rendered import Tile
+from workers.renderer import _is_out_of_memory
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-RECIPE = Recipe(preprocess=Preprocess(name="raw"), height_px=48, width_px=48, steps=5, seed=1)
+RECIPE = Recipe(
+    method="notebook", preprocess=Preprocess(name="raw"), height_px=48, width_px=48, steps=5, seed=1, precision="fp32"
+)
 
 #: Convolutions on Ampere and later multiply in TF32, ten bits of mantissa; some layers and steps add up its error.
 RELATIVE_TOLERANCE = 0.02
@@ -28,10 +31,12 @@ def vgg16() -> tuple[nn.Module, fx.Graph]:
     return model, graph.trace(model)
 
 
-def tiles_on(device: str, network: tuple[nn.Module, fx.Graph], layer: str, filters: list[int]) -> list[Tile]:
+def tiles_on(
+    device: str, network: tuple[nn.Module, fx.Graph], layer: str, filters: list[int], recipe: Recipe = RECIPE
+) -> list[Tile]:
     model, trace = network
     try:
-        return render(model.to(device), trace, layer, filters, RECIPE, torch.device(device))
+        return render(model.to(device), trace, layer, filters, recipe, torch.device(device))
     finally:
         model.to("cpu")
 
@@ -69,3 +74,35 @@ def test_the_gpus_name_is_recorded(vgg16: tuple[nn.Module, fx.Graph]) -> None:
     # Then
     assert tile.device == torch.cuda.get_device_name(0) == devices.describe(torch.device("cuda"))
     assert devices.available()[0] == "cuda:0"
+
+
+def test_a_tile_from_a_batch_is_the_tile_rendered_alone(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given / When
+    together = tiles_on("cuda", vgg16, "features.10", list(range(8)))
+    (alone,) = tiles_on("cuda", vgg16, "features.10", [5])
+    # Then
+    assert alone.activation == pytest.approx(together[5].activation, rel=RELATIVE_TOLERANCE, abs=0.05)
+
+
+def test_pictures_climbed_in_bf16_excite_their_filters_as_much(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given a device that has it, and so takes it where nobody chose
+    if devices.precision("auto", torch.device("cuda")) != "bf16":
+        pytest.skip("no bf16 on this device")
+    # When the same tiles are made in both precisions
+    auto = RECIPE.model_copy(update={"precision": "auto"})
+    halves, wholes = (tiles_on("cuda", vgg16, "features.10", list(range(16)), recipe) for recipe in (auto, RECIPE))
+    # Then each says which it was, and on average they reach what was found on CPUs: 0.99 and more
+    assert {tile.precision for tile in halves} == {"bf16"}
+    live = [(half.activation, whole.activation) for half, whole in zip(halves, wholes, strict=True) if whole.activation]
+    assert live
+    assert np.mean([half / whole for half, whole in live]) >= 0.97
+
+
+def test_what_does_not_fit_is_told_from_other_errors() -> None:
+    # Given a tensor of more than there is
+    memory = torch.cuda.get_device_properties(0).total_memory
+    # When it is asked for
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2 * memory, dtype=torch.uint8, device="cuda")
+    # Then that is what the renderer takes for the device being full
+    assert _is_out_of_memory(caught.value)

@@ -38,7 +38,7 @@ RENDERING = {
 REMOTE = {"celery", "kombu", "redis", "boto3", "botocore"}
 
 #: What the control plane may take from the data plane beside the contract; all but png need torch.
-SHARED = {f"workers.{name}" for name in ("models", "graph", "weights", "png", "measure", "cpu", "devices")}
+SHARED = {f"workers.{name}" for name in ("models", "graph", "weights", "png", "measure", "tuning", "devices")}
 
 
 @dataclass(frozen=True)
