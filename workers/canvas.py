@@ -114,10 +114,11 @@ CANVASES = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canv
 
 
 def longest_wave_px(stride: float) -> float:
-    """The longest wave that a layer's pictures are made of; infinite for layers that see enough of a picture.
+    """The longest wave that the stem's pictures are made of; infinite for a stem that sees enough of a picture.
 
-    A filter of the stem sees a dozen pixels. Longer waves tell nothing of it, and would flood the tile with one flat
-    colour, because to the mean of its map they count as much as the pattern it looks for.
+    One of its filters sees a dozen pixels. Longer waves tell nothing of it, and would flood the tile with one flat
+    colour, because to the mean of its map they count as much as the pattern it looks for. Layers behind it, of the same
+    stride, need them: without, their tiles excite them less, and look alike.
     """
     return max(8.0, 3.0 * stride**2) if stride < 4.0 else math.inf
 

@@ -30,14 +30,16 @@ class Made(NamedTuple):
     frames: "list[list[NDArray[np.uint8]]]"
 
 
-def make(objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device) -> Made:
+def make(
+    objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device, *, stem: bool
+) -> Made:
     """Pictures of one batch from one start image each.
 
-    ``stride`` is how many times smaller than the picture the layer's map is.
+    ``stride`` is how many times smaller than the picture the layer's map is; ``stem``: it is fed the picture itself.
     """
     if recipe.method == "notebook":
         return _notebook(objective, streams, recipe, device)
-    return _on_canvas(objective, streams, recipe, stride, device)
+    return _on_canvas(objective, streams, recipe, stride, device, stem=stem)
 
 
 def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, device: torch.device) -> Made:
@@ -66,7 +68,7 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
 
 
 def _on_canvas(
-    objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device
+    objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device, *, stem: bool
 ) -> Made:
     size_px = recipe.height_px, recipe.width_px
     # What did not wake gently gets all there is.
@@ -75,7 +77,7 @@ def _on_canvas(
         streams,
         size_px=size_px,
         channels=1 if recipe.grey else 3,
-        longest_px=longest_wave_px(stride) if gentle else math.inf,
+        longest_px=longest_wave_px(stride) if stem and gentle else math.inf,
         device=device,
     )
     pinned = recipe.objective == "neuron"

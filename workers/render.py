@@ -76,7 +76,7 @@ def _attempt(
         for filter_ in filters
         for variant in range(recipe.diversity)
     ]
-    made = make(climb, streams, recipe, _stride(tap, recipe), device)
+    made = make(climb, streams, recipe, _stride(tap, recipe), device, stem=tap.stem)
     with torch.no_grad():
         seen = climb(channels_first(np.stack(made.pixels).astype(np.float32), device), None)
     stored = seen.after.mean(dim=(1, 2)).tolist()

@@ -39,6 +39,12 @@ class Tap(nn.Module):
         chain = graphs.tapped(model, conv, tap)
         before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
         trunk = subgraph(model, graph, upto=conv.all_input_nodes[0])
+        #: whether no other convolution lies before the layer
+        self.stem = not any(
+            isinstance(trunk.get_submodule(node.target), _ConvNd)
+            for node in trunk.graph.nodes
+            if node.op == "call_module"
+        )
         kernels = kernels or Kernels()
         self._trunk = kernels.quicken(trunk, "fp32")
         self.precision = precision

@@ -351,15 +351,31 @@ def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
     assert climbed.moved.all()
 
 
-def test_the_stored_pixels_are_the_canvas_rounded() -> None:
+def shallow() -> nn.Sequential:
+    """A stem, and behind it a layer whose map is as large."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Softplus(), nn.Conv2d(6, 8, 1))
+    return layers.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "longest_px"),
+    [
+        (network(), "2", math.inf),
+        # The stem's map is 15 pixels wide, and so is that of the layer behind it, whose waves may have any length.
+        (shallow(), "0", longest_wave_px(32 / 15)),
+        (shallow(), "2", math.inf),
+    ],
+)
+def test_the_stored_pixels_are_the_canvas_rounded(model: nn.Module, layer: str, longest_px: float) -> None:
     # Given a step so small that it moves nothing by a grey level
-    model = network()
     recipe = RECIPE.model_copy(update={"steps": 1, "step_size": 1e-9})
     # When
-    (tile,) = tiles_of(model, [5], recipe)
+    (tile,) = tiles_of(model, [5], recipe, layer)
     # Then
-    start = coefficients(seed=1, layer="2", filter_=5, size_px=32 + 2 * MARGIN_PX)
-    wanted = reference_picture(start, spectrum_scale((80, 80), longest_wave_px(32 / 7)).astype(np.float64))
+    start = coefficients(seed=1, layer=layer, filter_=5, size_px=32 + 2 * MARGIN_PX)
+    wanted = reference_picture(start, spectrum_scale((80, 80), longest_px).astype(np.float64))
     inner = wanted[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
     assert tile.pixels.dtype == np.uint8
     assert np.abs(tile.pixels - inner).max() <= 0.51
