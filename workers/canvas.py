@@ -118,7 +118,7 @@ def longest_wave_px(stride: float) -> float:
 
     One of its filters sees a dozen pixels. Longer waves tell nothing of it, and would flood the tile with one flat
     colour, because to the mean of its map they count as much as the pattern it looks for. Layers behind it, of the same
-    stride, need them: without, their tiles excite them less, and look alike.
+    stride, need them: without, their tiles excite them less, and look alike. (Not where magnitudes are fixed.)
     """
     return max(8.0, 3.0 * stride**2) if stride < 4.0 else math.inf
 

@@ -73,11 +73,13 @@ def _on_canvas(
     size_px = recipe.height_px, recipe.width_px
     # What did not wake gently gets all there is.
     gentle = streams[0].restart == 0
+    # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
+    short = gentle and (stem or recipe.method == "maco")
     canvas = CANVASES[recipe.method](
         streams,
         size_px=size_px,
         channels=1 if recipe.grey else 3,
-        longest_px=longest_wave_px(stride) if stem and gentle else math.inf,
+        longest_px=longest_wave_px(stride) if short else math.inf,
         device=device,
     )
     pinned = recipe.objective == "neuron"

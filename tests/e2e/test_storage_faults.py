@@ -51,14 +51,16 @@ class Watch:
     def _loop(self) -> None:
         folder = self._farm.folder / "store" / "data" / "pictures" / "of" / "filters" / self._job / "tiles"
         while not self._done.is_set():
-            # Messages before tiles: what is stored in between is counted twice, and never not at all.
-            messages = self._farm.outstanding()
-            stored = len(list(folder.glob("*/*.png")))
-            if messages + stored < 64:
-                self.lost.append((messages, stored))
+            # A message is nowhere for a moment while Kombu takes it from its queue; one that is lost stays so.
+            if sum(self._count(folder)) < 64 and not self._done.wait(1.0) and sum(found := self._count(folder)) < 64:
+                self.lost.append(found)
             self.most_in_flight = max(self.most_in_flight, int(self._farm.redis.hlen("unacked")))
             self.rss_mb.append(_rss_mb(self._worker))
             self._done.wait(0.2)
+
+    def _count(self, folder: Path) -> tuple[int, int]:
+        """Messages, then stored tiles: what is stored in between is counted twice, and never not at all."""
+        return self._farm.outstanding(), len(list(folder.glob("*/*.png")))
 
 
 def _rss_mb(pid: int) -> float:
