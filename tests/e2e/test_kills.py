@@ -185,12 +185,9 @@ def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> N
     job_id = farm.submit(*RECIPE, "--layers", "features.0,features.3.*,features.4.*")["job"]
 
     # When others join and leave, ten each, told to go or killed
-    census = _Census(farm, job_id)
     for change in range(20):
         wait_for("a worker to work", lambda: any(rendered(farm, [worker]) for worker in alive), 120)
-        for _ in range(4):
-            time.sleep(0.5)
-            census.take(alive)
+        time.sleep(1.0)
         assert not has_ended(farm, job_id), "the job was over before the last change; make it longer"
         if len(alive) < 3 and change % 2 == 0:
             everyone.append(farm.start_slow_worker())
@@ -206,30 +203,25 @@ def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> N
     # Then the job ends whole
     wait_for("the job to end", lambda: has_ended(farm, job_id), 600)
     check_everything(farm, job_id)
-    print(f"tiles a second by the number of workers at work: {census.rates()}")  # noqa: T201
 
 
-class _Census:
-    """How many tiles are stored per second with one worker at work, with two, with three: reported, not asserted."""
-
-    def __init__(self, farm: Fleet, job_id: str) -> None:
-        self._farm, self._job_id = farm, job_id
-        self._last: tuple[float, int, frozenset[int]] | None = None
-        #: workers at work -> seconds, tiles
-        self._seen: dict[int, tuple[float, int]] = {}
-
-    def take(self, alive: Iterable["subprocess.Popen[bytes]"]) -> None:
-        """Called twice a second. A stretch counts if the same workers were at work at both its ends."""
-        working = frozenset(worker.pid for worker in alive if rendered(self._farm, [worker]))
-        now, tiles = time.monotonic(), stored(self._farm, self._job_id)
-        if self._last is not None and self._last[2] == working and now - self._last[0] < 1.0:
-            seconds, before = self._seen.get(len(working), (0.0, 0))
-            self._seen[len(working)] = seconds + now - self._last[0], before + tiles - self._last[1]
-        self._last = now, tiles, working
-
-    def rates(self) -> dict[int, str]:
-        """Workers at work -> tiles a second, and in how many seconds that was seen."""
-        return {
-            workers: f"{tiles / seconds:.1f} ({seconds:.0f} s)"
-            for workers, (seconds, tiles) in sorted(self._seen.items())
-        }
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_two_workers_do_twice_the_work_of_one_and_three_thrice(farm: Fleet) -> None:
+    # Given a job that is long enough, and workers that take two seconds for four tiles
+    farm.start("collector")
+    job_id = farm.submit(*RECIPE, "--layers", "features.0,features.3.*,features.4.*")["job"]
+    workers: list[subprocess.Popen[bytes]] = []
+    rates = []
+    for _ in range(3):
+        # When one more joins
+        workers.append(farm.start_slow_worker(batch_s=2.0))
+        wait_for("all to work", lambda: all(rendered(farm, [worker]) for worker in workers), 120)
+        before, began = stored(farm, job_id), time.monotonic()
+        time.sleep(12.0)
+        assert not has_ended(farm, job_id), "the job was over before the last one joined; make it longer"
+        rates.append((stored(farm, job_id) - before) / (time.monotonic() - began))
+    # Then there is more work done (in proportion: reported, because it is a matter of time)
+    print("tiles a second with one worker, two, three: " + ", ".join(f"{rate:.1f}" for rate in rates))  # noqa: T201
+    assert all(rates)
+    assert all(rendered(farm, [worker]) >= BATCH for worker in workers)
