@@ -15,7 +15,7 @@ dead      of all tiles: the filter's batch-norm lets nothing through, so no pict
 grey      tiles that show nothing though their filter is not dead
 rescued   tiles whose filter did not answer to the start image, and was woken
 gain      median of activation over start activation, of the tiles whose start activation is above 0 (in brackets)
-self-id   tiles that excite their own filter more than any other tile of the layer does
+self-id   tiles that no other tile of the layer beats, by more than 0.1 %, at exciting their own filter
 select.   median of own activation over that of the best other tile
 high-f.   median share of the picture's power beyond a quarter of a cycle per pixel (white noise: 80 %)"""
 

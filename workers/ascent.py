@@ -5,6 +5,7 @@ normalised over its own (C, H, W). A tile from a batch of 16 is the tile rendere
 pictures of one tile, where it has several, are kept unlike each other.)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ Penalty = Callable[[torch.Tensor], torch.Tensor]
 #: Called after each step with its number, from 1, and a function that gives the pictures as they are then.
 Album = Callable[[int, Callable[[], torch.Tensor]], None]
 
-#: How much of a unit counts that its activation function hides.
-_HIDDEN = 0.1
+#: How much a new start counts its map's standard deviation at first, in units of the map.
+_CONTRAST = 3.0
 
 #: How much being like the others of its tile counts against a picture, in units of its own activation.
 _UNLIKE = 2.0
@@ -42,6 +43,8 @@ class Climbed:
     leaked: torch.Tensor
     #: (B,) bool: the gradient was not zero in at least one step
     moved: torch.Tensor
+    #: (B,) bool: most of what the final map is made from is one value: what the filter sees does not change any more
+    stuck: torch.Tensor
 
 
 def notebook_ascent(
@@ -76,7 +79,7 @@ def canvas_ascent(
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
     optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
     for step in range(1, steps + 1):
-        loss = watch.loss(views.of(canvas.whole(), step - 1))
+        loss = watch.loss(views.of(canvas.whole(), step - 1), early=math.sqrt(1.0 - (step - 1) / steps))
         (gradient,) = torch.autograd.grad(-loss.sum(), canvas.coefficients)
         watch.note(gradient)
         canvas.coefficients.grad = gradient
@@ -97,9 +100,14 @@ class Watch:
     network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
     mean wakes none.
 
-    ``strict``: what lives climbs its map and nothing else. Otherwise units that are asleep or saturated count a little
-    too, as what they are before the activation function, or a map that is awake in one corner never spreads; and a
-    picture that falls asleep on its way, as the first large step of an optimiser may send it, is woken as well.
+    ``leaky``: with rescue, the network leaks for every picture; see Tap.features. A filter that sees one channel alone
+    is soon left with nothing where that is put to sleep.
+
+    ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
+    function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
+    that is awake in one corner would never spread. A new start (``peak``) climbs the map's contrast instead, because
+    the first one may have come to rest where nothing has any. And a picture that falls asleep on its way, as the first
+    large step of an optimiser may send it, is woken as well.
     """
 
     def __init__(
@@ -110,20 +118,26 @@ class Watch:
         rescue: bool,
         peak: bool,
         strict: bool = True,
+        leaky: bool = False,
         penalty: Penalty | None = None,
     ) -> None:
         self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
-        self._strict = strict
-        self._start_activation, self._asleep = _look(objective, start)
+        self._strict, self._leaky = strict, leaky and rescue
+        with torch.no_grad():
+            seen = objective(start, None)
+        self._start_activation, self._asleep = seen.after.mean(dim=(1, 2)), _is_zero(seen.after)
         nobody = torch.zeros_like(self._asleep)
-        self._moved, self._flat, self._leaking = nobody, nobody, nobody
+        self._moved, self._flat = nobody, nobody
+        # Where all leak from the beginning, nobody needs to be found out.
+        self._leaking = _is_stuck(seen.before) & self._leaky
         #: (B,) bool: climbs what it is before the activation function, in this step
         self.redirected = nobody
         self._begun = False
 
-    def loss(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(B,) what is climbed, for the pictures as they are seen in this step."""
-        seen = self._objective(pictures, self._leaking if bool(self._leaking.any()) else None)
+    def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
+        """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
+        leaking = torch.ones_like(self._leaking) if self._leaky else self._leaking
+        seen = self._objective(pictures, leaking if bool(leaking.any()) else None)
         if self._rescue:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
@@ -132,9 +146,14 @@ class Watch:
             waking = waking + seen.before.amax(dim=(1, 2))
         climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
         if not self._strict:
+            if self._peak:
+                aid = (
+                    _CONTRAST * (seen.before.var(dim=(1, 2), correction=0) + 1e-12).sqrt()
+                )  # the root of 0 has no slope
+            else:
+                aid = (seen.before - seen.after).mean(dim=(1, 2))
             # Not for what is left asleep because nobody asked for its rescue.
-            hidden = (seen.before - seen.after).mean(dim=(1, 2))
-            climbed = climbed + _HIDDEN * hidden * (self._rescue | ~self._asleep) * ~self.redirected
+            climbed = climbed + early * aid * (self._rescue | ~self._asleep) * ~self.redirected
         # In units of the activation, which differ by orders of magnitude from layer to layer: a weight of 1 makes a
         # penalty of 1 count as much as all of the activation.
         against = climbed.detach().abs()
@@ -156,22 +175,23 @@ class Watch:
 
     def climbed(self, pictures: torch.Tensor) -> Climbed:
         """The end of the ascent."""
-        activation, _ = _look(self._objective, pictures)
+        maps = self._objective(pictures, None)
         return Climbed(
             pictures=pictures,
             start_activation=self._start_activation,
-            activation=activation,
+            activation=maps.after.mean(dim=(1, 2)),
             asleep=self._asleep,
             leaked=self._leaking,
             moved=self._moved,
+            stuck=_is_stuck(maps.before) & (not self._strict),
         )
 
 
-def _look(objective: Objective, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) activations, and whether each map is zero everywhere."""
-    with torch.no_grad():
-        maps = objective(pictures, None).after
-    return maps.mean(dim=(1, 2)), _is_zero(maps)
+def _is_stuck(before: torch.Tensor) -> torch.Tensor:
+    """Whether most of a map is one and the same value, as where all that a filter sees is asleep or saturated."""
+    flat = before.flatten(1)
+    same = flat == flat.median(dim=1, keepdim=True).values
+    return (same.float().mean(dim=1) > 0.5) & (flat.shape[1] > 1)
 
 
 def _is_zero(maps: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,6 @@ _START_SD, _SCALE = 0.01, 4.0
 #: How much louder other start images are than the first.
 _LOUDER = 20.0
 
-#: Layers whose map is this many times smaller than the picture are treated as Lucid does. Shallower ones look at few
-#: pixels, which large waves, rotation and scaling only blur.
-FULL_AT_STRIDE = 8.0
-
 #: Canvas beyond the tile on each side: Lucid's jitter, and what is shown of it to shallow layers or turned in from it.
 MARGIN_PX = 24
 

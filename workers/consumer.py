@@ -42,8 +42,12 @@ class Consumer(CeleryConsumer):
             self.strategies[name] = _raising_invalid_task(strategy)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
-        """Called on every new connection, whose channel then reads the queue with care."""
-        handlers = self.task_consumer.channel.handlers
+        """Called on every new connection, whose channel then reads the queue with care, and makes one client."""
+        channel = self.task_consumer.channel
+        # Kombu makes one for every message that it takes, and one more to acknowledge it: a sixth of all that a tile
+        # costs around the engine. They are thread-safe, and share their pool anyway.
+        channel._create_client = functools.cache(channel._create_client)
+        handlers = channel.handlers
         handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])
         return super().create_task_handler(*args, **kwargs)
 

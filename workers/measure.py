@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: cells", 1987).
 HIGH_FREQUENCY = 0.25
 
+#: Activations that differ by less than this share are the same to a picture of eight bits.
+TIE = 1e-3
+
 
 class Probe:
     """One layer of a frozen network, to be shown pictures. Raises UnknownLayer where there is no such layer."""
@@ -49,11 +52,16 @@ class Probe:
 
 
 def identified(own: "NDArray[np.floating]") -> "NDArray[np.bool_]":
-    """Which tiles excite their own filter more than every other tile does: (T,) bool.
+    """Which tiles excite their own filter as no other tile does: (T,) bool.
 
-    ``own`` is (T, T): row t is what tile t does to the filters of all tiles, in the tiles' order. A tie is a failure.
+    ``own`` is (T, T): row t is what tile t does to the filters of all tiles, in the tiles' order. To come within TIE of
+    the best is enough, for two pictures can both hold all units at an activation function's ceiling. But a tile that
+    does the same as another to every filter is a failure, and so is one that excites its filter as little as any.
     """
-    return np.diagonal(own) > _best_other(own)
+    mine, best = np.diagonal(own), _best_other(own)
+    same = (own[:, None] == own[None]).all(axis=2) & ~np.eye(len(own), dtype=bool)
+    result: NDArray[np.bool_] = (mine >= best - TIE * np.abs(best)) & (mine > own.min(axis=0)) & ~same.any(axis=1)
+    return result
 
 
 def selectivity(own: "NDArray[np.floating]") -> "NDArray[np.float64]":

@@ -14,6 +14,7 @@ from workers.canvas import CANVASES, longest_wave_px, pace
 from workers.contract.recipe import Recipe
 from workers.objectives import Objective, penalty, regularised
 from workers.streams import Stream
+from workers.tap import Tap
 from workers.views import Views
 
 if TYPE_CHECKING:
@@ -30,16 +31,11 @@ class Made(NamedTuple):
     frames: "list[list[NDArray[np.uint8]]]"
 
 
-def make(
-    objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device, *, stem: bool
-) -> Made:
-    """Pictures of one batch from one start image each.
-
-    ``stride`` is how many times smaller than the picture the layer's map is; ``stem``: it is fed the picture itself.
-    """
+def make(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
+    """Pictures of one batch from one start image each, for what ``objective`` sees of the ``tap``."""
     if recipe.method == "notebook":
         return _notebook(objective, streams, recipe, device)
-    return _on_canvas(objective, streams, recipe, stride, device, stem=stem)
+    return _on_canvas(objective, streams, recipe, tap, device)
 
 
 def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, device: torch.device) -> Made:
@@ -67,14 +63,13 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
     return Made(climbed, pixels, album.frames(pixels))
 
 
-def _on_canvas(
-    objective: Objective, streams: list[Stream], recipe: Recipe, stride: float, device: torch.device, *, stem: bool
-) -> Made:
+def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
     size_px = recipe.height_px, recipe.width_px
+    stride = _stride(tap, recipe)
     # What did not wake gently gets all there is.
     gentle = streams[0].restart == 0
     # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
-    short = gentle and (stem or recipe.method == "maco")
+    short = gentle and (tap.stem or recipe.method == "maco")
     canvas = CANVASES[recipe.method](
         streams,
         size_px=size_px,
@@ -85,7 +80,7 @@ def _on_canvas(
     pinned = recipe.objective == "neuron"
     views = Views(streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned)
     with torch.no_grad():
-        watch = _watch(objective, canvas.tiles(), streams, recipe)
+        watch = _watch(objective, canvas.tiles(), streams, recipe, leaky=tap.grouped)
     album = _Album(recipe, steps=recipe.steps, to_pixels=_rounded)
     tiles = canvas_ascent(
         watch,
@@ -101,13 +96,22 @@ def _on_canvas(
     return Made(climbed, pixels, album.frames(pixels))
 
 
-def _watch(objective: Objective, start: torch.Tensor, streams: list[Stream], recipe: Recipe) -> Watch:
+def _stride(tap: Tap, recipe: Recipe) -> float:
+    """How many times smaller than the picture the layer's map is."""
+    rows, columns = tap.map_px(recipe.height_px, recipe.width_px)
+    return max(recipe.height_px / rows, recipe.width_px / columns)
+
+
+def _watch(
+    objective: Objective, start: torch.Tensor, streams: list[Stream], recipe: Recipe, *, leaky: bool = False
+) -> Watch:
     return Watch(
         objective,
         start,
         rescue=recipe.rescue,
         peak=streams[0].restart > 0,
         strict=recipe.method == "notebook",
+        leaky=leaky,
         penalty=functools.partial(penalty, recipe=recipe) if regularised(recipe) else None,
     )
 

@@ -44,25 +44,31 @@ def render_tapped(tap: Tap, layer: str, filters: list[int], recipe: Recipe, devi
     inert = tap.inert.tolist() if recipe.objective in {"filter", "neuron"} else [False] * (max(filters) + 1)
     tiles = _attempt(tap, inert, layer, filters, recipe, device, restart=0)
     for restart in range(1, MAX_RESTARTS + 1):
-        again = [place for place, tile in enumerate(tiles) if _may_wake(tile, inert)]
+        again = [place for place, tile in enumerate(tiles) if _is_worth_another(tile, inert, restart)]
         if not recipe.rescue or not again:
             break
-        sleepers = [filters[place] for place in again]
-        for place, tile in zip(
-            again, _attempt(tap, inert, layer, sleepers, recipe, device, restart=restart), strict=True
-        ):
-            # Kept only if it lives: a dead filter's picture is that of its first start.
-            woken = tile.status != "dead"
-            tiles[place] = (
-                replace(tile, status="rescued", start_activation=tiles[place].start_activation)
-                if woken
-                else replace(tiles[place], restarts=restart)
-            )
+        others = _attempt(tap, inert, layer, [filters[place] for place in again], recipe, device, restart=restart)
+        for place, other in zip(again, others, strict=True):
+            tiles[place] = _better(tiles[place], other)
     return tiles
 
 
-def _may_wake(tile: Tile, inert: list[bool]) -> bool:
-    return tile.status == "dead" and not inert[tile.filter] and not tile.error
+def _is_worth_another(tile: Tile, inert: list[bool], restart: int) -> bool:
+    """Whether a filter should get that other start image."""
+    if tile.error or inert[tile.filter]:
+        return False
+    return tile.status == "dead" or (tile.stuck and restart == 1)
+
+
+def _better(first: Tile, other: Tile) -> Tile:
+    """The first tile of a filter or that from another start, with what both took."""
+    seconds = first.seconds + other.seconds
+    if first.status != "dead":
+        best = other if other.activation > first.activation else first
+        return replace(best, status=first.status, restarts=other.restarts, seconds=seconds)
+    if other.status == "dead":  # a dead filter's picture is that of its first start
+        return replace(first, restarts=other.restarts, seconds=seconds)
+    return replace(other, status="rescued", start_activation=first.start_activation, seconds=seconds)
 
 
 def _attempt(
@@ -76,7 +82,7 @@ def _attempt(
         for filter_ in filters
         for variant in range(recipe.diversity)
     ]
-    made = make(climb, streams, recipe, _stride(tap, recipe), device, stem=tap.stem)
+    made = make(climb, streams, recipe, tap, device)
     with torch.no_grad():
         seen = climb(channels_first(np.stack(made.pixels).astype(np.float32), device), None)
     stored = seen.after.mean(dim=(1, 2)).tolist()
@@ -118,6 +124,7 @@ def _tile(made: Made, stored: list[float], place: int, recipe: Recipe, *, inert:
         start_activation=start,
         activation=end,
         stored_activation=_mean(stored, mine),
+        stuck=bool(climbed.stuck[mine.start : mine.stop].all()),
         error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
     )
 
@@ -132,12 +139,6 @@ def _status(made: Made, place: int, *, inert: bool, rescue: bool) -> Status:
     if climbed.leaked[place]:
         return "rescued" if end != start else "dead"
     return "live"
-
-
-def _stride(tap: Tap, recipe: Recipe) -> float:
-    """How many times smaller than the picture the layer's map is."""
-    rows, columns = tap.map_px(recipe.height_px, recipe.width_px)
-    return max(recipe.height_px / rows, recipe.width_px / columns)
 
 
 def _mean(values: list[float], places: range) -> float:

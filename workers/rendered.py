@@ -22,8 +22,10 @@ class Tile:
     start_activation: float
     activation: float
     stored_activation: float
+    #: the ascent ended where nothing that the filter sees changes any more
+    stuck: bool = False
     restarts: int = 0
-    #: seconds of the batch, divided by its tiles
+    #: seconds of the batch, divided by its tiles; those of restarts are added
     seconds: float = 0.0
     #: what it was rendered on, such as "cpu" or "NVIDIA L4"
     device: str = ""

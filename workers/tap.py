@@ -53,6 +53,8 @@ class Tap(nn.Module):
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
         self._groups = self._conv.groups
+        #: whether each filter sees but one group of the channels before it
+        self.grouped = self._groups > 1
         #: the batch-norm, or nothing
         self._norm = _part(model, before)
         #: the activation function, or nothing

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from workers.canvas import FULL_AT_STRIDE, MARGIN_PX
+from workers.canvas import MARGIN_PX
 from workers.streams import Stream
 
 #: Lucid's views in full strength: pixels of jitter to each side, relative scale, degrees of rotation.
 _JITTER_PX, _ZOOM, _ROTATION = 8.0, 0.1, 10.0
+
+#: Layers whose map is this many times smaller than the picture are treated as Lucid does. Shallower ones look at few
+#: pixels, which rotation and scaling only blur.
+TURNED_AT_STRIDE = 8
 
 #: What shallow layers are shown beyond the tile on each side: with the jitter, all of the margin, and never the tile's
 #: own rim at the edge.
@@ -33,21 +37,26 @@ class Views:
         self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
         pinned: bool = False,
     ) -> None:  # fmt: skip
-        # What has a place in the picture may move by a fraction of its layer's step, and not turn.
-        strength = 0.0 if pinned else view_strength(stride)
-        jitter_px = min(_JITTER_PX, stride / 4) if pinned else _JITTER_PX
-        margin_px = 2 * _ROOM_PX if strength < 1.0 and not pinned else 0
+        # A map has whole steps, but may lack some at the picture's edges.
+        stride = max(1, round(stride))
+        shallow = stride < TURNED_AT_STRIDE
+        margin_px = 2 * _ROOM_PX if shallow and not pinned else 0
         #: height and width of what is seen: shallow layers, which cost little, are shown some of the margin too, so
         #: that the edge, whose padding excites their filters, is nowhere in the tile
         self.view_px = size_px[0] + margin_px, size_px[1] + margin_px
         draws = np.stack(
             [stream.generator(_VIEWS).uniform(-1.0, 1.0, (steps, 4)) for stream in streams]
         )  # (B, steps, 4)
-        shift_px = jitter_px * draws[..., :2]
-        if strength == 0.0:  # whole pixels, which blur nothing
-            shift_px = np.round(shift_px)
-        scale = 1.0 + _ZOOM * strength * draws[..., 2]
-        angle = math.radians(_ROTATION) * strength * draws[..., 3]
+        # What has a place in the picture may move by a fraction of its layer's step, and not turn.
+        shift_px = draws[..., :2] * (min(_JITTER_PX, stride / 4) if pinned else _JITTER_PX)
+        if shallow or pinned:
+            # By whole steps: its filters see a pattern as before, and are not taught to bear what their grid tells
+            # apart. Nor is anything blurred.
+            grid_px = 1 if pinned else stride
+            shift_px = grid_px * np.round(shift_px / grid_px)
+        turned = 0.0 if shallow or pinned else 1.0
+        scale = 1.0 + _ZOOM * turned * draws[..., 2]
+        angle = math.radians(_ROTATION) * turned * draws[..., 3]
         cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
         height, width = (side + 2 * MARGIN_PX for side in size_px)
         view_height, view_width = self.view_px
@@ -62,8 +71,3 @@ class Views:
         """What is seen in one step of canvases (B, C, H, W): (B, C, *view_px), mirrored beyond the edges."""
         grid = F.affine_grid(self._theta[:, step], [*whole.shape[:2], *self.view_px], align_corners=False)
         return F.grid_sample(whole, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def view_strength(stride: float) -> float:
-    """How much of zoom and rotation a layer gets whose map is ``stride`` times smaller than the picture: 0 to 1."""
-    return min(1.0, max(0.0, math.log2(stride / 2) / math.log2(FULL_AT_STRIDE / 2))) if stride > 0 else 1.0

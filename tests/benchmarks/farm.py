@@ -34,6 +34,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, 
 
     with TemporaryDirectory() as folder, fleet(Path(folder), "rclone") as farm:
         before_s = alone()
+        del farm.environ["OMP_NUM_THREADS"]  # the engine alone has all cores, too
         farm.start("worker")
         farm.start("collector")
         _finish(farm, *options, "--steps", "1", "--filters", "0-15")

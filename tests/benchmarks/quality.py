@@ -45,7 +45,8 @@ TARGETS = "targets: grey 0; self-id >= 0.99 overall and >= 0.95 in every layer; 
 
 CAVEATS = """\
 grey      tiles that show nothing, of filters whose batch-norm does let something through
-self-id   share of these that excite their own filter more than any other tile here does; more tiles make it harder
+self-id   share of these that no other tile here beats, by more than 0.1 %, at exciting their own filter; more tiles
+          make it harder
 vs Lucent median over the same filters of our activation over Lucent's, both of the saved 8-bit 128 px pictures shown
           to the same network: at 128 px, at 224 px (Lucent shows it its pictures enlarged to that), and each at the
           better of the two for it. Passes are counted, not seconds: Lucent's are at 224 px and cost three times ours.

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from tests.unit.climbing import climb, maps_of
+from workers.ascent import Watch
+from workers.objectives import Seen
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -131,3 +133,49 @@ def test_channels_last_pictures_stay_channels_last() -> None:
     climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
     # Then
     assert climbed.pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() -> None:
+    # Given two pictures, half of whose units are asleep, and saturated
+    before = torch.tensor([[[-4.0, 1.0]], [[2.0, 10.0]]])
+    seen = Seen(after=before.clamp(0, 6), before=before)
+    watch = Watch(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, peak=False, strict=False)
+    # When
+    early, middle, late = (watch.loss(torch.zeros(2, 3, 4, 4), early=weight) for weight in (1.0, 0.5, 0.0))
+    # Then
+    assert early.tolist() == [-1.5, 6.0]
+    assert middle.tolist() == [-0.5, 5.0]
+    assert late.tolist() == [0.5, 4.0]
+
+
+def test_a_new_start_climbs_contrast_early_even_where_there_is_none() -> None:
+    # Given a map with contrast, and one without
+    before = torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]], requires_grad=True)
+    watch = Watch(
+        lambda *_: Seen(after=before, before=before), torch.zeros(2, 3, 4, 4), rescue=True, peak=True, strict=False
+    )
+    # When
+    loss = watch.loss(torch.zeros(2, 3, 4, 4), early=1.0)
+    (gradient,) = torch.autograd.grad(loss.sum(), before)
+    # Then it counts three times beside the mean, and nothing is divided by zero
+    torch.testing.assert_close(loss, torch.tensor([5.0, 2.0]), rtol=1e-4, atol=1e-4)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("before", "strict", "stuck"),
+    [
+        ([[0.5, 0.5, 0.5, 0.7]], False, True),
+        ([[0.5, 0.5, 0.6, 0.7]], False, False),
+        ([[0.5]], False, False),
+        ([[0.5, 0.5, 0.5, 0.7]], True, False),
+    ],
+)
+def test_a_picture_is_stuck_where_most_of_its_map_is_one_value(
+    before: list[list[float]], *, strict: bool, stuck: bool
+) -> None:
+    # Given / When
+    seen = Seen(after=torch.tensor([before]), before=torch.tensor([before]))
+    watch = Watch(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, peak=False, strict=strict)
+    # Then not for one unit alone, and not where the recipe is to be followed to the letter
+    assert watch.climbed(torch.zeros(1, 3, 4, 4)).stuck.tolist() == [stuck]

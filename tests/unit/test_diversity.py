@@ -64,7 +64,7 @@ def independent(layers: nn.Sequential, filter_: int, count: int, recipe: Recipe)
     streams = [
         Stream(seed=recipe.seed, restart=0, layer=LAYER, filter=filter_, variant=variant) for variant in range(count)
     ]
-    return make(climb, streams, alone, 20 / 8, CPU, stem=False).pixels
+    return make(climb, streams, alone, tap_of(layers), CPU).pixels
 
 
 @pytest.mark.parametrize("count", [2, 3])

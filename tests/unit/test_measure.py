@@ -87,11 +87,27 @@ def test_a_layer_that_is_none_is_an_error_of_its_own() -> None:
         Probe(model, graph.trace(model), "9", Recipe(preprocess=RAW), CPU)
 
 
-def test_a_tile_is_identified_where_no_other_excites_its_filter_as_much() -> None:
+def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:
     # Given four tiles: the first two excite their own filter most, the third is beaten, the fourth ties with the first
     own = np.array([[5, 1, 3, 2], [4, 2, 0, 0], [0, 1, 2, 1], [1, 0, 0, 2]], np.float32)
-    # Then the first two are identified
-    assert measure.identified(own).tolist() == [True, True, False, False]
+    # Then the third is not identified
+    assert measure.identified(own).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize(("behind", "is_identified"), [(0.0009, True), (0.0011, False)])
+def test_a_tile_may_be_behind_by_what_eight_bits_do_to_it(behind: float, is_identified: bool) -> None:
+    own = np.array([[6 * (1 - behind), 1, 0], [6, 2, 0], [0, 0, 1]])
+    assert measure.identified(own).tolist() == [is_identified, True, True]
+
+
+def test_pictures_that_are_all_the_same_identify_nobody() -> None:
+    own = np.tile(np.array([3.0, 1.0, 2.0]), (3, 1))
+    assert measure.identified(own).tolist() == [False, False, False]
+
+
+def test_a_filter_that_no_tile_excites_is_not_identified() -> None:
+    own = np.array([[0.0, 1.0, 0.5], [0.0, 2.0, 0.5], [0.0, 1.0, 1.0]])
+    assert measure.identified(own).tolist() == [False, True, True]
 
 
 def test_selectivity_is_own_activation_over_the_best_other() -> None:

@@ -121,7 +121,7 @@ def test_total_variation_falls_with_its_weight(method: str) -> None:
     for weight in (0.0, 0.1, 0.3):
         recipe = recipe_of(method, total_variation=weight, steps=12)
         # When
-        made = make(objective(tap, [3], recipe, CPU), [stream], recipe, 20 / 8, CPU, stem=False)
+        made = make(objective(tap, [3], recipe, CPU), [stream], recipe, tap, CPU)
         # Then in the picture itself, whose contrast the notebook's method stretches afterwards
         found.append(total_variation(made.climbed.pictures[0].double().numpy()))
     assert found[0] > found[1] > found[2]

@@ -30,7 +30,7 @@ class TileRecord(Frozen):
     steps: int
     #: how many other start images were tried
     restarts: Annotated[int, Field(ge=0)]
-    #: device seconds of the batch the tile was rendered in, divided by the tiles in it
+    #: device seconds of the batches the tile was rendered in, divided by the tiles in each; restarts count
     seconds: Annotated[float, Field(ge=0)]
     #: how often rendering was begun for this tile, this time included
     attempts: Annotated[int, Field(ge=1)]
