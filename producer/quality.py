@@ -35,7 +35,7 @@ class TileQuality:
     inert: bool
     start_activation: float
     activation: float
-    #: whether no other tile of the layer excites this tile's filter more, as measure.identified has it; None without others
+    #: whether no other tile of the layer excites its filter more, as measure.identified has it; None without others
     identified: bool | None
     #: own activation over the best other tile's, 0 or more; infinite where no other excites the filter
     selectivity: float | None

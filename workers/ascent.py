@@ -100,8 +100,8 @@ class Watch:
     network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
     mean wakes none.
 
-    ``leaky``: with rescue, the network leaks for every picture; see Tap.features. A filter that sees one channel alone
-    is soon left with nothing where that is put to sleep.
+    ``leaky``: the network leaks for every picture; see Tap.features. A filter that sees one channel alone is soon left
+    with nothing where that is put to sleep.
 
     ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
     function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
@@ -122,14 +122,14 @@ class Watch:
         penalty: Penalty | None = None,
     ) -> None:
         self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
-        self._strict, self._leaky = strict, leaky and rescue
+        self._strict, self._leaky = strict, leaky
         with torch.no_grad():
             seen = objective(start, None)
         self._start_activation, self._asleep = seen.after.mean(dim=(1, 2)), _is_zero(seen.after)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat = nobody, nobody
         # Where all leak from the beginning, nobody needs to be found out.
-        self._leaking = _is_stuck(seen.before) & self._leaky
+        self._leaking = _is_stuck(seen.before) & (leaky and rescue)
         #: (B,) bool: climbs what it is before the activation function, in this step
         self.redirected = nobody
         self._begun = False
