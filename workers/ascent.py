@@ -147,9 +147,8 @@ class Watch:
         climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
         if not self._strict:
             if self._peak:
-                aid = (
-                    _CONTRAST * (seen.before.var(dim=(1, 2), correction=0) + 1e-12).sqrt()
-                )  # the root of 0 has no slope
+                # A little more than the variance, because the root of 0 has no slope.
+                aid = _CONTRAST * (seen.before.var(dim=(1, 2), correction=0) + 1e-12).sqrt()
             else:
                 aid = (seen.before - seen.after).mean(dim=(1, 2))
             # Not for what is left asleep because nobody asked for its rescue.

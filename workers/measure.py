@@ -59,8 +59,9 @@ def identified(own: "NDArray[np.floating]") -> "NDArray[np.bool_]":
     does the same as another to every filter is a failure, and so is one that excites its filter as little as any.
     """
     mine, best = np.diagonal(own), _best_other(own)
-    same = (own[:, None] == own[None]).all(axis=2) & ~np.eye(len(own), dtype=bool)
-    result: NDArray[np.bool_] = (mine >= best - TIE * np.abs(best)) & (mine > own.min(axis=0)) & ~same.any(axis=1)
+    _, place, count = np.unique(own, axis=0, return_inverse=True, return_counts=True)
+    alone = count[place.reshape(-1)] == 1
+    result: NDArray[np.bool_] = (mine >= best - TIE * np.abs(best)) & (mine > own.min(axis=0)) & alone
     return result
 
 

@@ -92,6 +92,7 @@ def test_views_of_shallow_layers_are_shifted_by_steps_of_their_grid_and_roomy(
         shifts.add(tuple(shift))
         wanted = wanted_at(size_px, (size_px[0] + 32, size_px[1] + 32), shift, 1.0, 0.0)
         np.testing.assert_allclose(seen, wanted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(wanted, np.round(wanted))
     assert len(shifts) > 10
 
 
