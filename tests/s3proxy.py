@@ -30,6 +30,8 @@ class S3Proxy:
     delay_s: float = 0.0
     #: (Unix seconds when it came, method, path, status; 0 where the connection was cut), in the order of the answers
     requests: list[tuple[float, str, str, int]] = field(default_factory=list)
+    #: paths of the requests that waited for a "100 Continue" before they sent their body
+    announced: list[str] = field(default_factory=list)
 
     def since(self, when: float) -> list[tuple[float, str, str, int]]:
         """Requests that came after a moment."""
@@ -47,6 +49,10 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
 
         def log_message(self, format: str, *args: object) -> None:
             pass
+
+        def handle_expect_100(self) -> bool:
+            proxy.announced.append(self.path)
+            return super().handle_expect_100()
 
         def handle_any(self) -> None:
             self.came = time.time()

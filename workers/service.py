@@ -111,11 +111,12 @@ class Service:
         except STORAGE_ERRORS as error:
             self._hand_back(error)
         number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
-        if not self.ledger.claim(job.id, number, token, self._claim_s):
+        starts = self.ledger.claim(job.id, number, token, self._claim_s)
+        if not starts:
             return
         self._claims.add((job.id, number))
         try:
-            self._attempt(task, job, number)
+            self._attempt(task, job, number, starts)
         finally:
             self._claims.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token)
@@ -142,8 +143,7 @@ class Service:
             raise CorruptJob(f"job {task.job} has no filter {task.filter} of layer {task.layer!r}")
         return task, job
 
-    def _attempt(self, task: Task, job: Job, number: int) -> None:
-        starts = self.ledger.begin(job.id, number)
+    def _attempt(self, task: Task, job: Job, number: int, starts: int) -> None:
         try:
             self._make(task, job, number, starts)
         except _Cancelled:

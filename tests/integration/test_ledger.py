@@ -14,6 +14,13 @@ JOB = sample_job(filters="0-40")
 OTHER = sample_job(seed=1)
 
 
+def begin(ledger: Ledger, job_id: str, number: int) -> int:
+    """A beginning that has no end, though nobody has the tile any more."""
+    starts = ledger.claim(job_id, number, "begins", 60.0)
+    ledger.end_claim(job_id, number, "begins")
+    return starts
+
+
 def contents(ledger: Ledger) -> dict[bytes, bytes]:
     """All that Redis holds."""
     return {bytes(key): ledger.client.dump(key) or b"" for key in ledger.client.scan_iter()}
@@ -113,28 +120,60 @@ def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None
 
 def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
     # Given a tile that failed
-    ledger.begin(JOB.id, 3)
+    begin(ledger, JOB.id, 3)
     ledger.count_attempt(JOB.id, 3)
     ledger.mark_failed(JOB.id, 3, "why")
     # When it is done after all
     ledger.mark_done(JOB.id, 3)
     # Then nothing of the failure is left
     assert ledger.failed(JOB.id) == {}
-    assert ledger.begin(JOB.id, 3) == 1
+    assert not ledger.client.exists(keys.redis(JOB.id, "starts"))
     assert ledger.count_attempt(JOB.id, 3) == 1
 
 
 def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
     # Given a tile that two workers began and never ended
-    assert [ledger.begin(JOB.id, 5) for _ in range(2)] == [1, 2]
+    assert [begin(ledger, JOB.id, 5) for _ in range(2)] == [1, 2]
     # When a third begins and hands it back
-    assert ledger.begin(JOB.id, 5) == 3
+    assert begin(ledger, JOB.id, 5) == 3
     ledger.abandon(JOB.id, 5)
     # Then the next is the third again: a preemption is no attempt
-    assert ledger.begin(JOB.id, 5) == 3
+    assert begin(ledger, JOB.id, 5) == 3
     # And other tiles have counts of their own
-    assert ledger.begin(JOB.id, 6) == 1
-    assert ledger.begin(OTHER.id, 5) == 1
+    assert begin(ledger, JOB.id, 6) == 1
+    assert begin(ledger, OTHER.id, 5) == 1
+
+
+def test_a_claim_that_is_sent_again_is_one_beginning(ledger: Ledger) -> None:
+    # Given a tile that was begun once, and is claimed again
+    begin(ledger, JOB.id, 5)
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+    # When the same delivery claims it once more, because it has had no answer
+    # Then it has it, and that counts no further beginning
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+
+
+def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -> None:
+    # Given a tile that is being rendered while Redis loses its data, and is then handed back
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 1
+    ledger.client.flushall()
+    ledger.abandon(JOB.id, 5)
+    # When it is delivered again
+    # Then somebody gets it, and keeps it where the count is lost again
+    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+    ledger.client.delete(keys.redis(JOB.id, "starts"))
+    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+
+
+def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given a Redis that has forgotten all scripts
+    assert ledger.claim(JOB.id, 1, "token", 60.0)
+    redis_client.script_flush()
+    # When they are used
+    ledger.end_claim(JOB.id, 1, "token")
+    redis_client.script_flush()
+    # Then they work
+    assert ledger.claim(JOB.id, 1, "other", 60.0) == 2
 
 
 def test_attempts_are_counted_for_each_tile(ledger: Ledger) -> None:
@@ -159,7 +198,7 @@ def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
     assert ledger.failed(JOB.id) == {4: "why"}
     assert ledger.count_attempt(JOB.id, 3) == 1
     assert ledger.count_attempt(JOB.id, 4) == 2
-    assert ledger.begin(JOB.id, 3) == 1
+    assert begin(ledger, JOB.id, 3) == 1
 
 
 def test_reopening_nothing_changes_nothing(ledger: Ledger) -> None:
@@ -186,7 +225,7 @@ def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> N
     # Given a ledger that says something else
     ledger.mark_done(JOB.id, 9)
     ledger.mark_failed(JOB.id, 10, "old")
-    ledger.begin(JOB.id, 11)
+    begin(ledger, JOB.id, 11)
     ledger.count_attempt(JOB.id, 11)
     # When it is filled from the bucket, twice
     for _ in range(2):
@@ -196,7 +235,7 @@ def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> N
     assert ledger.failed(JOB.id) == {5: "why"}
     assert ledger.is_synced(JOB.id)
     assert not ledger.is_synced(OTHER.id)
-    assert ledger.begin(JOB.id, 11) == 1
+    assert begin(ledger, JOB.id, 11) == 1
     assert ledger.count_attempt(JOB.id, 11) == 1
 
 
@@ -214,7 +253,7 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     # Given a tile that one delivery has claimed
     assert ledger.claim(JOB.id, 3, "first", 60.0)
     # Then no other gets it, of whichever worker, but other tiles are free
-    assert not ledger.claim(JOB.id, 3, "second", 60.0)
+    assert ledger.claim(JOB.id, 3, "second", 60.0) == 0
     assert ledger.claim(JOB.id, 4, "second", 60.0)
     # And who has no claim cannot end it, and who has can
     ledger.end_claim(JOB.id, 3, "second")
@@ -251,7 +290,6 @@ def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     ledger.register(JOB.id)
     ledger.hold(JOB.id)
     ledger.sync(JOB, {1}, {2: "why"})
-    ledger.begin(JOB.id, 3)
     ledger.count_attempt(JOB.id, 3)
     ledger.note_requeued(JOB.id, {3})
     ledger.claim(JOB.id, 3, "token", 60.0)

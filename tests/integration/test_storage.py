@@ -14,6 +14,7 @@ import pytest
 
 from tests import servers
 from tests.conftest import S3
+from tests.s3proxy import s3_proxy
 from tests.servers import free_port
 from workers.contract.errors import FilterfarmError, NoBucket, StorageDenied, StorageUnreachable
 from workers.contract.settings import Settings
@@ -29,7 +30,7 @@ def sign_in_anew(monkeypatch: pytest.MonkeyPatch, key: str, secret: str) -> None
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
-@pytest.mark.parametrize("size", [0, 1, 100_000])
+@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 def test_what_is_put_can_be_got(store: Store, size: int) -> None:
     # Given some bytes
     body = random.Random(size).randbytes(size)
@@ -199,7 +200,8 @@ def test_wrong_credentials_are_told_at_once_and_never_taken_for_absence(
     # When it is used
     calls = (
         store.check, lambda: store.get("job/a"), lambda: store.exists("job/a"), lambda: list(store.list("")),
-        lambda: store.put("job/a", b"y", TEXT), lambda: store.delete("job/a"),
+        lambda: store.put("job/a", b"y", TEXT), lambda: store.put("job/a", bytes(3_000_000), TEXT),
+        lambda: store.delete("job/a"),
     )  # fmt: skip
     for call in calls:
         with pytest.raises(StorageDenied) as caught:
@@ -268,6 +270,18 @@ def test_a_store_that_does_not_answer_is_given_up_when_patience_ends(
     assert time.monotonic() - began < patience_s + 1
     assert endpoint in str(caught.value)
     assert "AWS_ENDPOINT_URL_S3" in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "asks"), [(1, False), (100_000, False), (3_000_000, True)])
+def test_only_what_is_large_is_announced(settings: Settings, s3: S3, size: int, asks: bool) -> None:
+    # Given a store that notes which requests wait for its leave to send their body
+    with s3_proxy(s3.endpoint) as proxy:
+        store = Store(replace(settings, endpoint_url=proxy.endpoint), patience_s=10)
+        # When something is put
+        store.put("job/a", bytes(size), TEXT)
+        # Then only a large body waits, for which it pays to hear of a refusal first
+        assert bool(proxy.announced) == asks
+        assert store.get("job/a") == bytes(size)
 
 
 def test_a_server_that_is_no_object_store_is_an_error_of_ours(

@@ -15,12 +15,42 @@ from workers.contract.job import Job
 #: Whoever enqueues a job says so at least this often; the collector waits that long before it mends the queue.
 SUBMITTING_S = 30
 
+# Scripts, because every round trip costs a worker as much as all of its own code around a tile. A client that had no
+# answer sends one again: the same token then has what it had. What has begun counts at least itself, though a Redis
+# that lost its data meanwhile may count fewer.
+
+#: Keys: the claim, done, failed, cancelled, starts. Arguments: token, milliseconds, the tile's number.
+_CLAIM = """
+local claim, number = KEYS[1], ARGV[3]
+if redis.call("GETBIT", KEYS[2], number) == 1 or redis.call("HEXISTS", KEYS[3], number) == 1
+   or redis.call("EXISTS", KEYS[4]) == 1 then
+  return 0
+end
+if redis.call("SET", claim, ARGV[1], "NX", "PX", ARGV[2]) then
+  return math.max(1, redis.call("HINCRBY", KEYS[5], number, 1))
+end
+if redis.call("GET", claim) == ARGV[1] then
+  return math.max(1, tonumber(redis.call("HGET", KEYS[5], number) or 1))
+end
+return 0
+"""
+
+#: Key: the claim. Argument: token.
+_END_CLAIM = """
+if redis.call("GET", KEYS[1]) == ARGV[1] then
+  return redis.call("DEL", KEYS[1])
+end
+return 0
+"""
+
 
 class Ledger:
     """The jobs' state in Redis. Raises redis.RedisError; thread-safe, as redis-py's client is."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self.client = client
+        self._claim = client.register_script(_CLAIM)
+        self._end_claim = client.register_script(_END_CLAIM)
 
     # Jobs
 
@@ -77,25 +107,16 @@ class Ledger:
         """Whether the tile is stored, as far as the ledger knows."""
         return bool(self.client.getbit(keys.redis(job_id, "done"), number))
 
-    def claim(self, job_id: str, number: int, token: str, seconds: float) -> bool:
-        """Whether the tile is still to be rendered, and by nobody else: then ``token`` has it for so many seconds.
+    def claim(self, job_id: str, number: int, token: str, seconds: float) -> int:
+        """Claim a tile and note that work on it begins: how many beginnings have had no end, this one included.
 
-        A message that was sent twice is dropped by whoever comes second. Should the first end without a word, its
-        claim ends before its message is delivered again.
+        0 where the tile is done or failed, its job cancelled, or somebody else has it. ``token`` has it for so many
+        seconds. A message that was sent twice is dropped by whoever comes second. Should the first end without a word,
+        its claim ends before its message is delivered again.
         """
-        key = keys.claim(job_id, number)
-        pipe = self.client.pipeline()
-        pipe.set(key, token, nx=True, px=int(1000 * seconds))
-        pipe.get(key)
-        pipe.getbit(keys.redis(job_id, "done"), number)
-        pipe.hexists(keys.redis(job_id, "failed"), str(number))
-        pipe.exists(keys.redis(job_id, "cancelled"))
-        _, holder, *over = pipe.execute()
-        if _text(holder or b"") != token:
-            return False
-        if any(over):
-            self.client.delete(key)
-        return not any(over)
+        fields = (keys.redis(job_id, name) for name in ("done", "failed", "cancelled", "starts"))
+        found = self._claim([keys.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
+        return int(cast("int", found))
 
     def keep_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
         """Make the claims on these tiles last so many seconds from now."""
@@ -106,13 +127,7 @@ class Ledger:
 
     def end_claim(self, job_id: str, number: int, token: str) -> None:
         """Let others have the tile, where ``token`` still has it."""
-        key = keys.claim(job_id, number)
-        if _text(cast("bytes | None", self.client.get(key)) or b"") == token:
-            self.client.delete(key)
-
-    def begin(self, job_id: str, number: int) -> int:
-        """Note that work on a tile begins; returns how many such beginnings have had no end, this one included."""
-        return int(self.client.hincrby(keys.redis(job_id, "starts"), str(number), 1))
+        self._end_claim([keys.claim(job_id, number)], [token])
 
     def abandon(self, job_id: str, number: int) -> None:
         """Note that work on a tile was handed back: a preemption is no attempt."""
