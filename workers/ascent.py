@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from workers.canvas import Canvas
+from workers.leak import Leak
 from workers.objectives import Objective
 from workers.views import Views
 
@@ -23,6 +24,9 @@ Album = Callable[[int, Callable[[], torch.Tensor]], None]
 
 #: How much a new start counts its map's standard deviation at first, in units of the map.
 _CONTRAST = 3.0
+
+#: How wide a soft activation function's bend is, in units of the standard deviation of what it is applied to.
+_SOFTNESS = 2.0
 
 #: How much being like the others of its tile counts against a picture, in units of its own activation.
 _UNLIKE = 2.0
@@ -80,9 +84,9 @@ def canvas_ascent(
     optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
     for step in range(1, steps + 1):
         loss = watch.loss(views.of(canvas.whole(), step - 1), early=math.sqrt(1.0 - (step - 1) / steps))
-        (gradient,) = torch.autograd.grad(-loss.sum(), canvas.coefficients)
+        (gradient,) = torch.autograd.grad(loss.sum(), canvas.coefficients)
         watch.note(gradient)
-        canvas.coefficients.grad = gradient
+        canvas.coefficients.grad = -gradient
         optimiser.step()
         if album is not None:
             with torch.no_grad():
@@ -97,17 +101,19 @@ class Watch:
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
     function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
     step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
-    network leak: see Tap.features. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
+    network leak: see Leak. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
     mean wakes none.
-
-    ``leaky``: the network leaks for every picture; see Tap.features. A filter that sees one channel alone is soon left
-    with nothing where that is put to sleep.
 
     ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
     function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
     that is awake in one corner would never spread. A new start (``peak``) climbs the map's contrast instead, because
     the first one may have come to rest where nothing has any. And a picture that falls asleep on its way, as the first
     large step of an optimiser may send it, is woken as well.
+
+    ``leaky``: for filters that see one channel alone. They are soon left with nothing where that is put to sleep or
+    driven to its ceiling, so the network lets through what helps; see Leak. And where the kernel's sum is negative, the
+    mean before the activation function is highest where all of the channel sleeps. So they climb a soft activation
+    function at first, which counts places that are nearly awake more.
     """
 
     def __init__(
@@ -136,8 +142,8 @@ class Watch:
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
-        leaking = torch.ones_like(self._leaking) if self._leaky else self._leaking
-        seen = self._objective(pictures, leaking if bool(leaking.any()) else None)
+        leaks = self._leaky or bool(self._leaking.any())
+        seen = self._objective(pictures, Leak(self._leaking, helpful=self._leaky) if leaks else None)
         if self._rescue:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
@@ -149,6 +155,8 @@ class Watch:
             if self._peak:
                 # A little more than the variance, because the root of 0 has no slope.
                 aid = _CONTRAST * (seen.before.var(dim=(1, 2), correction=0) + 1e-12).sqrt()
+            elif self._leaky:
+                aid = (_softened(seen.before) - seen.before.relu()).mean(dim=(1, 2))
             else:
                 aid = (seen.before - seen.after).mean(dim=(1, 2))
             # Not for what is left asleep because nobody asked for its rescue.
@@ -184,6 +192,12 @@ class Watch:
             moved=self._moved,
             stuck=_is_stuck(maps.before) & (not self._strict),
         )
+
+
+def _softened(before: torch.Tensor) -> torch.Tensor:
+    """Softplus of maps (B, H, W), as soft as each one's spread is wide."""
+    spread = (before.detach().var(dim=(1, 2), correction=0, keepdim=True) + 1e-12).sqrt()
+    return _SOFTNESS * spread * torch.nn.functional.softplus(before / (_SOFTNESS * spread))
 
 
 def _is_stuck(before: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from workers import images
 from workers.contract.recipe import Directions, Recipe
+from workers.leak import Leak
 from workers.tap import Tap
 
 
@@ -28,11 +29,11 @@ class Seen:
     likeness: torch.Tensor | None = None
 
 
-#: (pictures (B, C, H, W) in 0..255, which are stuck (B,) or None: see Tap.features) -> what they look like
-Objective = Callable[[torch.Tensor, torch.Tensor | None], Seen]
+#: (pictures (B, C, H, W) in 0..255, how the network leaks, if it does) -> what they look like
+Objective = Callable[[torch.Tensor, Leak | None], Seen]
 
 #: The layer's maps of all channels that count, (B, K, H', W') after and before the activation function.
-_Whole = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+_Whole = Callable[[torch.Tensor, Leak | None], tuple[torch.Tensor, torch.Tensor]]
 
 
 def objective(tap: Tap, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
@@ -47,8 +48,8 @@ def objective(tap: Tap, filters: list[int], recipe: Recipe, device: torch.device
     else:
         see = _filter(tap, own, device)
 
-    def look(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        seen = see(images.to_network(pictures, recipe.preprocess), stuck)
+    def look(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        seen = see(images.to_network(pictures, recipe.preprocess), leak)
         after, before = seen.after, seen.before
         if recipe.objective == "neuron":
             after, before = _neuron(after, recipe.neuron), _neuron(before, recipe.neuron)
@@ -87,8 +88,8 @@ def penalty(pictures: torch.Tensor, recipe: Recipe) -> torch.Tensor:
 def _filter(tap: Tap, own: list[int], device: torch.device) -> Objective:
     sliced = tap.slice(torch.tensor(own, device=device))
 
-    def see(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        after, before = sliced.both(pictures, stuck)
+    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        after, before = sliced.both(pictures, leak)
         return Seen(after=after, before=before)
 
     return see
@@ -101,8 +102,8 @@ def _direction(tap: Tap, own: list[int], directions: Directions, device: torch.d
     whole = _channels(tap, used.tolist(), device)
     weights = torch.from_numpy(data[:, used].astype(np.float32)).to(device)  # (B, K)
 
-    def see(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        after, before = whole(pictures, stuck)
+    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        after, before = whole(pictures, leak)
         mix = "bkhw,bk->bhw"
         return Seen(after=torch.einsum(mix, after, weights), before=torch.einsum(mix, before, weights))
 
@@ -112,8 +113,8 @@ def _direction(tap: Tap, own: list[int], directions: Directions, device: torch.d
 def _deepdream(tap: Tap, device: torch.device) -> Objective:
     whole = _channels(tap, list(range(tap.channels)), device)
 
-    def see(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        dream = whole(pictures, stuck)[0].square().mean(dim=1)
+    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        dream = whole(pictures, leak)[0].square().mean(dim=1)
         # A whole layer never sleeps; and before the activation function a square would go the wrong way too.
         return Seen(after=dream, before=dream)
 
@@ -124,8 +125,8 @@ def _diverse(tap: Tap, own: list[int], count: int, device: torch.device) -> Obje
     whole = _channels(tap, list(range(tap.channels)), device)
     rows, place = torch.arange(len(own), device=device), torch.tensor(own, device=device)
 
-    def see(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        after, before = whole(pictures, stuck)
+    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        after, before = whole(pictures, leak)
         return Seen(after=after[rows, place], before=before[rows, place], likeness=_likeness(after, count))
 
     return see

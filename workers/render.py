@@ -68,7 +68,10 @@ def _better(first: Tile, other: Tile) -> Tile:
         return replace(best, status=first.status, restarts=other.restarts, seconds=seconds)
     if other.status == "dead":  # a dead filter's picture is that of its first start
         return replace(first, restarts=other.restarts, seconds=seconds)
-    return replace(other, status="rescued", start_activation=first.start_activation, seconds=seconds)
+    # A filter that its channels can only hold back has its highest map where they sleep, from the start on.
+    best = first if first.moved and first.activation > other.activation else other
+    start = first.start_activation
+    return replace(best, status="rescued", restarts=other.restarts, start_activation=start, seconds=seconds)
 
 
 def _attempt(
@@ -124,6 +127,7 @@ def _tile(made: Made, stored: list[float], place: int, recipe: Recipe, *, inert:
         start_activation=start,
         activation=end,
         stored_activation=_mean(stored, mine),
+        moved=bool(climbed.moved[mine.start : mine.stop].all()),
         stuck=bool(climbed.stuck[mine.start : mine.stop].all()),
         error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
     )

@@ -22,6 +22,8 @@ class Tile:
     start_activation: float
     activation: float
     stored_activation: float
+    #: the ascent moved the picture at all
+    moved: bool = True
     #: the ascent ended where nothing that the filter sees changes any more
     stuck: bool = False
     restarts: int = 0

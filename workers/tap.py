@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from workers import graph as graphs
 from workers.contract.tile import Precision
+from workers.leak import Leak, leaking, set_leak
 from workers.trunk import Kernels
 
 
@@ -65,23 +66,20 @@ class Tap(nn.Module):
         #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
-    def features(self, pictures: torch.Tensor, stuck: torch.Tensor | None) -> torch.Tensor:
+    def features(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
         """What the layer is fed, in bfloat16 where that is what it is computed in.
 
-        Pictures that are ``stuck`` ((B,) bool) get a gradient through sleeping channels too. A filter may see nothing
-        but channels that sleep themselves, as a depthwise one does: then nothing at all reaches the picture. The
-        values are the same either way.
+        A filter may see nothing but channels that sleep, as a depthwise one does, which sees one: then nothing at all
+        reaches the picture unless the network leaks. The values are the same either way.
         """
         trunk = self._trunk
         if self._half is not None and torch.is_grad_enabled():
             trunk, pictures = self._half, pictures.to(torch.bfloat16)
-        if stuck is None or not torch.is_grad_enabled():
+        if leak is None or not torch.is_grad_enabled():
             return trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
         if self._leaky is None:
-            self._leaky = _leaking(trunk)
-        for module in self._leaky.modules():
-            if isinstance(module, _Leaky):
-                module.stuck = stuck[:, None, None, None]
+            self._leaky = leaking(trunk)
+        set_leak(self._leaky, leak)
         return self._leaky(pictures)  # type: ignore[no-any-return]
 
     def map_px(self, height: int, width: int) -> tuple[int, int]:
@@ -97,42 +95,6 @@ class Tap(nn.Module):
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
         return SlicedTap(self, filters)
-
-
-#: Activations that are flat where they are zero, and so hide the gradient there.
-_SLEEPERS = (nn.ReLU, nn.ReLU6)
-
-#: The gradient that a stuck picture gets through a sleeping unit. It only has to be there: the step is normalised.
-_LEAK = 0.1
-
-
-class _Leaky(nn.Module):
-    """An activation whose values are its own, and whose gradient leaks where it is flat, for stuck pictures only.
-
-    After Lucid's ``redirected_relu_grad``, which looks at the whole batch instead.
-    """
-
-    stuck: torch.Tensor
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self._activation = copy.copy(activation)
-        self._activation.inplace = False  # type: ignore[assignment]  # a flag of ReLU's
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape."""
-        y: torch.Tensor = self._activation(x)
-        leak = _LEAK * (self.stuck & (y.detach() == 0)).to(y.dtype)
-        return y + leak * (x - x.detach())
-
-
-def _leaking(trunk: fx.GraphModule) -> fx.GraphModule:
-    """The same operations on the same parameters, with leaky activations."""
-    leaky = fx.GraphModule(trunk, trunk.graph)
-    for node in leaky.graph.nodes:
-        if node.op == "call_module" and isinstance(module := leaky.get_submodule(node.target), _SLEEPERS):
-            leaky.add_submodule(node.target, _Leaky(module))
-    return leaky
 
 
 #: A gain or variance below this is none: trained networks have them at exactly 0, or far above.
@@ -155,23 +117,23 @@ class SlicedTap:
         """Maps (B, H', W') for network input (B, 3, H, W), both in the network's dtype; picture b sees filter b."""
         return self.both(pictures)[0]
 
-    def both(self, pictures: torch.Tensor, stuck: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
-        maps = self._before(pictures, stuck)
+        maps = self._before(pictures, leak)
         before = self._own(maps)  # a copy by indexing, and so safe from an activation that works in place
         return self._own(functional_call(self._tap._activation, self._activation, (maps,))), before
 
-    def whole(self, pictures: torch.Tensor, stuck: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def whole(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps of all of the filters for each picture, after and before the activation function.
 
         (B, K, H', W') each, with the filters in ascending order and without repeats.
         """
-        maps = self._before(pictures, stuck)
+        maps = self._before(pictures, leak)
         before = maps.clone()
         return functional_call(self._tap._activation, self._activation, (maps,)), before
 
-    def _before(self, pictures: torch.Tensor, stuck: torch.Tensor | None) -> torch.Tensor:
-        features = self._tap.features(pictures, stuck)
+    def _before(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+        features = self._tap.features(pictures, leak)
         if self._inputs is not None:
             features = features[:, self._inputs]
         self._tap._conv.groups = self._groups

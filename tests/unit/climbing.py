@@ -6,15 +6,16 @@ import torch
 
 from workers.ascent import Climbed, Watch, canvas_ascent, notebook_ascent
 from workers.canvas import Canvas
+from workers.leak import Leak
 from workers.objectives import Objective, Seen
 from workers.tap import SlicedTap
 from workers.views import Views
 
 
 def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
-    """An objective without an activation function: its maps are what they were before it, stuck or not."""
+    """An objective without an activation function: its maps are what they were before it, leaky or not."""
 
-    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
+    def objective(pictures: torch.Tensor, leak: Leak | None) -> Seen:
         result = maps(pictures)
         return Seen(after=result, before=result)
 
@@ -24,8 +25,8 @@ def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
 def seen_by(tap: SlicedTap) -> Objective:
     """Each picture's own filter, of pictures that go into the network as they are."""
 
-    def objective(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
-        after, before = tap.both(pictures, stuck)
+    def objective(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+        after, before = tap.both(pictures, leak)
         return Seen(after=after, before=before)
 
     return objective

@@ -6,6 +6,7 @@ from torch import nn
 
 from workers import devices, graph
 from workers.contract.recipe import Preprocess, Recipe
+from workers.leak import Leak
 from workers.render import render
 from workers.tap import Tap
 
@@ -69,7 +70,7 @@ def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -
     variable = pictures().requires_grad_(True)
     stuck = torch.tensor([True, False, True])
     # When
-    maps, _ = sliced.both(variable, stuck)
+    maps, _ = sliced.both(variable, Leak(stuck))
     (gradient,) = torch.autograd.grad(maps.sum(), variable)
     # Then
     assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == stuck.tolist()

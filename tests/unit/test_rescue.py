@@ -11,6 +11,7 @@ from tests.unit.climbing import climb, climb_canvas
 from workers import graph, images, models
 from workers.canvas import Canvas, fourier_canvas
 from workers.contract.recipe import Recipe
+from workers.leak import Leak
 from workers.objectives import Seen
 from workers.render import MAX_RESTARTS, render
 from workers.rendered import Tile
@@ -241,8 +242,8 @@ def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name:
     pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)
-    leaky = tap.features(pictures.clone(), torch.tensor([True, False]))
-    none_stuck = tap.features(pictures.clone(), torch.tensor([False, False]))
+    leaky = tap.features(pictures.clone(), Leak(torch.tensor([True, False])))
+    none_stuck = tap.features(pictures.clone(), Leak(torch.tensor([False, False])))
     # Then
     assert plain.abs().max() > 0
     torch.testing.assert_close(leaky, plain, rtol=0, atol=0)
@@ -255,11 +256,68 @@ def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels() -> None:
     tap = Tap(model, graph.trace(model), "2", "activation")
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
-    fed = tap.features(pictures, torch.tensor([False, True, False]))
+    fed = tap.features(pictures, Leak(torch.tensor([False, True, False])))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
     # Then
     assert not fed.any()
     assert gradient.flatten(1).abs().amax(1).gt(0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [
+        # what climbs by a lower unit, and what climbs by a higher one: asleep, awake, saturated
+        (nn.ReLU6, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 0.0]}),
+        (nn.ReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
+    ],
+)
+def test_what_helps_passes_through_flat_units_and_nothing_else(
+    kind: type[nn.Module], passes: dict[float, list[float]]
+) -> None:
+    # Given a trunk of one activation function, whose units are asleep, awake and saturated
+    identity = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(identity.weight)
+    model = frozen(lambda: nn.Sequential(identity, kind(), nn.Conv2d(3, 3, 1, groups=3)))
+    tap = Tap(model, graph.trace(model), "2", "activation")
+    pictures = torch.tensor([-2.0, 3.0, 8.0]).view(1, 3, 1, 1).requires_grad_(True)
+    for climbs, wanted in passes.items():
+        # When the gradient wants all of them lower, or all of them higher
+        fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=True))
+        (gradient,) = torch.autograd.grad(climbs * fed.sum(), pictures)
+        # Then it reaches those that it helps to move
+        assert gradient.flatten().tolist() == wanted
+
+
+def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly() -> None:
+    # Given two activation functions behind each other, both asleep
+    convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
+    for conv in convs:
+        nn.init.dirac_(conv.weight)
+        nn.init.constant_(conv.bias, -1.0)  # type: ignore[arg-type]  # these have one
+    model = frozen(lambda: nn.Sequential(convs[0], nn.ReLU6(), convs[1], nn.ReLU6(), nn.Conv2d(3, 3, 1, groups=3)))
+    tap = Tap(model, graph.trace(model), "4", "activation")
+    pictures = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    # When
+    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=True))
+    (gradient,) = torch.autograd.grad(fed.sum(), pictures)
+    # Then one passes it whole, the other a tenth of it
+    torch.testing.assert_close(gradient.flatten(), torch.full((3,), 0.1))
+
+
+def test_a_filter_that_can_only_be_held_back_shows_what_leaves_it_alone() -> None:
+    # Given a depthwise filter that its channel can only hold back, and that channel asleep on a grey picture
+    first, last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3)
+    nn.init.constant_(first.weight, 0.1)
+    for tensor, value in ((first.bias, -1.0), (last.weight, -1.0), (last.bias, 2.0)):
+        assert tensor is not None
+        nn.init.constant_(tensor, value)
+    model = frozen(lambda: nn.Sequential(first, nn.ReLU(), last, nn.ReLU()))
+    # When
+    (tile,) = tiles_of(model, [1], FOURIER, "2")
+    # Then its map is as high as it can be, and the picture is not the grey one it began with
+    assert tile.start_activation == tile.activation == 2.0
+    assert tile.status == "rescued"
+    assert tile.pixels.std() > 5
 
 
 def test_the_leaky_trunk_leaves_the_network_alone() -> None:
@@ -269,7 +327,7 @@ def test_the_leaky_trunk_leaves_the_network_alone() -> None:
     tap = Tap(model, graph.trace(model), "2", "activation")
     pictures = torch.zeros(1, 3, 8, 8)
     # When
-    tap.features(pictures, torch.tensor([True]))
+    tap.features(pictures, Leak(torch.tensor([True])))
     plain = tap.features(pictures.requires_grad_(True), None)
     # Then the network and the tap's own trunk are what they were
     assert [type(module) for module in model.modules()] == modules
@@ -376,7 +434,7 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     assert difference.mean() < 10
 
 
-def red_before_and_green_after(pictures: torch.Tensor, stuck: torch.Tensor | None) -> Seen:
+def red_before_and_green_after(pictures: torch.Tensor, leak: Leak | None) -> Seen:
     """Maps that sleep until there is red enough, and then climb green; before the activation function, red alone."""
     red, green = 100 * (pictures[:, 0] - 150.0), 100 * pictures[:, 1]
     return Seen(after=torch.where(red > 0, green, torch.zeros_like(green)), before=red)
