@@ -65,6 +65,9 @@ LINGER_S = 0.1
 #: visibility, by up to a quarter; the heartbeat renews both.
 CLAIM_SHARE = 0.7
 
+#: What a batch that is about to begin waits for an answer from Redis.
+_ANSWER_S = 1.0
+
 _VERSION_NAMES = ("torch", "torchvision", "numpy", "pillow")
 
 
@@ -89,8 +92,8 @@ class Service:
         self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
         #: (job id, tile number) of what this process has claimed
         self._claims: set[tuple[str, int]] = set()
-        #: jobs that were cancelled while this process has messages of them
-        self._cancelled: set[str] = set()
+        #: for the batcher, which does not wait for a Redis that is gone: a batch may begin all the same
+        self._impatient = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
         self._renderer = Renderer(hang_s=settings.hang_s, sizes=sizes_to_try(settings.batch, settings.device))
         self._batcher: Batcher[Tile] = Batcher(
             self._run, size=settings.batch or most_at_once(settings.device), linger_s=LINGER_S
@@ -122,10 +125,8 @@ class Service:
             self.ledger.end_claim(job.id, number, token)
 
     def keep(self, ledger: Ledger) -> None:
-        """Called every few seconds: keep what this process has claimed, and learn which jobs were cancelled."""
-        claims = list(self._claims)
-        ledger.keep_claims(claims, self._claim_s)
-        self._cancelled = {job_id for job_id in {job_id for job_id, _ in claims} if ledger.is_cancelled(job_id)}
+        """Called every few seconds: keep what this process has claimed."""
+        ledger.keep_claims(list(self._claims), self._claim_s)
 
     def drain(self, timeout_s: float) -> None:
         """Stop: finish the batch on the device if that takes no longer than ``timeout_s``, hand back the rest."""
@@ -225,7 +226,11 @@ class Service:
         raise HandBack from error
 
     def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
-        if group[0] in self._cancelled:
+        try:
+            cancelled = self._impatient.is_cancelled(group[0])
+        except redis.RedisError:
+            cancelled = False
+        if cancelled:
             raise _Cancelled(f"job {group[0]} was cancelled")
         job = self._jobs.job(group[0])
         checkpoint = self._jobs.checkpoint(job)

@@ -24,7 +24,7 @@ from workers.turns import Turns
 
 log = logging.getLogger(__name__)
 
-#: At least this often a worker says that it is alive, and learns what was cancelled.
+#: At least this often a worker says that it is alive.
 SEEN_EVERY_S = 2.0
 
 #: A worker that has heard nothing from Redis for this long ends. Kombu may wait for minutes on connections that lead

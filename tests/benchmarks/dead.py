@@ -1,0 +1,64 @@
+"""Which filters of a whole network are dead: ``python -m tests.benchmarks.dead``. Takes half an hour on two cores.
+
+Renders every filter of every layer of the trained EfficientNet-Lite0, small and with few steps, by the function that a
+worker calls. Who is alive after a few steps is alive; who is not gets all steps of the recipe. The dead should be those
+whose batch-norm lets nothing through, and no others.
+"""
+
+import argparse
+
+import torch
+
+from producer import plan as planning
+from producer.options import Options
+from workers import graph, tuning, weights
+from workers.contract.recipe import Recipe
+from workers.render import render_tapped
+from workers.tap import Tap
+from workers.trunk import Kernels
+
+
+def main() -> None:
+    """Print a line per layer, the sums, and every filter that is dead without reason or alive against it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", default="all", help="names and globs, commas between")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--steps", type=int, default=8, help="of the first try")
+    parser.add_argument("--batch", type=int, default=32)
+    arguments = parser.parse_args()
+    tuning.tune()
+    options = Options(
+        model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all", size=str(arguments.size)
+    )
+    job, checkpoint, _ = planning.make_job(options)
+    model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
+    trace, kernels = graph.trace(model), Kernels()
+    short = job.recipe.model_copy(update={"steps": arguments.steps})
+    print(f"{job.model}: {job.recipe.described}, after a first try of {arguments.steps}", flush=True)
+    filters = inert = dead = 0
+    wrong: list[str] = []
+    for layer in job.layers:
+        tap = Tap(model, trace, layer.name, job.recipe.tap, "fp32", kernels)
+        names = set(range(layer.channels))
+        again = _dead(tap, layer.name, names, short, arguments.batch)
+        found = _dead(tap, layer.name, again, job.recipe, arguments.batch)
+        expected = {filter_ for filter_ in names if tap.inert[filter_]}
+        wrong += [f"{layer.name}/{filter_}" for filter_ in sorted(found ^ expected)]
+        filters, inert, dead = filters + len(names), inert + len(expected), dead + len(found)
+        print(f"{layer.name:22} {len(names):5} filters {len(expected):4} inert {len(found):4} dead", flush=True)
+    print(f"all: {filters} filters, {inert} inert, {dead} dead; one without the other: {', '.join(wrong) or 'none'}")
+
+
+def _dead(tap: Tap, layer: str, filters: set[int], recipe: Recipe, batch: int) -> set[int]:
+    """Which of these filters are dead, rendered with that recipe."""
+    ordered = sorted(filters)
+    tiles = [
+        tile
+        for first in range(0, len(ordered), batch)
+        for tile in render_tapped(tap, layer, ordered[first : first + batch], recipe, torch.device("cpu"))
+    ]
+    return {tile.filter for tile in tiles if tile.status == "dead"}
+
+
+if __name__ == "__main__":
+    main()
