@@ -142,8 +142,7 @@ class Watch:
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
-        leaks = self._leaky or bool(self._leaking.any())
-        seen = self._objective(pictures, Leak(self._leaking, helpful=self._leaky) if leaks else None)
+        seen = self._objective(pictures, self._leak())
         if self._rescue:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
@@ -169,6 +168,13 @@ class Watch:
         if seen.likeness is not None:
             climbed = climbed - against * _UNLIKE * seen.likeness
         return climbed
+
+    def _leak(self) -> Leak | None:
+        if self._leaky and self._peak:  # what helps has not helped enough
+            return Leak(torch.ones_like(self._leaking))
+        if self._leaky or bool(self._leaking.any()):
+            return Leak(self._leaking, helpful=self._leaky)
+        return None
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""
