@@ -134,7 +134,7 @@ class Watch:
         self._start_activation, self._asleep = seen.after.mean(dim=(1, 2)), _is_zero(seen.after)
         nobody = torch.zeros_like(self._asleep)
         self._moved, self._flat = nobody, nobody
-        # Where all leak from the beginning, nobody needs to be found out.
+        # Where what helps leaks anyway, a gradient of nothing does not tell who needs all of it.
         self._leaking = _is_stuck(seen.before) & (leaky and rescue)
         #: (B,) bool: climbs what it is before the activation function, in this step
         self.redirected = nobody
