@@ -111,9 +111,10 @@ class Watch:
     large step of an optimiser may send it, is woken as well.
 
     ``leaky``: for filters that see one channel alone. They are soon left with nothing where that is put to sleep or
-    driven to its ceiling, so the network lets through what helps; see Leak. And where the kernel's sum is negative, the
-    mean before the activation function is highest where all of the channel sleeps. So they climb a soft activation
-    function at first, which counts places that are nearly awake more.
+    driven to its ceiling, so the network lets through what helps, see Leak, and ever less of it, because the picture is
+    for the network as it is. And where the kernel's sum is negative, the mean before the activation function is highest
+    where all of the channel sleeps. So they climb a soft activation function at first, which counts places that are
+    nearly awake more.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class Watch:
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
-        seen = self._objective(pictures, self._leak())
+        leaks = self._leaky or bool(self._leaking.any())
+        seen = self._objective(pictures, Leak(self._leaking, helpful=early * self._leaky) if leaks else None)
         if self._rescue:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
@@ -168,13 +170,6 @@ class Watch:
         if seen.likeness is not None:
             climbed = climbed - against * _UNLIKE * seen.likeness
         return climbed
-
-    def _leak(self) -> Leak | None:
-        if self._leaky and self._peak:  # what helps has not helped enough
-            return Leak(torch.ones_like(self._leaking))
-        if self._leaky or bool(self._leaking.any()):
-            return Leak(self._leaking, helpful=self._leaky)
-        return None
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""

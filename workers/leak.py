@@ -15,8 +15,9 @@ class Leak(NamedTuple):
 
     #: (B,) bool: through every unit that sleeps
     stuck: torch.Tensor
-    #: every picture, through units that sleep or are saturated where to change that helps what is climbed
-    helpful: bool = False
+    #: every picture, through units that sleep or are saturated where to change that helps what is climbed: how much of
+    #: what may pass there does, from 0 to 1
+    helpful: float = 0.0
 
 
 #: Activations that are flat where they are zero, and so hide the gradient there; and where else they are.
@@ -40,7 +41,7 @@ class _Leaky(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape."""
-        helpful_leak = self._helpful_leak if self.leak.helpful else 0.0
+        helpful_leak = self._helpful_leak * self.leak.helpful
         y: torch.Tensor = _Clamp.apply(x, self._ceiling, self.leak.stuck[:, None, None, None], helpful_leak)
         return y
 

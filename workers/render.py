@@ -50,7 +50,17 @@ def render_tapped(tap: Tap, layer: str, filters: list[int], recipe: Recipe, devi
         others = _attempt(tap, inert, layer, [filters[place] for place in again], recipe, device, restart=restart)
         for place, other in zip(again, others, strict=True):
             tiles[place] = _better(tiles[place], other)
-    return tiles
+    return [replace(tile, status="rescued") if _is_held_back(tile, inert, recipe) else tile for tile in tiles]
+
+
+def _is_held_back(tile: Tile, inert: list[bool], recipe: Recipe) -> bool:
+    """Whether the filter is at its highest where what it sees sleeps, and so has been all along.
+
+    A depthwise kernel of negative weights is: no start excites it more, and what its picture shows, having been moved
+    by a leak, is what keeps its channel asleep.
+    """
+    at_its_highest = tile.status == "dead" and tile.moved and tile.activation != 0.0
+    return at_its_highest and recipe.rescue and not inert[tile.filter]
 
 
 def _is_worth_another(tile: Tile, inert: list[bool], restart: int) -> bool:

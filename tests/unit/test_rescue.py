@@ -282,7 +282,7 @@ def test_what_helps_passes_through_flat_units_and_nothing_else(
     pictures = torch.tensor([-2.0, 3.0, 8.0]).view(1, 3, 1, 1).requires_grad_(True)
     for climbs, wanted in passes.items():
         # When the gradient wants all of them lower, or all of them higher
-        fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=True))
+        fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=1.0))
         (gradient,) = torch.autograd.grad(climbs * fed.sum(), pictures)
         # Then it reaches those that it helps to move
         assert gradient.flatten().tolist() == wanted
@@ -298,26 +298,53 @@ def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly(
     tap = Tap(model, graph.trace(model), "4", "activation")
     pictures = torch.zeros(1, 3, 1, 1, requires_grad=True)
     # When
-    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=True))
+    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=1.0))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
     # Then one passes it whole, the other a tenth of it
     torch.testing.assert_close(gradient.flatten(), torch.full((3,), 0.1))
 
 
-def test_a_filter_that_can_only_be_held_back_shows_what_leaves_it_alone() -> None:
-    # Given a depthwise filter that its channel can only hold back, and that channel asleep on a grey picture
+def test_what_helps_passes_by_less_when_asked_to() -> None:
+    # Given an activation function that is asleep
+    identity = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(identity.weight)
+    model = frozen(lambda: nn.Sequential(identity, nn.ReLU(), nn.Conv2d(3, 3, 1, groups=3)))
+    tap = Tap(model, graph.trace(model), "2", "activation")
+    pictures = torch.full((1, 3, 1, 1), -1.0, requires_grad=True)
+    # When
+    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=0.25))
+    (gradient,) = torch.autograd.grad(fed.sum(), pictures)
+    # Then
+    assert gradient.flatten().tolist() == [0.25] * 3
+
+
+def held_back(channel_bias: float) -> nn.Module:
+    """Depthwise filters that their channels can only hold back, and these asleep on a grey picture."""
     first, last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3)
     nn.init.constant_(first.weight, 0.1)
-    for tensor, value in ((first.bias, -1.0), (last.weight, -1.0), (last.bias, 2.0)):
+    for tensor, value in ((first.bias, channel_bias), (last.weight, -1.0), (last.bias, 2.0)):
         assert tensor is not None
         nn.init.constant_(tensor, value)
-    model = frozen(lambda: nn.Sequential(first, nn.ReLU(), last, nn.ReLU()))
+    return frozen(lambda: nn.Sequential(first, nn.ReLU(), last, nn.ReLU()))
+
+
+# Another start wakes the channel, and none does.
+@pytest.mark.parametrize("channel_bias", [-1.0, -100.0])
+def test_a_filter_that_can_only_be_held_back_shows_what_leaves_it_alone(channel_bias: float) -> None:
     # When
-    (tile,) = tiles_of(model, [1], FOURIER, "2")
+    (tile,) = tiles_of(held_back(channel_bias), [1], FOURIER, "2")
     # Then its map is as high as it can be, and the picture is not the grey one it began with
     assert tile.start_activation == tile.activation == 2.0
     assert tile.status == "rescued"
     assert tile.pixels.std() > 5
+
+
+@both_methods
+def test_without_rescue_nothing_moves_a_filter_that_can_only_be_held_back(recipe: Recipe) -> None:
+    # When
+    (tile,) = tiles_of(held_back(-100.0), [1], changed(recipe, rescue=False), "2")
+    # Then
+    assert (tile.status, tile.activation) == ("dead", 2.0)
 
 
 def test_the_leaky_trunk_leaves_the_network_alone() -> None:
