@@ -1,0 +1,97 @@
+"""What the speed benchmark found, as tables."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+CAVEATS = """\
+Times are the best of several steps, taken in turn by the subjects, and still those of this machine at this hour.
+Networks have random parameters, which cost the same. GFLOP/s count what a direct convolution needs; where a layer is
+computed with fewer multiplications (Winograd), it may come out above the "peak", which is the best of the library's
+own 3 x 3 convolutions: of those measured right before and after the layer, and of all in the run, for a shared machine
+may be half as fast again in one minute as in another.
+A bank is every filter of every layer, so a layer counts by its filters. Of large networks only the layers shown are
+measured, and each stands for those that follow it up to the next.
+"plain" is one picture at a time in NCHW, cut at the layer, parameters frozen, the allocator as it comes; "lucent" is
+the whole network with weight gradients. Neither is Keras or Lucent itself."""
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One layer's figures; seconds are per tile and step."""
+
+    model: str
+    layer: str
+    #: filters it stands for
+    filters: int
+    step_gflop: float
+    #: subject -> the best seconds
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: tiles per batch that was best for ours
+    batch: int = 0
+    #: GFLOP/s of the best single 3 x 3 convolution in fp32 right before and after
+    peak: float = 0.0
+
+    @property
+    def gflops(self) -> float:
+        """Useful GFLOP/s of ours in fp32."""
+        return self.step_gflop / self.seconds["fp32"]
+
+    @property
+    def share(self) -> float:
+        """Of the peak beside it."""
+        return self.gflops / self.peak
+
+
+def bank_ms(rows: list[Row], subject: str) -> float:
+    """Milliseconds per tile and step of a whole bank, layers weighted by their filters."""
+    return 1e3 * sum(row.filters * row.seconds[subject] for row in rows) / sum(row.filters for row in rows)
+
+
+def print_rows(rows: list[Row]) -> None:
+    """A line per layer."""
+    print(
+        f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of fp32, the peak beside them, and their share of it"
+    )
+    head = f"{'layer':34}{'filters':>8}{'auto':>9}{'fp32':>9}{'plain':>9}{'lucent':>9}{'batch':>6}"
+    print(f"{head}{'GFLOP/s':>9}{'peak':>6}{'share':>6}")
+    for row in rows:
+        times = "".join(f"{1e3 * row.seconds[name]:9.1f}" for name in ("auto", "fp32", "plain", "lucent"))
+        print(f"{row.layer:34}{row.filters:8}{times}{row.batch:6}{row.gflops:9.0f}{row.peak:6.0f}{row.share:6.2f}")
+    times = "".join(f"{bank_ms(rows, name):9.1f}" for name in ("auto", "fp32", "plain", "lucent"))
+    print(f"{'bank':34}{sum(row.filters for row in rows):8}{times}")
+
+
+def targets(rows: list[Row], peak: float, figures: dict[str, Any], auto: str) -> Iterator[tuple[str, str, str]]:
+    """What was aimed at, the aim, and what came out."""
+    for model in dict.fromkeys(row.model for row in rows):
+        bank = [row for row in rows if row.model == model]
+        gain = {name: bank_ms(bank, "plain") / bank_ms(bank, name) for name in ("auto", "fp32")}
+        if model == "vgg16":
+            yield f"{model} bank against plain, auto (here {auto})", ">= 3", f"{gain['auto']:.2f}"
+            yield f"{model} bank against plain, fp32", ">= 1.4", f"{gain['fp32']:.2f}"
+            lucent = bank_ms(bank, "lucent") / bank_ms(bank, "auto")
+            yield f"{model} bank against lucent, auto (here {auto})", ">= 5", f"{lucent:.2f}"
+            what = f"{model} from block2 on: lowest, mean share of the peak"
+            for whose, shares in (
+                ("beside", [row.share for row in bank[2:]]), ("of all", [row.gflops / peak for row in bank[2:]])
+            ):  # fmt: skip
+                yield f"{what} {whose}", ">= 0.9", f"{min(shares):.2f}, {mean(shares):.2f}"
+        else:
+            worst = min(bank, key=lambda row: row.seconds["plain"] / row.seconds["auto"])
+            slowest = worst.seconds["plain"] / worst.seconds["auto"]
+            yield f"{model} bank against plain, auto (here {auto})", ">= 1.5", f"{gain['auto']:.2f}"
+            yield f"{model} slowest layer against plain", ">= 1", f"{slowest:.2f} ({worst.layer})"
+    yield "a job through the farm over the engine alone, wall time", "<= 1.10", f"{figures['farm']['ratio']:.3f}"
+    yield "CPU per tile around the engine", "<= 6 ms", f"{figures['interpreter']['ms']:.1f} ms"
+    memory = figures["memory"]
+    grown = f"{memory['growth']:+.1%} of {memory['after_100_mb']:.0f} MB"
+    yield "peak memory of the renderer, 500 tiles over 100", "< +5 %", grown
+    if "evidence" in figures:
+        evidence = figures["evidence"]
+        yield (
+            "bf16 tiles' activation over fp32 tiles', mean over layers",
+            ">= 0.99",
+            (f"{evidence['mean']:.4f} (lowest {evidence['lowest']:.3f}, {evidence['tiles']} tiles)"),
+        )
