@@ -77,8 +77,9 @@ def job_options(command: Command) -> Command:
             "--layers", default=_DEFAULTS.layers, show_default=True, help="Names, aliases, globs; commas between."
         ),
         click.option(
-            "--filters", default=_DEFAULTS.filters, show_default=True, help="0-63, all, or a list such as 3,5,8-11."
-        ),
+            "--filters", default=_DEFAULTS.filters, show_default=True,
+            help="0-63, all, or a list such as 3,5,8-11; of several layers, those that each has.",
+        ),  # fmt: skip
         click.option(
             "--preset", type=click.Choice(list(PRESETS)),
             help="A good combination of the options below, which still go before it.",

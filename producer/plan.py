@@ -8,7 +8,7 @@ from pathlib import Path
 
 from producer.options import Options
 from producer.recipe import chosen_size, make_grid, make_recipe
-from workers.contract.errors import BadOption, UnknownLayer
+from workers.contract.errors import BadFilters, BadOption, UnknownLayer
 from workers.contract.filters import format_filters, parse_filters
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
@@ -90,7 +90,9 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
     recipe = make_recipe(options, loading.preprocess(options.preprocess, options.model, weights))
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
-    frozen = tuple(_layer(recipe, plan, options.filters) for plan in chosen)
+    widest = max(chosen, key=lambda plan: _tiles(recipe, plan))
+    named = parse_filters(options.filters, _tiles(recipe, widest), widest.name)
+    frozen = tuple(_layer(recipe, plan, named) for plan in chosen)
     grid = make_grid(options)
     _check_grid(grid, frozen)
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -105,15 +107,25 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
     return job, checkpoint, chosen
 
 
-def _layer(recipe: Recipe, plan: LayerPlan, filters: str) -> Layer:
-    """What there is a tile for: the filters, the directions, or the layer as a whole."""
-    tiles = plan.channels
+def _tiles(recipe: Recipe, plan: LayerPlan) -> int:
+    """How many tiles a layer can have: one for each filter or direction, or one of the layer as a whole."""
     if recipe.directions is not None:
-        tiles = recipe.directions.count
-    elif recipe.objective == "deepdream":
-        tiles = 1
-    chosen = format_filters(parse_filters(filters, tiles, plan.name))
-    return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=chosen)
+        return recipe.directions.count
+    return 1 if recipe.objective == "deepdream" else plan.channels
+
+
+def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
+    """The layer with those of the filters that it has: ``0-63`` of a whole network is 16 of a layer of 16.
+
+    Raises BadFilters where it has none of them.
+    """
+    tiles = _tiles(recipe, plan)
+    chosen = [filter_ for filter_ in named if filter_ < tiles]
+    if not chosen:
+        raise BadFilters(
+            f"no filter {format_filters(named)[:80]} in {plan.name}; it has {tiles} filters, 0-{tiles - 1}"
+        )
+    return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=format_filters(chosen))
 
 
 def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:

@@ -223,11 +223,27 @@ def test_every_bad_option_gives_one_line_that_names_it(changes: dict[str, Any], 
     assert option in refused(BadOption, layers="features.0", filters="0", **changes)
 
 
-def test_a_filter_that_some_layer_does_not_have_names_the_layer() -> None:
-    # Given a range that only the deeper layers have
+def test_of_a_range_each_layer_gives_what_it_has() -> None:
+    # Given a range of which the first layers have but the beginning
     # When a job of all layers is made
-    # Then the error names the layer that has not
-    assert "no filter 100 in features.0" in refused(BadFilters, filters="0-100")
+    job, _, _ = make_job(replace(VGG16, filters="60-100"))
+    # Then each renders what it has
+    assert [layer.filters for layer in job.layers] == ["60-63"] * 2 + ["60-100"] * 11
+
+
+@pytest.mark.parametrize(
+    ("layers", "filters", "message"),
+    [
+        ("features.0", "0-64", "no filter 64 in features.0; it has 64 filters, 0-63"),
+        ("all", "0-512", "no filter 512 in features.17; it has 512 filters, 0-511"),
+        ("all", "100,102-104", "no filter 100,102-104 in features.0; it has 64 filters, 0-63"),
+    ],
+)
+def test_filters_that_no_layer_has_and_layers_that_have_none_of_them_are_refused(
+    layers: str, filters: str, message: str
+) -> None:
+    # When a job is made of them, then the error names a layer and what it has
+    assert message in refused(BadFilters, layers=layers, filters=filters)
 
 
 def test_weights_that_are_nowhere_are_refused_with_what_there_is() -> None:

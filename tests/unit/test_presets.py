@@ -59,6 +59,15 @@ def test_each_preset_is_what_its_source_took(preset: str, wanted: dict[str, Any]
     assert recipe.width_px == recipe.height_px
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_said_with_a_preset_keeps_its_own_step_size(preset: str, method: str) -> None:
+    # Given / When
+    recipe = make_recipe(Options(model="vgg16", preset=preset, method=method, octaves=1), RAW)
+    # Then; a step of 1 is one of the notebook's, and would throw Adam about
+    assert recipe.step_size == METHODS[method]["step_size"]
+
+
 def test_every_preset_is_among_those_tested() -> None:
     # Given / When / Then
     assert set(PRESETS) == {"notebook", "lucid", "maco", "keras2019", "fast"}

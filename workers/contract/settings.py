@@ -158,7 +158,10 @@ def _check_broker(url: str) -> None:
 
 def _split_bucket(url: str) -> tuple[str, str]:
     if not url:
-        raise BadSettings("FILTERFARM_BUCKET is not set; write FILTERFARM_BUCKET=s3://bucket/prefix")
+        raise BadSettings(
+            "FILTERFARM_BUCKET is not set; write FILTERFARM_BUCKET=s3://bucket/prefix "
+            "(what 'filterfarm run' renders is in its --data folder)"
+        )
     match = _BUCKET.fullmatch(url)
     if match is None or ".." in url:
         raise BadSettings(f"FILTERFARM_BUCKET={url!r} is no bucket; write s3://bucket or s3://bucket/prefix")
