@@ -62,19 +62,22 @@ def write_gallery(job: Job, store: Store) -> set[str]:
     Nothing is written unless that set is empty.
     """
     statuses: dict[tuple[str, int], str] = {}
+    reasons: dict[tuple[str, int], str] = {}
     unreadable: set[str] = set()
     for layer in job.layers:
         key = keys.records(job.id, layer.name)
         try:
             records = json.loads(store.get(key) or b"")["filters"]
-            statuses |= {(layer.name, int(record["filter"])): str(record["status"]) for record in records}
+            for record in records:
+                place = layer.name, int(record["filter"])
+                statuses[place], reasons[place] = str(record["status"]), str(record.get("reason", ""))
             if len(records) != len(layer.selected):
                 raise ValueError("records are missing")
         except (ValueError, KeyError, TypeError, RecursionError):
             store.delete(key)
             unreadable.add(layer.name)
     if not unreadable:
-        store.put(keys.index(job.id), page(job, statuses), "text/html; charset=utf-8")
+        store.put(keys.index(job.id), page(job, statuses, reasons), "text/html; charset=utf-8")
     return unreadable
 
 

@@ -20,7 +20,7 @@ figure img, figure div { display: block; width: 100%; aspect-ratio: ASPECT; }
 figure.found { outline: 3px solid #fd4; }
 figure.dead { border-color: #d62828; }
 figure.rescued figcaption { color: #e6a01e; }
-figure.failed div { background: #281010; }
+figure.failed div { background: #281010; font-size: 11px; overflow: auto; overflow-wrap: anywhere; }
 figcaption a { color: inherit; text-decoration: none; }
 figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """
@@ -42,8 +42,8 @@ addEventListener("load", go);
 """
 
 
-def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
-    """The page; ``statuses`` says for each (layer, filter) whether it is live, dead or failed."""
+def page(job: Job, statuses: dict[tuple[str, int], str], reasons: dict[tuple[str, int], str]) -> bytes:
+    """The page; ``statuses`` says for each (layer, filter) whether it is live, dead or failed, ``reasons`` why that."""
     recipe = job.recipe
     facts = f"{job.model} with {job.weights.name} · {recipe.described} · {len(job.tiles)} tiles"
     aliases = {alias: layer.name for layer in job.layers for alias in layer.aliases}
@@ -63,10 +63,9 @@ def page(job: Job, statuses: dict[tuple[str, int], str]) -> bytes:
             f'{layer.channels} filters · <a href="grids/{name}.png">sheet</a> · '
             f'<a href="layers/{name}.json">records</a></p><div class="tiles">'
         )
-        parts += (
-            _figure(layer.name, filter_, statuses.get((layer.name, filter_), "live"), filmed=recipe.frames > 0)
-            for filter_ in layer.selected
-        )
+        for filter_ in layer.selected:
+            status, reason = statuses.get((layer.name, filter_), "live"), reasons.get((layer.name, filter_), "")
+            parts.append(_figure(layer.name, filter_, status, reason, filmed=recipe.frames > 0))
         parts.append("</div></section>")
     # "</" would end the script element early.
     data = json.dumps(aliases).replace("</", "<\\/")
@@ -83,7 +82,7 @@ def _style(recipe: Recipe) -> str:
     return _STYLE.replace("SIZE", str(shown)).replace("ASPECT", f"{width} / {height}")
 
 
-def _figure(layer: str, filter_: int, status: str, *, filmed: bool) -> str:
+def _figure(layer: str, filter_: int, status: str, reason: str, *, filmed: bool) -> str:
     here = f"{_text(layer)}/{filter_}"
     note = "" if status == "live" else f" {status}"
     image = (
@@ -91,7 +90,7 @@ def _figure(layer: str, filter_: int, status: str, *, filmed: bool) -> str:
         f'alt="filter {filter_} of {_text(layer)}"></a>'
     )
     if status == "failed":
-        image = "<div></div>"
+        image = f"<div>{_text(reason)}</div>"
     film = f' · <a href="frames/{here}.webp">film</a>' if filmed and status != "failed" else ""
     return (
         f'<figure id="{here}" class="{_text(status)}">{image}'

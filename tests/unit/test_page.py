@@ -52,7 +52,7 @@ def test_every_tile_has_its_picture_and_its_own_link() -> None:
     # Given a job of two layers
     job = aliased()
     # When its page is made
-    found = Parsed(page(job, {}))
+    found = Parsed(page(job, {}, {}))
     # Then each tile's picture is shown, once
     assert found.having("img", "src") == [f"tiles/{layer}/{filter_}.png" for layer, filter_ in job.tiles]
     # And leads to the file, and each has an id, and a link to it
@@ -66,7 +66,7 @@ def test_every_layer_has_a_link_its_sheet_and_its_records() -> None:
     # Given a job of two layers
     job = aliased()
     # When its page is made
-    found = Parsed(page(job, {}))
+    found = Parsed(page(job, {}, {}))
     # Then each layer is a heading with an id, linked from the top, with sheet and records
     assert found.having("h2", "id") == ["features.0", "features.2"]
     expected = {"job.json"}
@@ -77,7 +77,7 @@ def test_every_layer_has_a_link_its_sheet_and_its_records() -> None:
 
 def test_no_id_is_given_twice() -> None:
     # Given a page
-    found = Parsed(page(aliased(), {}))
+    found = Parsed(page(aliased(), {}, {}))
     # When all ids are collected
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     # Then each is there once
@@ -86,7 +86,7 @@ def test_no_id_is_given_twice() -> None:
 
 def test_aliases_lead_to_their_layers() -> None:
     # Given a layer that people know by another name
-    found = Parsed(page(aliased(), {}))
+    found = Parsed(page(aliased(), {}, {}))
     # When the page's map is read
     # Then the name leads to the layer
     assert json.loads(found.texts["aliases"]) == {"block1_conv1": "features.0"}
@@ -96,8 +96,9 @@ def test_aliases_lead_to_their_layers() -> None:
 def test_dead_and_failed_filters_are_marked() -> None:
     # Given a dead filter and a failed one
     statuses = {("features.0", 1): "dead", ("features.0", 5): "failed"}
+    reasons = {("features.0", 5): "its <weights> are NaN"}
     # When the page is made
-    data = page(aliased(), statuses)
+    data = page(aliased(), statuses, reasons)
     found = Parsed(data)
     # Then both say so, and all others are live
     classes = {a["id"]: a["class"] for tag, a in found.elements if tag == "figure"}
@@ -110,6 +111,8 @@ def test_dead_and_failed_filters_are_marked() -> None:
     }
     assert "1 dead" in data.decode()
     assert "5 failed" in data.decode()
+    # And the failed one says why
+    assert "<div>its &lt;weights&gt; are NaN</div>" in data.decode()
     # And the one without a tile shows no picture, which would be a broken one, and leads to none
     assert "tiles/features.0/5.png" not in [*found.having("img", "src"), *found.having("a", "href")]
     assert "tiles/features.0/1.png" in found.having("img", "src")
@@ -118,9 +121,9 @@ def test_dead_and_failed_filters_are_marked() -> None:
 def test_hostile_text_stays_text() -> None:
     # Given a job whose weights are called like markup, and whose statuses are
     job = aliased().model_copy(update={"weights": Weights(source="file", name=HOSTILE, sha256="0" * 64)})
-    plain = Parsed(page(aliased(), {}))
+    plain = Parsed(page(aliased(), {}, {}))
     # When its page is made
-    data = page(job, {("features.0", 0): HOSTILE})
+    data = page(job, {("features.0", 0): HOSTILE}, {})
     found = Parsed(data)
     # Then it has the very same elements, and no attribute that runs anything
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
@@ -132,7 +135,7 @@ def test_hostile_text_stays_text() -> None:
 
 def test_the_page_needs_no_server_but_its_own() -> None:
     # Given a page
-    text = page(aliased(), {}).decode()
+    text = page(aliased(), {}, {}).decode()
     # Then nothing in it points elsewhere
     assert "http://" not in text
     assert "https://" not in text

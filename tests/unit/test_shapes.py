@@ -126,7 +126,7 @@ def test_the_page_shows_tiles_in_their_own_shape(
     height_px: int, width_px: int, diversity: int, shown_px: int, aspect: str
 ) -> None:
     # Given / When
-    text = page(job_of(height_px, width_px, diversity), {}).decode()
+    text = page(job_of(height_px, width_px, diversity), {}, {}).decode()
     # Then
     assert f"width: {shown_px}px" in text
     assert f"aspect-ratio: {aspect};" in text
