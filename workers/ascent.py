@@ -101,8 +101,8 @@ class Watch:
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
     function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
     step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
-    network leak: see Leak. ``peak`` adds the map's maximum to what is climbed, which wakes one unit where the
-    mean wakes none.
+    network leak: see Leak. ``peak`` adds the map's middle to what is climbed, which wakes one unit where the
+    mean wakes none: a depthwise kernel of a negative sum would have all of its channel asleep, but for that.
 
     ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
     function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
@@ -150,7 +150,7 @@ class Watch:
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
         waking = seen.before.mean(dim=(1, 2))
         if self._peak:
-            waking = waking + seen.before.amax(dim=(1, 2))
+            waking = waking + seen.before[:, seen.before.shape[1] // 2, seen.before.shape[2] // 2]
         climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
         if not self._strict:
             if self._peak:

@@ -318,6 +318,23 @@ def test_what_helps_passes_by_less_when_asked_to() -> None:
     assert gradient.flatten().tolist() == [0.25] * 3
 
 
+@pytest.mark.parametrize("others", [-0.2, -0.5, -0.9])
+@pytest.mark.parametrize("bias", [-0.8, -1.2, -1.6, -2.0])
+def test_a_filter_that_one_unit_wakes_and_all_together_hold_back_is_rescued(bias: float, others: float) -> None:
+    # Given a depthwise kernel of one positive weight among negative ones, whose sum is negative, and a sleeping channel
+    model = depthwise({3: bias}, shift=-0.05)
+    kernel = model.get_submodule("2").weight
+    assert isinstance(kernel, torch.Tensor)
+    kernel.data[3] = others
+    kernel.data[3, 0, 1, 1] = 1.0
+    # When
+    (tile,) = tiles_of(model, [3], FOURIER, "2")
+    # Then one place of its map is climbed until it wakes
+    assert tile.start_activation == 0.0
+    assert tile.status == "rescued"
+    assert tile.activation > 0.0
+
+
 def held_back(channel_bias: float) -> nn.Module:
     """Depthwise filters that their channels can only hold back, and these asleep on a grey picture."""
     first, last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3)
