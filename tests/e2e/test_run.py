@@ -12,7 +12,7 @@ from workers.contract.errors import ExitCode
 from workers.png import decode_tile
 
 JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--filters", "0-31", "--size", "48")
-ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "60", "--batch", "4")
+ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "240", "--batch", "4")
 
 
 def _environ(folder: Path) -> dict[str, str]:
