@@ -12,7 +12,7 @@ from workers.contract.errors import ExitCode
 from workers.png import decode_tile
 
 JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--filters", "0-31", "--size", "48")
-ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "240", "--batch", "4")
+ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "60", "--batch", "4")
 
 
 def _environ(folder: Path) -> dict[str, str]:
@@ -24,8 +24,10 @@ def _environ(folder: Path) -> dict[str, str]:
 def _start(folder: Path) -> "subprocess.Popen[bytes]":
     with (folder / "run.log").open("ab") as log:
         return subprocess.Popen(
-            [COMMAND, *ARGUMENTS], cwd=folder, env=_environ(folder), stdout=log, stderr=log, start_new_session=True
-        )
+            [COMMAND, *ARGUMENTS], cwd=folder, env=_environ(folder), stdout=log, stderr=log, start_new_session=True,
+            # Tests that a shell runs in the background inherit that Ctrl-C is ignored; at a terminal it is not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
 
 def _tiles(folder: Path) -> list[Path]:
