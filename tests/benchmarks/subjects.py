@@ -140,14 +140,14 @@ def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
     dtype = torch.bfloat16 if ask["precision"] == "bf16" else torch.float32
     rates = []
     for channels, size in _PEAK_SHAPES:
-        for batch in (4, 8):
+        for batch in (4, 8, 16):
             x, weight = (
                 torch.randn(shape, device=networks.device, dtype=dtype)
                 .contiguous(memory_format=torch.channels_last)
                 for shape in ((batch, channels, size, size), (channels, channels, 3, 3))
             )  # fmt: skip
             best = float("inf")
-            for _ in range(3):
+            for _ in range(4):
                 began = time.perf_counter()
                 variable = x.requires_grad_(True)
                 maps = F.conv2d(variable, weight, padding=1)
