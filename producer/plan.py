@@ -8,8 +8,8 @@ from pathlib import Path
 
 from producer.options import Options
 from producer.recipe import chosen_size, make_grid, make_recipe
-from workers.contract.errors import BadFilters, BadOption, UnknownLayer
-from workers.contract.filters import format_filters, parse_filters
+from workers.contract.errors import BadOption, UnknownLayer
+from workers.contract.filters import absent, format_filters, parse_filters
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
 
@@ -122,9 +122,7 @@ def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
     tiles = _tiles(recipe, plan)
     chosen = [filter_ for filter_ in named if filter_ < tiles]
     if not chosen:
-        raise BadFilters(
-            f"no filter {format_filters(named)[:80]} in {plan.name}; it has {tiles} filters, 0-{tiles - 1}"
-        )
+        raise absent(format_filters(named)[:80], tiles, plan.name)
     return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=format_filters(chosen))
 
 

@@ -22,9 +22,14 @@ def parse_filters(text: str, channels: int, layer: str) -> tuple[int, ...]:
         if last < first:
             raise BadFilters(f"the range {part.strip()!r} runs backwards; write {last}-{first}")
         if last >= channels:
-            raise BadFilters(f"no filter {last} in {layer}; it has {channels} filters, 0-{channels - 1}")
+            raise absent(str(last), channels, layer)
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
+
+
+def absent(filters: str, channels: int, layer: str) -> BadFilters:
+    """The error for filters that a layer of ``channels`` filters does not have."""
+    return BadFilters(f"no filter {filters} in {layer}; it has {channels} filters, 0-{channels - 1}")
 
 
 def format_filters(filters: Iterable[int]) -> str:
