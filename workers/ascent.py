@@ -101,12 +101,12 @@ class Watch:
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
     function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
     step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
-    network leak: see Leak. ``peak`` adds the map's middle to what is climbed, which wakes one unit where the
+    network leak: see Leak. ``anew`` adds the map's middle to what is climbed, which wakes one unit where the
     mean wakes none: a depthwise kernel of a negative sum would have all of its channel asleep, but for that.
 
     ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
     function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
-    that is awake in one corner would never spread. A new start (``peak``) climbs the map's contrast instead, because
+    that is awake in one corner would never spread. A new start (``anew``) climbs the map's contrast instead, because
     the first one may have come to rest where nothing has any. And a picture that falls asleep on its way, as the first
     large step of an optimiser may send it, is woken as well.
 
@@ -123,12 +123,12 @@ class Watch:
         start: torch.Tensor,
         *,
         rescue: bool,
-        peak: bool,
+        anew: bool,
         strict: bool = True,
         leaky: bool = False,
         penalty: Penalty | None = None,
     ) -> None:
-        self._objective, self._rescue, self._peak, self._penalty = objective, rescue, peak, penalty
+        self._objective, self._rescue, self._anew, self._penalty = objective, rescue, anew, penalty
         self._strict, self._leaky = strict, leaky
         with torch.no_grad():
             seen = objective(start, None)
@@ -149,11 +149,11 @@ class Watch:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat
         waking = seen.before.mean(dim=(1, 2))
-        if self._peak:
+        if self._anew:
             waking = waking + seen.before[:, seen.before.shape[1] // 2, seen.before.shape[2] // 2]
         climbed = torch.where(self.redirected, waking, seen.after.mean(dim=(1, 2)))
         if not self._strict:
-            if self._peak:
+            if self._anew:
                 # A little more than the variance, because the root of 0 has no slope.
                 aid = _CONTRAST * (seen.before.var(dim=(1, 2), correction=0) + 1e-12).sqrt()
             elif self._leaky:

@@ -109,7 +109,7 @@ def _watch(
         objective,
         start,
         rescue=recipe.rescue,
-        peak=streams[0].restart > 0,
+        anew=streams[0].restart > 0,
         strict=recipe.method == "notebook",
         leaky=leaky,
         penalty=functools.partial(penalty, recipe=recipe) if regularised(recipe) else None,

@@ -36,7 +36,7 @@ def climb(
     objective: Objective, start: torch.Tensor, *, steps: int, step_size: float = 1.0, rescue: bool = False
 ) -> Climbed:
     """The notebook's ascent from ``start``."""
-    watch = Watch(objective, start, rescue=rescue, peak=False)
+    watch = Watch(objective, start, rescue=rescue, anew=False)
     return watch.climbed(notebook_ascent(watch, start, steps=steps, step_size=step_size))
 
 
@@ -45,7 +45,7 @@ def climb_canvas(
 ) -> Climbed:
     """Lucid's ascent over a canvas."""
     with torch.no_grad():
-        watch = Watch(objective, canvas.tiles(), rescue=rescue, peak=False)
+        watch = Watch(objective, canvas.tiles(), rescue=rescue, anew=False)
     tiles = canvas_ascent(watch, canvas, views, steps=steps, learning_rate=learning_rate)
     with torch.no_grad():
         return watch.climbed(tiles)

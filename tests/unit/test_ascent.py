@@ -139,7 +139,7 @@ def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() ->
     # Given two pictures, half of whose units are asleep, and saturated
     before = torch.tensor([[[-4.0, 1.0]], [[2.0, 10.0]]])
     seen = Seen(after=before.clamp(0, 6), before=before)
-    watch = Watch(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, peak=False, strict=False)
+    watch = Watch(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, anew=False, strict=False)
     # When
     early, middle, late = (watch.loss(torch.zeros(2, 3, 4, 4), early=weight) for weight in (1.0, 0.5, 0.0))
     # Then
@@ -152,7 +152,7 @@ def test_a_new_start_climbs_contrast_early_even_where_there_is_none() -> None:
     # Given a map with contrast, and one without
     before = torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]], requires_grad=True)
     watch = Watch(
-        lambda *_: Seen(after=before, before=before), torch.zeros(2, 3, 4, 4), rescue=True, peak=True, strict=False
+        lambda *_: Seen(after=before, before=before), torch.zeros(2, 3, 4, 4), rescue=True, anew=True, strict=False
     )
     # When
     loss = watch.loss(torch.zeros(2, 3, 4, 4), early=1.0)
@@ -176,6 +176,6 @@ def test_a_picture_is_stuck_where_most_of_its_map_is_one_value(
 ) -> None:
     # Given / When
     seen = Seen(after=torch.tensor([before]), before=torch.tensor([before]))
-    watch = Watch(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, peak=False, strict=strict)
+    watch = Watch(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, anew=False, strict=strict)
     # Then not for one unit alone, and not where the recipe is to be followed to the letter
     assert watch.climbed(torch.zeros(1, 3, 4, 4)).stuck.tolist() == [stuck]

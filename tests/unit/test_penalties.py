@@ -106,7 +106,7 @@ def test_what_is_climbed_is_the_activation_less_the_penalty_in_units_of_the_acti
     look = objective(tap_of(layers), [3, 0, 3], recipe_of(), CPU)
     weights = torch.tensor([0.25, 0.5, 4.0])
     # When
-    loss = Watch(look, seen, rescue=False, peak=False, penalty=lambda _: weights).loss(seen)
+    loss = Watch(look, seen, rescue=False, anew=False, penalty=lambda _: weights).loss(seen)
     # Then
     maps = layers[:AFTER](fed(seen))
     activation = torch.stack([maps[b, f].mean() for b, f in enumerate([3, 0, 3])])
