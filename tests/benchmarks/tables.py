@@ -83,7 +83,9 @@ def targets(rows: list[Row], peak: float, figures: dict[str, Any], auto: str) ->
             slowest = worst.seconds["plain"] / worst.seconds["auto"]
             yield f"{model} bank against plain, auto (here {auto})", ">= 1.5", f"{gain['auto']:.2f}"
             yield f"{model} slowest layer against plain", ">= 1", f"{slowest:.2f} ({worst.layer})"
-    yield "a job through the farm over the engine alone, wall time", "<= 1.10", f"{figures['farm']['ratio']:.3f}"
+    farm = figures["farm"]
+    ratio = f"{farm['ratio']:.3f} (engine {farm['engine_before_s']:.0f} s before, {farm['engine_after_s']:.0f} after)"
+    yield "a job through the farm over the engine alone, wall time", "<= 1.10", ratio
     yield "CPU per tile around the engine", "<= 6 ms", f"{figures['interpreter']['ms']:.1f} ms"
     memory = figures["memory"]
     grown = f"{memory['growth']:+.1%} of {memory['after_100_mb']:.0f} MB"
