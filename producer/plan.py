@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,8 +23,10 @@ class LayerPlan:
     channels: int
     #: height and width of its map; None where a picture of this size does not get that far
     output_px: tuple[int, int] | None
-    #: GFLOP of one gradient step of one tile
+    #: GFLOP of one gradient step of one picture; in a job's plan, with all that the recipe looks at
     step_gflop: float
+    #: the same where the whole layer is looked at, not one filter of it
+    whole_step_gflop: float
 
 
 def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
@@ -38,12 +40,14 @@ def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
     result = []
     for name in graph.convolutions(model, trace):
         cost = costs.get(name)
+        channels = int(model.get_submodule(name).out_channels)  # type: ignore[arg-type]  # a convolution's
         plan = LayerPlan(
             name=name,
             aliases=(names[name],) if name in names else (),
-            channels=int(model.get_submodule(name).out_channels),  # type: ignore[arg-type]  # a convolution's
+            channels=channels,
             output_px=cost.output_px if cost else None,
-            step_gflop=cost.step_gflop if cost else 0.0,
+            step_gflop=cost.step_gflop() if cost else 0.0,
+            whole_step_gflop=cost.step_gflop(channels) if cost else 0.0,
         )
         result.append(plan)
     return result
@@ -104,7 +108,30 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
         grid=grid,
         versions={package: version(package) for package in packages},
     )
-    return job, checkpoint, chosen
+    return job, checkpoint, _as_rendered(recipe, chosen, options.model)
+
+
+def _as_rendered(recipe: Recipe, plans: list[LayerPlan], model_name: str) -> list[LayerPlan]:
+    """The plans with what a step costs by this recipe.
+
+    Some objectives look at the whole layer; and of shallow layers a margin is seen beyond the tile.
+    """
+    from workers import views
+
+    whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
+    size_px = recipe.height_px, recipe.width_px
+    larger: dict[str, LayerPlan] = {}
+    rendered = []
+    for plan in plans:
+        seen = plan
+        if recipe.method != "notebook" and plan.output_px is not None:
+            stride = views.layer_stride(size_px, plan.output_px)
+            seen_px = views.seen_px(size_px, stride, pinned=recipe.objective == "neuron")
+            if seen_px != size_px:
+                larger = larger or {each.name: each for each in layers(model_name, seen_px)}
+                seen = larger[plan.name]
+        rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
+    return rendered
 
 
 def _tiles(recipe: Recipe, plan: LayerPlan) -> int:

@@ -45,10 +45,12 @@ class Cost:
     #: the same for one filter of the layer itself
     filter_flop: float
 
-    @property
-    def step_gflop(self) -> float:
-        """GFLOP of one gradient step of one tile: forward, and backward to the picture, which costs the same again."""
-        return 2e-9 * (self.trunk_flop + self.filter_flop)
+    def step_gflop(self, filters: int = 1) -> float:
+        """GFLOP of one gradient step of one picture that is shown to so many filters of the layer.
+
+        Forward, and backward to the picture, which costs the same again.
+        """
+        return 2e-9 * (self.trunk_flop + filters * self.filter_flop)
 
 
 def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:

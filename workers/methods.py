@@ -15,7 +15,7 @@ from workers.contract.recipe import Recipe
 from workers.objectives import Objective, penalty, regularised
 from workers.streams import Stream
 from workers.tap import Tap
-from workers.views import Views
+from workers.views import Views, layer_stride
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
 
 def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
     size_px = recipe.height_px, recipe.width_px
-    stride = _stride(tap, recipe)
+    stride = layer_stride(size_px, tap.map_px(*size_px))
     # What did not wake gently gets all there is.
     gentle = streams[0].restart == 0
     # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
@@ -94,12 +94,6 @@ def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap:
         climbed = watch.climbed(tiles)
     pixels = _rounded(tiles)
     return Made(climbed, pixels, album.frames(pixels))
-
-
-def _stride(tap: Tap, recipe: Recipe) -> float:
-    """How many times smaller than the picture the layer's map is."""
-    rows, columns = tap.map_px(recipe.height_px, recipe.width_px)
-    return max(recipe.height_px / rows, recipe.width_px / columns)
 
 
 def _watch(

@@ -27,6 +27,26 @@ _ROOM_PX = 16
 _VIEWS = 2
 
 
+def layer_stride(size_px: tuple[int, int], map_px: tuple[int, int]) -> float:
+    """How many times smaller than the picture a layer's map is."""
+    return max(size_px[0] / map_px[0], size_px[1] / map_px[1])
+
+
+def seen_px(size_px: tuple[int, int], stride: float, *, pinned: bool = False) -> tuple[int, int]:
+    """Height and width of what is seen of a canvas whose tile is ``size_px``; see Views.
+
+    Shallow layers, which cost little, are shown some of the margin too, so that the edge, whose padding excites their
+    filters, is nowhere in the tile.
+    """
+    margin_px = 2 * _ROOM_PX if _is_shallow(stride) and not pinned else 0
+    return size_px[0] + margin_px, size_px[1] + margin_px
+
+
+def _is_shallow(stride: float) -> bool:
+    # A map has whole steps, but may lack some at the picture's edges.
+    return round(stride) < TURNED_AT_STRIDE
+
+
 class Views:
     """For each picture and step a small random shift, zoom and rotation, from the picture's own generator.
 
@@ -37,13 +57,9 @@ class Views:
         self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
         pinned: bool = False,
     ) -> None:  # fmt: skip
-        # A map has whole steps, but may lack some at the picture's edges.
-        stride = max(1, round(stride))
-        shallow = stride < TURNED_AT_STRIDE
-        margin_px = 2 * _ROOM_PX if shallow and not pinned else 0
-        #: height and width of what is seen: shallow layers, which cost little, are shown some of the margin too, so
-        #: that the edge, whose padding excites their filters, is nowhere in the tile
-        self.view_px = size_px[0] + margin_px, size_px[1] + margin_px
+        shallow, stride = _is_shallow(stride), max(1, round(stride))
+        #: height and width of what is seen
+        self.view_px = seen_px(size_px, stride, pinned=pinned)
         draws = np.stack(
             [stream.generator(_VIEWS).uniform(-1.0, 1.0, (steps, 4)) for stream in streams]
         )  # (B, steps, 4)

@@ -33,7 +33,7 @@ def rows_of(model: str, size_px: int, every: int) -> list[Row]:
     rows: list[Row] = []
     for place, (layer, cost) in enumerate(costs.items()):
         if place % every == 0:
-            rows.append(Row(model=model, layer=layer, filters=0, step_gflop=cost.step_gflop))
+            rows.append(Row(model=model, layer=layer, filters=0, step_gflop=cost.step_gflop()))
         rows[-1].filters += int(network.get_submodule(layer).out_channels)  # type: ignore[arg-type]  # a convolution's
     return rows
 

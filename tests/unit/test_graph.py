@@ -264,7 +264,8 @@ def test_the_cost_of_a_small_network_is_the_one_computed_by_hand() -> None:
     assert [cost.filter_flop for cost in costs.values()] == [first, second, third]
     assert [cost.trunk_flop for cost in costs.values()] == [0, 4 * first, 4 * first + 6 * second]
     # and the way back to the picture costs as much as the way there
-    assert costs["3"].step_gflop == pytest.approx(2 * (4 * first + second) / 1e9)
+    assert costs["3"].step_gflop() == pytest.approx(2 * (4 * first + second) / 1e9)
+    assert costs["3"].step_gflop(6) == pytest.approx(2 * (4 * first + 6 * second) / 1e9)
 
 
 class Branches(nn.Module):
@@ -297,7 +298,7 @@ def test_all_of_vgg16_at_the_notebooks_size_costs_76_tflop_a_step() -> None:
     # When
     costs = graph.costs(model, graph.trace(model), (150, 150))
     # Then
-    step_gflop = sum(cost.step_gflop * channels(model, layer) for layer, cost in costs.items())
+    step_gflop = sum(cost.step_gflop() * channels(model, layer) for layer, cost in costs.items())
     assert step_gflop == pytest.approx(76_091, abs=0.5)
 
 

@@ -1,15 +1,17 @@
 """Options to recipes: what is said goes before the preset, the preset before the method, and all of them can be run."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from producer import report
 from producer.options import Options, job_options
-from producer.plan import make_job
+from producer.plan import layers, make_job
 from producer.presets import DEFAULT_METHOD, METHODS, PRESETS
 from producer.recipe import chosen_size, make_recipe
 from workers.contract.errors import BadOption
@@ -187,26 +189,56 @@ def test_deepdream_has_one_tile_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "steps"),
+    ("said", "filters", "steps"),
     [
-        ({"method": "notebook", "steps": 7}, 7.0),
-        ({"method": "notebook", "steps": 7, "diversity": 3}, 21.0),
+        ({"method": "notebook"}, 1, 7.0),
+        ({"method": "notebook", "diversity": 3}, 64, 21.0),
+        ({"method": "notebook", "objective": "deepdream", "filters": "all"}, 64, 7.0),
         # int(40 / 1.44) = 27, int(40 / 1.2) = 33; int(64 / 1.44) = 44, int(64 / 1.2) = 53
-        ({"method": "notebook", "steps": 7, "octaves": 2}, 7 * (27 * 44 + 33 * 53) / (40 * 64)),
-        ({"method": "notebook", "steps": 7, "octaves": 2, "diversity": 2}, 14 * (27 * 44 + 33 * 53) / (40 * 64)),
+        ({"method": "notebook", "octaves": 2}, 1, 7 * (27 * 44 + 33 * 53) / (40 * 64)),
+        ({"method": "notebook", "octaves": 2, "diversity": 2}, 64, 14 * (27 * 44 + 33 * 53) / (40 * 64)),
+        # 16 px more on each side are seen, except where one place of the map is meant
+        ({"method": "fourier"}, 1, 7 * (72 * 96) / (40 * 64)),
+        ({"method": "maco", "diversity": 2}, 64, 14 * (72 * 96) / (40 * 64)),
+        ({"method": "fourier", "objective": "neuron"}, 1, 7.0),
     ],
 )
-def test_the_plan_counts_octaves_and_diversity(said: dict[str, Any], steps: float) -> None:
-    # Given VGG16's second layer at 40 x 64 px: forward and backward of 64 filters of 3 x 3 x 3 and one of 3 x 3 x 64
-    options = Options(model="vgg16", weights="none", size="40x64", layers="features.2", filters="0-4")
-    step_flop = 2 * 2 * 40 * 64 * (64 * 27 + 576)
+def test_the_plan_counts_what_is_looked_at(said: dict[str, Any], filters: int, steps: float) -> None:
+    # Given VGG16's second layer at 40 x 64 px: forward and backward of 64 filters of 3 x 3 x 3 and some of 3 x 3 x 64
+    options = Options(model="vgg16", weights="none", size="40x64", layers="features.2", filters="0-4", steps=7)
+    step_flop = 2 * 2 * 40 * 64 * (64 * 27 + filters * 576)
     # When
     job, _, plans = make_job(replace(options, **said))
     found = report.plan_as_json(job, plans)
     # Then
+    tiles = len(job.tiles)
     assert found["layers"][0]["gflop_per_tile"] == pytest.approx(step_flop * steps / 1e9)
-    assert found["gflop_total"] == pytest.approx(5 * step_flop * steps / 1e9)
-    assert f"{5 * step_flop * steps / 1e12:,.1f} TFLOP" in report.plan(job, plans)
+    assert found["gflop_total"] == pytest.approx(tiles * step_flop * steps / 1e9)
+    assert f"{tiles * step_flop * steps / 1e12:,.1f} TFLOP" in report.plan(job, plans)
+
+
+def test_the_plan_counts_a_direction_as_the_whole_layer(tmp_path: Path) -> None:
+    # Given two directions in VGG16's second layer
+    np.save(tmp_path / "two.npy", np.eye(2, 64, dtype=np.float32))
+    options = Options(
+        model="vgg16", weights="none", size="40x64", layers="features.2", filters="all", steps=7, method="notebook",
+        objective="direction", directions=tmp_path / "two.npy",
+    )  # fmt: skip
+    # When
+    job, _, plans = make_job(options)
+    # Then
+    step_flop = 2 * 2 * 40 * 64 * (64 * 27 + 64 * 576)
+    assert report.plan_as_json(job, plans)["gflop_total"] == pytest.approx(2 * 7 * step_flop / 1e9)
+
+
+def test_of_a_deep_layer_no_margin_is_seen_and_counted() -> None:
+    # Given a layer whose map is eight times smaller than the picture
+    options = Options(model="vgg16", weights="none", size="160", layers="features.17", filters="0")
+    # When
+    _, _, plans = make_job(options)
+    # Then
+    (alone,) = [plan for plan in layers("vgg16", (160, 160)) if plan.name == "features.17"]
+    assert plans == [alone]
 
 
 def test_the_command_line_hands_on_what_is_said_and_nothing_that_is_not() -> None:
