@@ -1,4 +1,4 @@
-"""Which filters of a whole network are dead: ``python -m tests.benchmarks.dead``. Takes half an hour on two cores.
+"""Which filters of a whole network are dead: ``python -m tests.benchmarks.dead``. Takes an hour on two cores.
 
 Renders every filter of every layer of the trained EfficientNet-Lite0, small and with few steps, by the function that a
 worker calls. Who is alive after that is alive; who is not gets all steps and the full size of the default recipe. (In

@@ -9,8 +9,8 @@ CAVEATS = """\
 Times are the best of several steps, taken in turn by the subjects, and still those of this machine at this hour.
 Networks have random parameters, which cost the same. GFLOP/s count what a direct convolution needs; where a layer is
 computed with fewer multiplications (Winograd), it may come out above the "peak", which is the best of the library's
-own 3 x 3 convolutions: of those measured right before and after the layer, and of all in the run, for a shared machine
-may be half as fast again in one minute as in another.
+own 3 x 3 convolutions, each over half a second: of those measured right before and after the layer, and of all in the
+run, for a shared machine may be half as fast again in one minute as in another.
 A bank is every filter of every layer, so a layer counts by its filters. Of large networks only the layers shown are
 measured, and each stands for those that follow it up to the next.
 "plain" is one picture at a time in NCHW, cut at the layer, parameters frozen, the allocator as it comes; "lucent" is
