@@ -1,6 +1,6 @@
 """How fast the engine is on this machine, and how close the farm is to it: ``make bench``.
 
-About fifteen minutes on two cores; ``ARGS=--quick`` takes a few minutes and is rougher. Nothing is asserted.
+Half an hour on two cores; ``ARGS=--quick`` takes a few minutes and is rougher. Nothing is asserted.
 """
 
 import argparse
