@@ -12,6 +12,7 @@ from workers.contract.errors import BadOption, UnknownLayer
 from workers.contract.filters import absent, format_filters, parse_filters
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
+from workers.contract.sight import layer_stride, seen_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,6 @@ def _as_rendered(recipe: Recipe, plans: list[LayerPlan], model_name: str) -> lis
 
     Some objectives look at the whole layer; and of shallow layers a margin is seen beyond the tile.
     """
-    from workers import views
-
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
     size_px = recipe.height_px, recipe.width_px
     larger: dict[str, LayerPlan] = {}
@@ -125,10 +124,10 @@ def _as_rendered(recipe: Recipe, plans: list[LayerPlan], model_name: str) -> lis
     for plan in plans:
         seen = plan
         if recipe.method != "notebook" and plan.output_px is not None:
-            stride = views.layer_stride(size_px, plan.output_px)
-            seen_px = views.seen_px(size_px, stride, pinned=recipe.objective == "neuron")
-            if seen_px != size_px:
-                larger = larger or {each.name: each for each in layers(model_name, seen_px)}
+            stride = layer_stride(size_px, plan.output_px)
+            whole_px = seen_px(size_px, stride, pinned=recipe.objective == "neuron")
+            if whole_px != size_px:
+                larger = larger or {each.name: each for each in layers(model_name, whole_px)}
                 seen = larger[plan.name]
         rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
     return rendered

@@ -12,10 +12,11 @@ from workers import images
 from workers.ascent import Climbed, Watch, canvas_ascent, notebook_ascent
 from workers.canvas import CANVASES, longest_wave_px, pace
 from workers.contract.recipe import Recipe
+from workers.contract.sight import layer_stride
 from workers.objectives import Objective, penalty, regularised
 from workers.streams import Stream
 from workers.tap import Tap
-from workers.views import Views, layer_stride
+from workers.views import Views
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

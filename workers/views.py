@@ -10,41 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from workers.canvas import MARGIN_PX
+from workers.contract.sight import is_shallow, seen_px
 from workers.streams import Stream
 
 #: Lucid's views in full strength: pixels of jitter to each side, relative scale, degrees of rotation.
 _JITTER_PX, _ZOOM, _ROTATION = 8.0, 0.1, 10.0
 
-#: Layers whose map is this many times smaller than the picture are treated as Lucid does. Shallower ones look at few
-#: pixels, which rotation and scaling only blur.
-TURNED_AT_STRIDE = 8
-
-#: What shallow layers are shown beyond the tile on each side: with the jitter, all of the margin, and never the tile's
-#: own rim at the edge.
-_ROOM_PX = 16
-
 #: What a stream's numbers are for.
 _VIEWS = 2
-
-
-def layer_stride(size_px: tuple[int, int], map_px: tuple[int, int]) -> float:
-    """How many times smaller than the picture a layer's map is."""
-    return max(size_px[0] / map_px[0], size_px[1] / map_px[1])
-
-
-def seen_px(size_px: tuple[int, int], stride: float, *, pinned: bool = False) -> tuple[int, int]:
-    """Height and width of what is seen of a canvas whose tile is ``size_px``; see Views.
-
-    Shallow layers, which cost little, are shown some of the margin too, so that the edge, whose padding excites their
-    filters, is nowhere in the tile.
-    """
-    margin_px = 2 * _ROOM_PX if _is_shallow(stride) and not pinned else 0
-    return size_px[0] + margin_px, size_px[1] + margin_px
-
-
-def _is_shallow(stride: float) -> bool:
-    # A map has whole steps, but may lack some at the picture's edges.
-    return round(stride) < TURNED_AT_STRIDE
 
 
 class Views:
@@ -57,7 +30,7 @@ class Views:
         self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
         pinned: bool = False,
     ) -> None:  # fmt: skip
-        shallow, stride = _is_shallow(stride), max(1, round(stride))
+        shallow, stride = is_shallow(stride), max(1, round(stride))
         #: height and width of what is seen
         self.view_px = seen_px(size_px, stride, pinned=pinned)
         draws = np.stack(
