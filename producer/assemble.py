@@ -10,16 +10,13 @@ from producer.grid import encode_sheet, sheet
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
 from workers.contract.job import Job, Layer, decode
-from workers.contract.storage import Store
+from workers.contract.storage import READERS, Store
 from workers.contract.tile import FailureRecord, TileRecord
 from workers.png import decode_tile_of, max_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-#: Tiles are read that many at a time: each GET is mostly waiting.
-_READERS = 8
 
 
 def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, still_mine: Callable[[], None]) -> set[int]:
@@ -30,7 +27,7 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, stil
     """
     entries: list[tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord]] = []
     broken: set[int] = set()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for filter_, entry in zip(
             layer.selected,
             pool.map(lambda number: _read(job, layer, number, reasons, store), layer.selected),

@@ -6,9 +6,7 @@ from pathlib import Path
 from workers.contract import keys
 from workers.contract.errors import BadOption
 from workers.contract.job import Job
-from workers.contract.storage import Store
-
-_READERS = 8
+from workers.contract.storage import READERS, Store
 
 
 def fetch(job: Job, folder: Path, store: Store) -> int:
@@ -25,7 +23,7 @@ def fetch(job: Job, folder: Path, store: Store) -> int:
     present = set(store.list(f"{job.id}/"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             return sum(pool.map(lambda key: _copy(key, folder, store), (key for key in wanted if key in present)))
     except OSError as error:
         raise BadOption(f"cannot write to {folder}: {error.strerror}; choose another folder") from error

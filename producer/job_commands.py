@@ -81,7 +81,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
         _print_plan(options, json_)
         return
     farm = open_session(read_settings())
-    job, checkpoint, _ = planning.make_job(options)
+    job, checkpoint = planning.make_job(options)
     if checkpoint is not None:
         from workers import weights
 
@@ -96,5 +96,6 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
 
 
 def _print_plan(options: Options, json_: bool) -> None:
-    job, _, plans = planning.make_job(options)
+    job, _ = planning.make_job(options)
+    plans = planning.as_rendered(job)
     click.echo(json.dumps(report.plan_as_json(job, plans)) if json_ else report.plan(job, plans))

@@ -2,9 +2,11 @@
 
 import difflib
 import fnmatch
+import functools
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from producer.options import Options
 from producer.recipe import chosen_size, make_grid, make_recipe
@@ -13,6 +15,9 @@ from workers.contract.filters import absent, format_filters, parse_filters
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
 from workers.contract.sight import layer_stride, seen_px
+
+if TYPE_CHECKING:
+    from torch import fx, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,7 @@ def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
     """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
     from workers import graph, models
 
-    model = models.skeleton(model_name)
-    trace = graph.trace(model)
+    model, trace = _traced(model_name)
     costs = graph.costs(model, trace, size_px)
     names = models.aliases(model_name, model)
     result = []
@@ -76,8 +80,8 @@ def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan
     return [plan for plan in plans if plan.name in chosen]
 
 
-def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
-    """The frozen job, the checkpoint file it names (if any), and the plans of its layers.
+def make_job(options: Options) -> tuple[Job, Path | None]:
+    """The frozen job, and the checkpoint file it names (if any).
 
     Raises the errors of everything a person can get wrong in the options.
     """
@@ -109,28 +113,38 @@ def make_job(options: Options) -> tuple[Job, Path | None, list[LayerPlan]]:
         grid=grid,
         versions={package: version(package) for package in packages},
     )
-    return job, checkpoint, _as_rendered(recipe, chosen, options.model)
+    return job, checkpoint
 
 
-def _as_rendered(recipe: Recipe, plans: list[LayerPlan], model_name: str) -> list[LayerPlan]:
-    """The plans with what a step costs by this recipe.
+def as_rendered(job: Job) -> list[LayerPlan]:
+    """The plans of a job's layers, with what a step of each costs by its recipe.
 
     Some objectives look at the whole layer; and of shallow layers a margin is seen beyond the tile.
     """
+    recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
-    size_px = recipe.height_px, recipe.width_px
+    plans = {plan.name: plan for plan in layers(job.model, size_px)}
     larger: dict[str, LayerPlan] = {}
     rendered = []
-    for plan in plans:
+    for plan in (plans[layer.name] for layer in job.layers):
         seen = plan
         if recipe.method != "notebook" and plan.output_px is not None:
             stride = layer_stride(size_px, plan.output_px)
             whole_px = seen_px(size_px, stride, pinned=recipe.objective == "neuron")
             if whole_px != size_px:
-                larger = larger or {each.name: each for each in layers(model_name, whole_px)}
+                larger = larger or {each.name: each for each in layers(job.model, whole_px)}
                 seen = larger[plan.name]
         rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
     return rendered
+
+
+@functools.lru_cache(maxsize=1)
+def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
+    """The model without its weights, and its graph; raises UnknownModel. Kept, for it is asked for at several sizes."""
+    from workers import graph, models
+
+    model = models.skeleton(model_name)
+    return model, graph.trace(model)
 
 
 def _tiles(recipe: Recipe, plan: LayerPlan) -> int:

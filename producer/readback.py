@@ -11,6 +11,7 @@ from producer.status import Reader
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
 from workers.contract.job import Job, Layer
+from workers.contract.storage import READERS
 from workers.contract.tile import Status
 from workers.png import decode_tile_of, max_bytes
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workers.measure import Probe
-
-_READERS = 8
 
 #: Tiles that are in memory at once.
 _CHUNK = 64
@@ -43,7 +42,7 @@ def show(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> Seen:
     from workers import measure as numbers
 
     seen = Seen()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for chunk in _chunks(layer.selected):
             pictures = []
             stored = pool.map(lambda filter_: _stored(job, layer, filter_, reader), chunk)

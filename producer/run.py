@@ -36,7 +36,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     from workers import weights
     from workers.devices import available
 
-    job, checkpoint, _ = planning.make_job(options)
+    job, checkpoint = planning.make_job(options)
     # Now, because here the worker is this machine: better one line at once than a failure for each tile.
     settings.choose_device(available())
     weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)

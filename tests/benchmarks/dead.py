@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tuning.tune()
     options = Options(model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all")
-    job, checkpoint, _ = planning.make_job(options)
+    job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
     trace, kernels = graph.trace(model), Kernels()
     small = {"height_px": arguments.size, "width_px": arguments.size, "steps": arguments.steps}

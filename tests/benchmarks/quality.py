@@ -85,7 +85,7 @@ def main() -> None:
         size=str(arguments.size),
         steps=arguments.steps, step_size=arguments.step_size, seed=arguments.seed,
     )  # fmt: skip
-    job, checkpoint, _ = planning.make_job(options)
+    job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
     trace = graph.trace(model)
     settings = _settings(job, arguments)

@@ -79,7 +79,7 @@ def test_a_job_has_one_tile_for_each_direction(tmp_path: Path) -> None:
     # Given
     path = saved(tmp_path, np.random.default_rng(0).normal(size=(3, 64)))
     # When
-    job, _, _ = make_job(options(path, layers="features.0,features.2"))
+    job, _ = make_job(options(path, layers="features.0,features.2"))
     # Then
     assert [(layer.name, layer.channels, layer.filters) for layer in job.layers] == [
         ("features.0", 3, "0-2"),
@@ -89,9 +89,9 @@ def test_a_job_has_one_tile_for_each_direction(tmp_path: Path) -> None:
 
 def test_another_file_is_another_job(tmp_path: Path) -> None:
     # Given
-    one, _, _ = make_job(options(saved(tmp_path, np.eye(64)[:2]), layers="features.0"))
+    one, _ = make_job(options(saved(tmp_path, np.eye(64)[:2]), layers="features.0"))
     # When
-    two, _, _ = make_job(options(saved(tmp_path, np.eye(64)[1:3]), layers="features.0"))
+    two, _ = make_job(options(saved(tmp_path, np.eye(64)[1:3]), layers="features.0"))
     # Then
     assert one.id != two.id
 

@@ -148,7 +148,7 @@ def test_a_grid_that_is_too_small_says_what_it_holds_and_what_to_do() -> None:
 def test_the_filters_that_a_small_grid_advises_do_fit() -> None:
     # Given the way out of that error
     # When it is taken
-    job, _, _ = make_job(replace(VGG16, layers="features.0", grid="4x4", filters="0-15"))
+    job, _ = make_job(replace(VGG16, layers="features.0", grid="4x4", filters="0-15"))
     # Then the job is made
     assert len(job.tiles) == 16
 
@@ -165,7 +165,7 @@ def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_n
 def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
     # Given Inception v3's first layer
     # When a job of 32 px is made of it alone
-    job, _, _ = make_job(Options(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
+    job, _ = make_job(Options(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
     # Then that is fine
     assert [layer.name for layer in job.layers] == ["Conv2d_1a_3x3.conv"]
 
@@ -226,7 +226,7 @@ def test_every_bad_option_gives_one_line_that_names_it(changes: dict[str, Any], 
 def test_of_a_range_each_layer_gives_what_it_has() -> None:
     # Given a range of which the first layers have but the beginning
     # When a job of all layers is made
-    job, _, _ = make_job(replace(VGG16, filters="60-100"))
+    job, _ = make_job(replace(VGG16, filters="60-100"))
     # Then each renders what it has
     assert [layer.filters for layer in job.layers] == ["60-63"] * 2 + ["60-100"] * 11
 
@@ -265,8 +265,8 @@ def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_options_make_the_same_job() -> None:
     # Given options written in two ways
-    one, _, _ = make_job(replace(VGG16, layers="block1_conv1,features.2", filters="0-3"))
-    two, _, _ = make_job(replace(VGG16, layers="features.2,features.0", filters="3,2,0-1,1"))
+    one, _ = make_job(replace(VGG16, layers="block1_conv1,features.2", filters="0-3"))
+    two, _ = make_job(replace(VGG16, layers="features.2,features.0", filters="3,2,0-1,1"))
     # Then it is one job, with one id, and with the versions that made it
     assert one.id == two.id
     assert {"filterfarm", "torch"} <= set(one.versions)

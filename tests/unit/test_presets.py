@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from producer import report
 from producer.options import Options, job_options
-from producer.plan import layers, make_job
+from producer.plan import as_rendered, layers, make_job
 from producer.presets import DEFAULT_METHOD, METHODS, PRESETS
 from producer.recipe import chosen_size, make_recipe
 from workers.contract.errors import BadOption
@@ -116,7 +116,8 @@ def test_a_preset_whose_octaves_the_method_cannot_have_is_refused() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_makes_a_valid_job(preset: str) -> None:
     # Given / When
-    job, _, plans = make_job(Options(model="vgg16", weights="none", layers="features.0", filters="0-3", preset=preset))
+    job, _ = make_job(Options(model="vgg16", weights="none", layers="features.0", filters="0-3", preset=preset))
+    plans = as_rendered(job)
     # Then it survives the wire, and has a price
     assert decode(Job, job.to_json(), "job") == job
     assert report.plan_as_json(job, plans)["gflop_total"] > 0
@@ -181,7 +182,7 @@ def test_a_neurons_place_is_row_and_column() -> None:
 
 def test_deepdream_has_one_tile_a_layer() -> None:
     # Given / When
-    job, _, _ = make_job(
+    job, _ = make_job(
         Options(model="vgg16", weights="none", size="32", layers="features.0,features.2", objective="deepdream")
     )
     # Then
@@ -208,7 +209,8 @@ def test_the_plan_counts_what_is_looked_at(said: dict[str, Any], filters: int, s
     options = Options(model="vgg16", weights="none", size="40x64", layers="features.2", filters="0-4", steps=7)
     step_flop = 2 * 2 * 40 * 64 * (64 * 27 + filters * 576)
     # When
-    job, _, plans = make_job(replace(options, **said))
+    job, _ = make_job(replace(options, **said))
+    plans = as_rendered(job)
     found = report.plan_as_json(job, plans)
     # Then
     tiles = len(job.tiles)
@@ -225,7 +227,8 @@ def test_the_plan_counts_a_direction_as_the_whole_layer(tmp_path: Path) -> None:
         objective="direction", directions=tmp_path / "two.npy",
     )  # fmt: skip
     # When
-    job, _, plans = make_job(options)
+    job, _ = make_job(options)
+    plans = as_rendered(job)
     # Then
     step_flop = 2 * 2 * 40 * 64 * (64 * 27 + 64 * 576)
     assert report.plan_as_json(job, plans)["gflop_total"] == pytest.approx(2 * 7 * step_flop / 1e9)
@@ -235,7 +238,8 @@ def test_of_a_deep_layer_no_margin_is_seen_and_counted() -> None:
     # Given a layer whose map is eight times smaller than the picture
     options = Options(model="vgg16", weights="none", size="160", layers="features.17", filters="0")
     # When
-    _, _, plans = make_job(options)
+    job, _ = make_job(options)
+    plans = as_rendered(job)
     # Then
     (alone,) = [plan for plan in layers("vgg16", (160, 160)) if plan.name == "features.17"]
     assert plans == [alone]

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+#: Who reads many objects reads that many at a time: each GET is mostly waiting.
+READERS = 8
+
 #: S3 error code or HTTP status -> what it means here. 404 on an object is not an error but an absence.
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "401", "403"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
