@@ -9,6 +9,9 @@ from workers.contract.errors import CorruptJob, NoJob
 from workers.contract.job import Job, decode
 from workers.patience import PatientStore
 
+#: Jobs that are remembered, each with the index of its tiles: a few MB for a whole network.
+_MOST_JOBS = 64
+
 
 class Jobs:
     """The frozen jobs this worker has messages of. Thread-safe; raises the store's errors, and Draining as it does."""
@@ -18,6 +21,8 @@ class Jobs:
         self._folder = cache_dir.expanduser() / "weights"
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
+        #: its own, because a checkpoint may take minutes, and no other job's batch should wait for that
+        self._download = threading.Lock()
 
     def job(self, job_id: str) -> Job:
         """The frozen job; raises NoJob and CorruptJob."""
@@ -29,6 +34,8 @@ class Jobs:
                 job = decode(Job, data, f"job {job_id}")
                 if job.id != job_id:
                     raise CorruptJob(f"job {job_id} holds the content of {job.id}")
+                if len(self._jobs) >= _MOST_JOBS:
+                    del self._jobs[next(iter(self._jobs))]
                 self._jobs[job_id] = job
             return self._jobs[job_id]
 
@@ -41,7 +48,9 @@ class Jobs:
             return None
         # The suffix tells safetensors from pickle.
         path = self._folder / f"{job.weights.sha256}{Path(job.weights.name).suffix}"
-        with self._lock:
+        if path.exists():
+            return path
+        with self._download:
             if not path.exists():
                 data = self._store.get(keys.weights(job.id, job.weights.sha256))
                 if data is None:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
-#: (job id, layer): what it takes to render a tile depends on both.
-Group = tuple[str, str]
+from workers.contract.recipe import Recipe
+
+#: Model, layer and recipe: what it takes to render a tile depends on these, whatever the job.
+Kind = tuple[str, str, Recipe]
 
 #: Parts of each size that are timed before one is chosen. The faster counts: the first also loads what it needs, and
 #: filters that are rescued take longer.
@@ -20,7 +22,7 @@ def most_at_once(device: str) -> int:
 
 @dataclass
 class _Known:
-    """About one layer of one job."""
+    """About tiles of one kind."""
 
     #: tiles that fit into memory at once; None while none was too many
     fitting: int | None = None
@@ -42,11 +44,11 @@ class Pace:
 
     def __init__(self, sizes: tuple[int, ...] = ()) -> None:
         self._sizes = sizes
-        self._known: dict[Group, _Known] = {}
+        self._known: dict[Kind, _Known] = {}
 
-    def size(self, group: Group, waiting: int) -> int:
+    def size(self, kind: Kind, waiting: int) -> int:
         """How many of the tiles that wait should go at once."""
-        known = self._known.get(group, _Known())
+        known = self._known.get(kind, _Known())
         most = min(waiting, known.fitting or waiting)
         sizes = [size for size in self._sizes if size <= most]
         if not sizes:
@@ -54,15 +56,16 @@ class Pace:
         untried = [size for size in sizes if len(known.seconds.get(size, ())) < _TRIES]
         return untried[0] if untried else min(sizes, key=lambda size: min(known.seconds[size]))
 
-    def note(self, group: Group, tiles: int, seconds: float) -> None:
+    def note(self, kind: Kind, tiles: int, seconds: float) -> None:
         """A part of so many tiles took that long."""
-        taken = self._of(group).seconds.setdefault(tiles, [])
+        taken = self._of(kind).seconds.setdefault(tiles, [])
         if len(taken) < _TRIES:
             taken.append(seconds / tiles)
 
-    def too_many(self, group: Group, tiles: int) -> None:
-        """The device's memory could not hold so many: from now on half."""
-        self._of(group).fitting = max(1, tiles // 2)
+    def too_many(self, kind: Kind, tiles: int) -> None:
+        """The device's memory could not hold so many: from now on half, or fewer where that is known."""
+        known = self._of(kind)
+        known.fitting = max(1, min(known.fitting or tiles, tiles // 2))
 
-    def _of(self, group: Group) -> _Known:
-        return self._known.setdefault(group, _Known())
+    def _of(self, kind: Kind) -> _Known:
+        return self._known.setdefault(kind, _Known())

@@ -7,6 +7,7 @@ This module imports torch in the child alone.
 """
 
 import functools
+import logging
 import multiprocessing
 import os
 import threading
@@ -18,13 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RendererLost, RenderFailed
+from workers.contract.errors import (
+    DeviceFailed,
+    DeviceFull,
+    Draining,
+    FilterfarmError,
+    RendererLost,
+    RenderFailed,
+)
 from workers.contract.job import Job, Weights
+from workers.contract.recipe import Recipe
 from workers.contract.tile import Precision
-from workers.pace import Pace
+from workers.pace import Kind, Pace
 
 if TYPE_CHECKING:
     from workers.rendered import Tile
+
+log = logging.getLogger(__name__)
 
 #: How often a tile may be in the renderer when that dies or hangs. The last time it is alone, so that no other tile is
 #: given up in its place.
@@ -39,7 +50,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What goes to the child: tiles of one layer of one job."""
+    """What is to be rendered: tiles of one layer of one job."""
 
     job: Job
     layer: str
@@ -47,6 +58,11 @@ class Batch:
     #: where the job's own checkpoint lies on this machine, if it has one
     checkpoint: Path | None
     device: str
+
+    @property
+    def kind(self) -> Kind:
+        """What the time and the memory that a tile takes depend on: not what the weights and the start noise are."""
+        return self.job.model, self.layer, self.job.recipe.model_copy(update={"seed": 0, "directions": None})
 
 
 class Renderer:
@@ -69,31 +85,36 @@ class Renderer:
         results: dict[int, Tile | FilterfarmError] = {}
         rest = batch.filters
         while rest:
-            now = self._pace.size((batch.job.id, batch.layer), min(size, len(rest)))
+            now = self._pace.size(batch.kind, min(size, len(rest)))
             part, rest = rest[:now], rest[now:]
             results |= self._part(replace(batch, filters=part), deaths)
         return results
 
     def _part(self, batch: Batch, deaths: int) -> "dict[int, Tile | FilterfarmError]":
         """A batch, or what it has to be split into. Each of its tiles has seen the renderer die ``deaths`` times."""
-        alone, half = len(batch.filters) == 1, max(1, len(batch.filters) // 2)
-        group, began = (batch.job.id, batch.layer), time.monotonic()
+        count, began = len(batch.filters), time.monotonic()
+        half = max(1, count // 2)
         try:
             tiles = self._once(batch)
-            self._pace.note(group, len(tiles), time.monotonic() - began)
+            self._pace.note(batch.kind, count, time.monotonic() - began)
             return {tile.filter: tile for tile in tiles}
         except Draining:
             raise
-        except RendererLost as error:
+        except (RendererLost, DeviceFailed) as error:
             deaths += 1
             if deaths >= MAX_ATTEMPTS:
-                return {batch.filters[0]: RenderFailed(f"{error}, and so {MAX_ATTEMPTS} times in a row")}
-            return self._in_parts(batch, 1 if deaths == MAX_ATTEMPTS - 1 else half, deaths)
+                given_up = RenderFailed(f"{error}, and so {MAX_ATTEMPTS} times in a row")
+                return {batch.filters[0]: error if isinstance(error, DeviceFailed) else given_up}
+            results = self._in_parts(batch, 1 if deaths == MAX_ATTEMPTS - 1 else half, deaths)
+            if count > 1 and not any(isinstance(result, FilterfarmError) for result in results.values()):
+                # No tile's own fault, so most likely it was killed for its memory.
+                self._pace.too_many(batch.kind, count)
+            return results
         except (DeviceFull, RenderFailed) as error:
-            if alone:
+            if count == 1:
                 return {batch.filters[0]: error}
             if isinstance(error, DeviceFull):
-                self._pace.too_many(group, len(batch.filters))
+                self._pace.too_many(batch.kind, count)
             return self._in_parts(batch, half, deaths)
         except FilterfarmError as error:  # of the job, such as weights that are not here: no tile's own fault
             return dict.fromkeys(batch.filters, error)
@@ -111,9 +132,15 @@ class Renderer:
                 raise Draining("the worker is stopping")
             if not self._pool.active:  # pebble gives a pool up whose child died before it took any work
                 self._pool = self._new_pool()
-            future = self._pool.schedule(_render, args=(batch,))
+            # The job itself stays here: the index of all of its tiles would take longer to send than some tiles take.
+            job = batch.job
+            network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
+            future = self._pool.schedule(_render, args=(network, job.recipe, batch.layer, list(batch.filters)))
         try:
             return self._await(future)
+        except DeviceFailed:
+            self._replace_pool()
+            raise
         except FilterfarmError:
             raise
         except (ProcessExpired, CancelledError, RuntimeError) as error:
@@ -188,34 +215,48 @@ def _die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _render(batch: Batch) -> "list[Tile]":
-    import torch
+#: Model, weights, checkpoint, seed, device: what makes a network what it is.
+_Network = tuple[str, Weights, Path | None, int, str]
 
+
+def _render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) -> "list[Tile]":
     from workers import devices
     from workers.render import render_tapped
 
-    job, recipe = batch.job, batch.job.recipe
     try:
-        device = torch.device(devices.available()[0] if batch.device == "auto" else batch.device)
-        network = job.model, job.weights, batch.checkpoint, recipe.seed, device
-        tap = _tap(network, batch.layer, recipe.tap, devices.precision(recipe.precision, device))
-        return render_tapped(tap, batch.layer, list(batch.filters), recipe, device)
+        device = _device(network)
+        tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
+        return render_tapped(tap, layer, filters, recipe, device)
     except FilterfarmError:
         raise
-    except Exception as error:  # as text: the parent has no torch to unpickle torch's exceptions with
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise (DeviceFull if _is_out_of_memory(error) else RenderFailed)(reason) from None
+    except Exception as error:
+        failure = _failure(error)
+    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
+    # task raises until the next one has ended.
+    raise failure
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an error of its own for it; MPS and the CPU's allocator raise RuntimeError with these words."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory")
-    )
+def _failure(error: Exception) -> FilterfarmError:
+    """What the parent is told, as text: it has no torch to unpickle torch's exceptions with."""
+    import torch
+
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    # CUDA has an error of its own for it; MPS and the CPU's allocator raise RuntimeError with these words.
+    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
+        return DeviceFull(reason)
+    if isinstance(error, torch.AcceleratorError):
+        # After a fault, every later call of this process would fail as well, and every tile with it.
+        log.error("the device failed: %s", reason)
+        return DeviceFailed(reason)
+    return RenderFailed(reason)
 
 
-#: Model, weights, checkpoint, seed, device: what makes a network what it is.
-_Network = tuple[str, Weights, Path | None, int, Any]
+def _device(network: _Network) -> Any:
+    import torch
+
+    from workers import devices
+
+    return torch.device(devices.available()[0] if network[4] == "auto" else network[4])
 
 
 # The child's only state, with the networks: a few taps, because layers and jobs take turns.
@@ -236,6 +277,7 @@ def _load(network: _Network) -> tuple[Any, Any, Any]:
     from workers.graph import trace
     from workers.trunk import Kernels
 
-    name, weights, checkpoint, seed, device = network
-    model = loading.load(name, weights, checkpoint, seed=seed).to(device).to(memory_format=torch.channels_last)
+    name, weights, checkpoint, seed, _ = network
+    model = loading.load(name, weights, checkpoint, seed=seed).to(_device(network))
+    model = model.to(memory_format=torch.channels_last)
     return model, trace(model), Kernels()

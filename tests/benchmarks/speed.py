@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> None:
     bench.close()
     peaks = ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in bench.peaks.items())
     print(f"\npeak, the best single 3 x 3 convolution: {peaks}\n\n{'what':66}{'target':>10}  measured")
-    table = list(targets(rows, bench.peaks["fp32"], figures, bench.auto))
+    table = list(targets(rows, bench.peaks, figures, bench.auto))
     for what, target, measured in table:
         print(f"{what:66}{target:>10}  {measured}")
     print("\n" + CAVEATS)

@@ -169,7 +169,8 @@ def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
     network, trace, kernels = networks.get(ask["model"])
     if ask["trained"]:
         chosen, file = weights.choose(ask["model"], None)
-        network = weights.load(ask["model"], chosen, file, seed=0).to(memory_format=torch.channels_last)
+        network = weights.load(ask["model"], chosen, file, seed=0).to(networks.device)
+        network = network.to(memory_format=torch.channels_last)
         trace, kernels = graph.trace(network), Kernels()
     recipe = Recipe.model_validate_json(json.dumps(ask["recipe"]))
     chosen_precision = devices.precision(recipe.precision, networks.device)

@@ -6,10 +6,11 @@ import torch
 from torch import fx, nn
 
 from workers import devices, graph, models
+from workers.contract.errors import DeviceFull
 from workers.contract.recipe import Preprocess, Recipe
 from workers.render import render
 from workers.rendered import Tile
-from workers.renderer import _is_out_of_memory
+from workers.renderer import _failure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,9 +60,10 @@ def test_cpu_and_gpu_agree_on_activations_and_on_which_filters_are_dead(
 def test_a_dead_filters_tile_is_the_same_on_both(vgg16: tuple[nn.Module, fx.Graph]) -> None:
     # Given
     filters = list(range(32))
-    # When
-    on_cpu = tiles_on("cpu", vgg16, "features.0", filters)
-    on_gpu = {tile.filter: tile for tile in tiles_on("cuda", vgg16, "features.0", filters)}
+    bare = RECIPE.model_copy(update={"rescue": False})
+    # When nobody wakes it
+    on_cpu = tiles_on("cpu", vgg16, "features.0", filters, bare)
+    on_gpu = {tile.filter: tile for tile in tiles_on("cuda", vgg16, "features.0", filters, bare)}
     # Then its picture is the start noise, which the CPU draws for every device
     dead = [tile for tile in on_cpu if tile.status == "dead"]
     assert dead
@@ -82,6 +84,23 @@ def test_a_tile_from_a_batch_is_the_tile_rendered_alone(vgg16: tuple[nn.Module, 
     (alone,) = tiles_on("cuda", vgg16, "features.10", [5])
     # Then
     assert alone.activation == pytest.approx(together[5].activation, rel=RELATIVE_TOLERANCE, abs=0.05)
+
+
+@pytest.mark.parametrize("layer", ["features.2", "features.17"])
+def test_the_default_method_reaches_on_a_gpu_what_it_does_on_a_cpu(
+    vgg16: tuple[nn.Module, fx.Graph], layer: str
+) -> None:
+    # Given a shallow layer, which is moved, and a deep one, which is turned
+    recipe = RECIPE.model_copy(update={"method": "fourier", "steps": 16, "step_size": 0.05})
+    # When
+    on_cpu, on_gpu = (tiles_on(device, vgg16, layer, list(range(8)), recipe) for device in ("cpu", "cuda"))
+    # Then
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert (one.filter, one.error) == (other.filter, other.error)
+        assert other.start_activation == pytest.approx(one.start_activation, rel=RELATIVE_TOLERANCE, abs=0.05)
+    # An ascent takes small differences far, but no lower on average.
+    means = [np.mean([tile.activation for tile in tiles]) for tiles in (on_cpu, on_gpu)]
+    assert means[1] == pytest.approx(means[0], rel=0.05)
 
 
 def test_pictures_climbed_in_bf16_excite_their_filters_as_much(vgg16: tuple[nn.Module, fx.Graph]) -> None:
@@ -105,4 +124,4 @@ def test_what_does_not_fit_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2 * memory, dtype=torch.uint8, device="cuda")
     # Then that is what the renderer takes for the device being full
-    assert _is_out_of_memory(caught.value)
+    assert isinstance(_failure(caught.value), DeviceFull)

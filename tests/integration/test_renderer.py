@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import sample_job
 from tests.injection import into_renderer
-from workers.contract.errors import DeviceFull, Draining, FilterfarmError, RenderFailed
+from workers.contract.errors import DeviceFailed, DeviceFull, Draining, FilterfarmError, RenderFailed
 from workers.contract.job import Job
 from workers.rendered import Tile
 from workers.renderer import MAX_ATTEMPTS, Batch, Renderer
@@ -168,6 +168,78 @@ def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
         sizes = [len(filters) for filters in child.calls()]
         assert sizes[0] == 8
         assert sizes[-1] < 8
+
+
+def test_a_batch_that_does_not_fit_is_forgotten_before_its_halves_are_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a device that holds four tiles, and does not as long as anything of a batch that failed is there
+    fault = """
+        import weakref
+        if getattr(torch, "left_over", lambda: None)() is not None:
+            raise RuntimeError("what did not fit is still in memory")
+        if len(filters) > 4:
+            activations = torch.zeros(len(filters))
+            torch.left_over = weakref.ref(activations)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch of eight comes
+        results = child.render(a_batch(a_job()))
+        # Then nothing of it is left when its halves come
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 4]
+
+
+def test_a_batch_that_is_killed_for_its_memory_is_halved_and_what_fits_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine that kills what renders more than three tiles
+    fault = "if len(filters) > 3: os.kill(os.getpid(), signal.SIGKILL)"
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch of eight comes
+        results = child.render(a_batch(a_job()))
+        # Then every tile is there
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 1, 1, 1, 1, 2, 2]
+        # And another job of the same network and recipe begins with what fits
+        other = a_job().model_copy(update={"weights": a_job().weights.model_copy(update={"name": "other"})})
+        assert other.id != a_job().id
+        assert errors(child.render(a_batch(other, filters=tuple(range(8, 16))))) == {}
+        assert [len(filters) for filters in child.calls()] == [2, 2, 2, 2]
+
+
+def test_a_device_that_fails_once_gets_a_new_process_and_no_tile_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a fault after which every call of the process fails, as after an illegal access on a GPU
+    fault = f"""
+        if not os.path.exists({str(tmp_path / "sick")!r}):
+            open({str(tmp_path / "sick")!r}, "w").close()
+            torch.sick = True
+        if hasattr(torch, "sick"):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch comes
+        results = child.render(a_batch(a_job()))
+        # Then another process renders it
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 4]
+
+
+def test_a_device_that_fails_always_says_so_of_each_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    fault = "raise torch.AcceleratorError('CUDA error: uncorrectable ECC error encountered')"
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch comes
+        results = child.render(a_batch(a_job(), filters=(3,)))
+        # Then the tile's error is of the kind that another machine may not have
+        assert [type(result) for result in results.values()] == [DeviceFailed]
+        assert errors(results)[3] == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+        assert child.calls() == [[3]] * MAX_ATTEMPTS
 
 
 def test_a_tile_that_does_not_fit_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

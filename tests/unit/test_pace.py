@@ -2,9 +2,12 @@
 
 import pytest
 
-from workers.pace import Pace, most_at_once, sizes_to_try
+from tests.conftest import sample_job
+from workers.pace import Kind, Pace, most_at_once, sizes_to_try
 
-LAYER, OTHER = ("job", "features.0"), ("job", "features.2")
+RECIPE = sample_job().recipe
+LAYER: Kind = ("vgg16", "features.0", RECIPE)
+OTHER: Kind = ("vgg16", "features.2", RECIPE)
 
 
 def rendered(pace: Pace, seconds_per_tile: dict[int, float], waiting: int = 16) -> list[int]:
@@ -53,6 +56,16 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
     # Then
     assert set(rendered(pace, {8: 2.0, 4: 1.0})) == {8, 4}
     assert pace.size(OTHER, 16) == 16
+
+
+def test_what_fits_is_not_taken_back_by_what_is_heard_later() -> None:
+    # Given
+    pace = Pace()
+    # When
+    for tiles in (4, 16):
+        pace.too_many(LAYER, tiles)
+    # Then
+    assert pace.size(LAYER, 16) == 2
 
 
 def test_even_one_tile_goes_where_nothing_fits() -> None:

@@ -4,6 +4,7 @@ The oracle is the whole network with a forward hook; the hook copies what it see
 overwrites it in place.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -72,20 +73,29 @@ def assert_sliced_equals_whole(
     pictures = torch.randn(len(chosen), 3, size_px, size_px, generator=torch.Generator().manual_seed(3))
     places = torch.arange(len(chosen))
 
-    whole = pictures.clone().requires_grad_(True)
-    with outputs_of(model, hooked) as seen:
-        model(whole)
-    wanted = post(seen[0])[places, chosen]
-    (wanted_gradient,) = torch.autograd.grad(wanted.mean(dim=(1, 2)).sum(), whole)
+    def both(
+        network: nn.Module, pictures: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Maps and gradients, sliced and whole."""
+        whole = pictures.clone().requires_grad_(True)
+        with outputs_of(network, hooked) as seen:
+            network(whole)
+        wanted = post(seen[0])[places, chosen]
+        (wanted_gradient,) = torch.autograd.grad(wanted.mean(dim=(1, 2)).sum(), whole)
+        cut = pictures.clone().requires_grad_(True)
+        got = Tap(network, trace, layer, tap).slice(chosen)(cut)
+        (got_gradient,) = torch.autograd.grad(got.mean(dim=(1, 2)).sum(), cut)
+        return got.detach(), wanted.detach(), got_gradient, wanted_gradient
 
-    cut = pictures.clone().requires_grad_(True)
-    got = Tap(model, trace, layer, tap).slice(chosen)(cut)
-    (got_gradient,) = torch.autograd.grad(got.mean(dim=(1, 2)).sum(), cut)
-
-    got, wanted = got.detach(), wanted.detach()
+    got, wanted, got_gradient, wanted_gradient = both(model, pictures)
     assert wanted.abs().max() > 0
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=float(wanted.abs().max()) * 1e-5)
-    torch.testing.assert_close(got_gradient, wanted_gradient, rtol=1e-3, atol=float(wanted_gradient.abs().max()) * 1e-4)
+    # Of two numbers that are as good as equal a max-pool may take the other one, and hand the gradient to its place:
+    # float32 shows that they are alike as a whole, and float64, in which no two are that close, number by number.
+    off, length = (float(gradient.double().norm()) for gradient in (got_gradient - wanted_gradient, wanted_gradient))
+    assert off < 0.05 * length
+    _, _, got_gradient, wanted_gradient = both(copy.deepcopy(model).double(), pictures.double())
+    torch.testing.assert_close(got_gradient, wanted_gradient, rtol=1e-7, atol=float(wanted_gradient.abs().max()) * 1e-9)
 
 
 @pytest.mark.parametrize("layer", [0, 2, 10, 28])

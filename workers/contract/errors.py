@@ -179,6 +179,10 @@ class DeviceFull(PermanentError):
     """Raised when a batch does not fit into the device's memory; another machine may have more."""
 
 
+class DeviceFailed(PermanentError):
+    """Raised when a device answers no more, as a GPU after a fault; another machine's may."""
+
+
 class RendererLost(TransientError):
     """Raised when the renderer's process died or hung."""
 
