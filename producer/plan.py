@@ -14,7 +14,7 @@ from workers.contract.errors import BadOption, UnknownLayer
 from workers.contract.filters import absent, format_filters, parse_filters
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
-from workers.contract.sight import layer_stride, seen_px
+from workers.contract.sight import layer_stride, seen_px, wider_px
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -123,17 +123,15 @@ def as_rendered(job: Job) -> list[LayerPlan]:
     """
     recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
-    plans = {plan.name: plan for plan in layers(job.model, size_px)}
-    larger: dict[str, LayerPlan] = {}
+    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.model, px)})
     rendered = []
-    for plan in (plans[layer.name] for layer in job.layers):
+    for plan in (at(size_px)[layer.name] for layer in job.layers):
         seen = plan
         if recipe.method != "notebook" and plan.output_px is not None:
-            stride = layer_stride(size_px, plan.output_px)
-            whole_px = seen_px(size_px, stride, pinned=recipe.objective == "neuron")
-            if whole_px != size_px:
-                larger = larger or {each.name: each for each in layers(job.model, whole_px)}
-                seen = larger[plan.name]
+            stride = layer_stride(size_px, plan.output_px, at(wider_px(size_px))[plan.name].output_px)
+            more = at(seen_px(size_px, stride, pinned=recipe.objective == "neuron"))[plan.name]
+            # Some networks do not take all sizes, and are shown the tile alone.
+            seen = more if more.output_px is not None else plan
         rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
     return rendered
 

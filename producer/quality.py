@@ -167,14 +167,14 @@ def _check_measurable(job: Job) -> None:
 def _check_comparable(job: Job, against: Job) -> None:
     def network(one: Job) -> tuple[object, ...]:
         drawn = one.recipe.seed if one.weights.source == "none" else None
-        return one.model, one.weights, drawn, one.recipe.tap
+        return one.model, one.weights, drawn, one.recipe.tap, one.recipe.preprocess
 
     if job.id == against.id:
         raise BadOption(f"--against {against.id} is the job itself; name one that differs in its seed or recipe")
     if network(job) != network(against):
         raise BadOption(
             f"--against {against.id} is another network's or tap's than {job.id}; compare jobs of the same model, "
-            "weights and tap (random weights change with the seed)"
+            "weights, preprocessing and tap (random weights change with the seed)"
         )
     if not {layer.name for layer in job.layers} & {layer.name for layer in against.layers}:
         raise BadOption(f"--against {against.id} has no layer in common with {job.id}")

@@ -22,6 +22,9 @@ Penalty = Callable[[torch.Tensor], torch.Tensor]
 #: Called after each step with its number, from 1, and a function that gives the pictures as they are then.
 Album = Callable[[int, Callable[[], torch.Tensor]], None]
 
+#: Keeps the gradient from being divided by nothing: the notebook's, and Keras's, which its script of 2019 takes.
+NOTEBOOK_EPSILON, OCTAVE_EPSILON = 1e-5, 1e-7
+
 #: How much a new start counts its map's standard deviation at first, in units of the map.
 _CONTRAST = 3.0
 
@@ -52,8 +55,9 @@ class Climbed:
 
 
 def notebook_ascent(
-    watch: "Watch", start: torch.Tensor, *, steps: int, step_size: float, album: Album | None = None
-) -> torch.Tensor:
+    watch: "Watch", start: torch.Tensor, *, steps: int, step_size: float, epsilon: float = NOTEBOOK_EPSILON,
+    album: Album | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Climb from ``start``, (B, C, H, W) float32 in 0..255; returns the pictures at the end.
 
     Source: F. Chollet, "Deep Learning with Python", notebook 5.4, ``generate_pattern``:
@@ -65,8 +69,8 @@ def notebook_ascent(
         (gradient,) = torch.autograd.grad(watch.loss(variable).sum(), variable)
         watch.note(gradient)
         rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        # The notebook's 1e-5 would drown the small gradients that wake a filter.
-        floor = torch.where(watch.redirected, 1e-20, 1e-5)[:, None, None, None]
+        # The notebook's would drown the small gradients that wake a filter.
+        floor = torch.where(watch.redirected, 1e-20, epsilon)[:, None, None, None]
         pictures += gradient / (rms + floor) * step_size
         if album is not None:
             album(step, pictures.detach)
@@ -140,6 +144,8 @@ class Watch:
         #: (B,) bool: climbs what it is before the activation function, in this step
         self.redirected = nobody
         self._begun = False
+        #: the gradient of what is climbed where something counts against it as well
+        self._pull: torch.Tensor | None = None
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
@@ -162,6 +168,12 @@ class Watch:
                 aid = (seen.before - seen.after).mean(dim=(1, 2))
             # Not for what is left asleep because nobody asked for its rescue.
             climbed = climbed + early * aid * (self._rescue | ~self._asleep) * ~self.redirected
+        if self._penalty is None and seen.likeness is None:
+            return climbed
+        self._pull = None
+        if climbed.requires_grad and (not self._begun or bool(self.redirected.any())):
+            # Who is in need of help is asked of what is climbed alone: a penalty has a gradient everywhere.
+            (self._pull,) = torch.autograd.grad(climbed.sum(), pictures, retain_graph=True)
         # In units of the activation, which differ by orders of magnitude from layer to layer: a weight of 1 makes a
         # penalty of 1 count as much as all of the activation.
         against = climbed.detach().abs()
@@ -173,7 +185,7 @@ class Watch:
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""
-        moves = gradient.flatten(1).abs().amax(1) > 0
+        moves = (gradient if self._pull is None else self._pull).flatten(1).abs().amax(1) > 0
         self._moved = self._moved | moves
         if self._rescue:
             self._leaking = self._leaking | (self.redirected & ~moves)

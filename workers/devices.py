@@ -1,5 +1,7 @@
 """Which devices this machine can render on. ``python -m workers.devices`` prints them, one a line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -27,6 +29,31 @@ def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> 
     if wanted != "auto":
         return wanted
     return "bf16" if _has_bf16(device) else "fp32"
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Within it, CUDA's convolutions in float32 are that, and not TF32, which torch takes by itself from Ampere on."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the error says that the device's memory does not suffice.
+
+    CUDA has one of its own for it; MPS and the CPU's allocator raise RuntimeError with these words.
+    """
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
+
+
+def has_failed(error: Exception) -> bool:
+    """Whether the error is a device's own, after which every later call of this process would fail as well."""
+    return isinstance(error, torch.AcceleratorError) and not is_full(error)
 
 
 def _has_bf16(device: torch.device) -> bool:

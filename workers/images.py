@@ -67,7 +67,10 @@ def deprocess(picture: "NDArray[np.float32]", contrast: float = NOTEBOOK_CONTRAS
 def enlarge(picture: "NDArray[np.float32]", size_px: tuple[int, int]) -> "NDArray[np.float32]":
     """The picture (H, W, C) at another height and width, with its own mean and contrast.
 
-    Source: Keras's ``conv_filter_visualization.py`` of 2019, ``process_image`` of a resized ``deprocess_image``.
+    Source: Keras's ``conv_filter_visualization.py`` of 2019, ``process_image`` of a resized ``deprocess_image``, by
+    what that says of itself: that it reverses ``deprocess_image``. (What it does is another thing. The script has its
+    picture deprocessed in place, and takes mean and contrast of what that leaves, 0.5 and 0.25; from the second octave
+    on it climbs from there.)
     """
     pixels = resize(deprocess(picture, OCTAVE_CONTRAST), size_px).astype(np.float32)
     grown: NDArray[np.float32] = (pixels / 255 - 0.5) / OCTAVE_CONTRAST * picture.std() + picture.mean()

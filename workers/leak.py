@@ -4,10 +4,12 @@ After Lucid's ``redirected_relu_grad``, which looks at the whole batch instead (
 ``misc/redirected_relu_grad.py``).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 
 class Leak(NamedTuple):
@@ -20,8 +22,26 @@ class Leak(NamedTuple):
     helpful: float = 0.0
 
 
-#: Activations that are flat where they are zero, and so hide the gradient there; and where else they are.
-_CEILINGS = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}
+class _Curve(NamedTuple):
+    """An activation function that is flat, and so hides the gradient, up to some input and maybe from another on."""
+
+    value: Callable[[torch.Tensor], torch.Tensor]
+    #: its derivative between the two
+    slope: Callable[[torch.Tensor], torch.Tensor]
+    floor: float
+    ceiling: float
+
+
+_RELU = _Curve(torch.relu, torch.ones_like, 0.0, float("inf"))
+_RELU6 = _Curve(F.relu6, torch.ones_like, 0.0, 6.0)
+# A. Howard et al., "Searching for MobileNetV3", 2019: x relu6(x + 3) / 6.
+_HARDSWISH = _Curve(F.hardswish, lambda x: torch.where(x < 3.0, x / 3.0 + 0.5, 1.0), -3.0, float("inf"))
+
+_MODULES = {nn.ReLU: _RELU, nn.ReLU6: _RELU6, nn.Hardswish: _HARDSWISH}
+_CALLS: dict[Any, _Curve] = {
+    F.relu: _RELU, F.relu_: _RELU, torch.relu: _RELU, torch.relu_: _RELU, "relu": _RELU, "relu_": _RELU,
+    F.relu6: _RELU6, F.hardswish: _HARDSWISH,
+}  # fmt: skip
 
 #: The gradient that gets through. For pictures that are stuck it only has to be there: the step is normalised. What
 #: helps passes whole through the last activation, whose channels are all that the filter sees; where many lie behind
@@ -34,30 +54,30 @@ class _Leaky(nn.Module):
 
     leak: Leak
 
-    def __init__(self, ceiling: float, helpful_leak: float) -> None:
+    def __init__(self, curve: _Curve, helpful_leak: float) -> None:
         super().__init__()
-        self._ceiling = ceiling
+        self._curve = curve
         self._helpful_leak = helpful_leak
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape."""
         helpful_leak = self._helpful_leak * self.leak.helpful
-        y: torch.Tensor = _Clamp.apply(x, self._ceiling, self.leak.stuck[:, None, None, None], helpful_leak)
+        y: torch.Tensor = _Leaked.apply(x, self._curve, self.leak.stuck[:, None, None, None], helpful_leak)
         return y
 
 
-class _Clamp(torch.autograd.Function):
+class _Leaked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, ceiling: float, stuck: torch.Tensor, helpful_leak: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, curve: _Curve, stuck: torch.Tensor, helpful_leak: float) -> torch.Tensor:
         ctx.save_for_backward(x, stuck)
-        ctx.ceiling, ctx.helpful_leak = ceiling, helpful_leak
-        return x.clamp(0.0, ceiling)
+        ctx.curve, ctx.helpful_leak = curve, helpful_leak
+        return curve.value(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         x, stuck = ctx.saved_tensors
-        asleep, saturated = x <= 0, x >= ctx.ceiling
-        passes = (~(asleep | saturated)).to(gradient.dtype)
+        asleep, saturated = x <= ctx.curve.floor, x >= ctx.curve.ceiling
+        passes = torch.where(asleep | saturated, 0.0, ctx.curve.slope(x)).to(gradient.dtype)
         if ctx.helpful_leak:
             # The gradient is that of what is climbed: what sleeps is woken where that is good, and the reverse.
             passes += ctx.helpful_leak * (asleep & (gradient > 0) | saturated & (gradient < 0))
@@ -67,17 +87,25 @@ class _Clamp(torch.autograd.Function):
 
 def leaking(trunk: fx.GraphModule) -> fx.GraphModule:
     """The same operations on the same parameters, with leaky activations."""
-    leaky = fx.GraphModule(trunk, trunk.graph)
-    flat = [
-        (node.target, ceiling)
-        for node in leaky.graph.nodes
-        if node.op == "call_module"
-        for kind, ceiling in _CEILINGS.items()
-        if isinstance(leaky.get_submodule(node.target), kind)
-    ]
-    for place, (name, ceiling) in enumerate(flat, start=1):
-        leaky.add_submodule(name, _Leaky(ceiling, _LAST_LEAK if place == len(flat) else _LEAK))
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(trunk.graph, {}))
+    leaky = fx.GraphModule(trunk, graph)
+    flat = [(node, curve) for node in graph.nodes if (curve := _curve(leaky, node)) is not None]
+    for place, (node, curve) in enumerate(flat, start=1):
+        name = f"leaky_{place}"
+        leaky.add_submodule(name, _Leaky(curve, _LAST_LEAK if place == len(flat) else _LEAK))
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.call_module(name, (node.all_input_nodes[0],)))
+        graph.erase_node(node)
+    leaky.recompile()
     return leaky
+
+
+def _curve(trunk: fx.GraphModule, node: fx.Node) -> _Curve | None:
+    if node.op == "call_module":
+        module = trunk.get_submodule(str(node.target))
+        return next((curve for kind, curve in _MODULES.items() if isinstance(module, kind)), None)
+    return _CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
 def set_leak(leaky: fx.GraphModule, leak: Leak) -> None:

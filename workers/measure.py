@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from workers import devices, images
 from workers import graph as graphs
-from workers import images
 from workers.contract.recipe import Recipe
 from workers.tap import Tap, subgraph
 
@@ -46,7 +46,8 @@ class Probe:
         parts = []
         for part in np.array_split(pictures, range(self._batch, len(pictures), self._batch)):
             batch = torch.from_numpy(part.astype(np.float32)).to(self._device).permute(0, 3, 1, 2)
-            maps = self._maps(images.to_network(batch, self._recipe.preprocess))
+            with devices.exact():
+                maps = self._maps(images.to_network(batch, self._recipe.preprocess))
             parts.append(maps.float().mean(dim=(2, 3)).cpu().numpy())
         return np.concatenate(parts)
 

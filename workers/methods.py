@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from workers import images
-from workers.ascent import Climbed, Watch, canvas_ascent, notebook_ascent
+from workers.ascent import NOTEBOOK_EPSILON, OCTAVE_EPSILON, Climbed, Watch, canvas_ascent, notebook_ascent
 from workers.canvas import CANVASES, longest_wave_px, pace
 from workers.contract.recipe import Recipe
-from workers.contract.sight import layer_stride
+from workers.contract.sight import layer_stride, seen_px, wider_px
 from workers.objectives import Objective, penalty, regularised
 from workers.streams import Stream
 from workers.tap import Tap
@@ -51,8 +51,10 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
     album = _Album(recipe, steps=len(sizes) * recipe.steps, to_pixels=to_pixels)
     for place in range(len(sizes)):
         pictures = notebook_ascent(
-            watch, pictures, steps=recipe.steps, step_size=recipe.step_size, album=album.after(place * recipe.steps)
-        )
+            watch, pictures, steps=recipe.steps, step_size=recipe.step_size,
+            epsilon=OCTAVE_EPSILON if recipe.octaves > 1 else NOTEBOOK_EPSILON,
+            album=album.after(place * recipe.steps),
+        )  # fmt: skip
         if recipe.octaves > 1:
             next_px = sizes[place + 1] if place + 1 < len(sizes) else (recipe.height_px, recipe.width_px)
             pictures = channels_first(
@@ -66,7 +68,8 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
 
 def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
     size_px = recipe.height_px, recipe.width_px
-    stride = layer_stride(size_px, tap.map_px(*size_px))
+    wider = wider_px(size_px)
+    stride = layer_stride(size_px, tap.map_px(*size_px), tap.map_px(*wider) if tap.takes(*wider) else None)
     # What did not wake gently gets all there is.
     gentle = streams[0].restart == 0
     # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
@@ -79,7 +82,10 @@ def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap:
         device=device,
     )
     pinned = recipe.objective == "neuron"
-    views = Views(streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned)
+    views = Views(
+        streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned,
+        roomy=tap.takes(*seen_px(size_px, stride, pinned=pinned)),
+    )  # fmt: skip
     with torch.no_grad():
         watch = _watch(objective, canvas.tiles(), streams, recipe, leaky=tap.grouped)
     album = _Album(recipe, steps=recipe.steps, to_pixels=_rounded)

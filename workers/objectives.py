@@ -40,9 +40,9 @@ def objective(tap: Tap, filters: list[int], recipe: Recipe, device: torch.device
     """The recipe's objective for tiles of ``filters``, each with ``recipe.diversity`` pictures next to each other."""
     own = [filter_ for filter_ in filters for _ in range(recipe.diversity)]
     if recipe.objective == "direction" and recipe.directions is not None:
-        see = _direction(tap, own, recipe.directions, device)
+        see = _direction(tap, own, recipe.directions, recipe.diversity, device)
     elif recipe.objective == "deepdream":
-        see = _deepdream(tap, device)
+        see = _deepdream(tap, recipe.diversity, device)
     elif recipe.diversity > 1:
         see = _diverse(tap, own, recipe.diversity, device)
     else:
@@ -95,28 +95,36 @@ def _filter(tap: Tap, own: list[int], device: torch.device) -> Objective:
     return see
 
 
-def _direction(tap: Tap, own: list[int], directions: Directions, device: torch.device) -> Objective:
-    """The weighted sum of the layer's maps; channels that no direction of the batch weighs are not computed."""
+def _direction(tap: Tap, own: list[int], directions: Directions, count: int, device: torch.device) -> Objective:
+    """The weighted sum of the layer's maps.
+
+    Channels that no direction of the batch weighs are not computed, unless pictures are to be unlike in them too.
+    """
     data = np.frombuffer(b64decode(directions.base64), "<f4").reshape(directions.count, directions.channels)[own]
-    used = np.flatnonzero(data.any(axis=0))
+    used = np.flatnonzero(data.any(axis=0)) if count == 1 else np.arange(directions.channels)
     whole = _channels(tap, used.tolist(), device)
     weights = torch.from_numpy(data[:, used].astype(np.float32)).to(device)  # (B, K)
 
     def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
         after, before = whole(pictures, leak)
         mix = "bkhw,bk->bhw"
-        return Seen(after=torch.einsum(mix, after, weights), before=torch.einsum(mix, before, weights))
+        return Seen(
+            after=torch.einsum(mix, after, weights),
+            before=torch.einsum(mix, before, weights),
+            likeness=_likeness(after, count),
+        )
 
     return see
 
 
-def _deepdream(tap: Tap, device: torch.device) -> Objective:
+def _deepdream(tap: Tap, count: int, device: torch.device) -> Objective:
     whole = _channels(tap, list(range(tap.channels)), device)
 
     def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
-        dream = whole(pictures, leak)[0].square().mean(dim=1)
+        maps = whole(pictures, leak)[0]
+        dream = maps.square().mean(dim=1)
         # A whole layer never sleeps; and before the activation function a square would go the wrong way too.
-        return Seen(after=dream, before=dream)
+        return Seen(after=dream, before=dream, likeness=_likeness(maps, count))
 
     return see
 
@@ -132,12 +140,14 @@ def _diverse(tap: Tap, own: list[int], count: int, device: torch.device) -> Obje
     return see
 
 
-def _likeness(maps: torch.Tensor, count: int) -> torch.Tensor:
-    """(B,) mean cosine of each picture's Gram matrix with those of the other pictures of its tile.
+def _likeness(maps: torch.Tensor, count: int) -> torch.Tensor | None:
+    """(B,) mean cosine of each picture's Gram matrix with those of the other pictures of its tile, if it has any.
 
     Source: Lucid's ``diversity``, on the maps (B, K, H', W') of the whole layer; ``count`` pictures next to each other
     are one tile's.
     """
+    if count == 1:
+        return None
     flat = maps.flatten(2)  # (B, K, H'W')
     gram = torch.nn.functional.normalize((flat @ flat.transpose(1, 2)).flatten(1), dim=1)  # (B, KK)
     tiles = gram.view(-1, count, gram.shape[1])  # (B / count, count, KK)

@@ -128,17 +128,20 @@ def _tile(made: Made, stored: list[float], place: int, recipe: Recipe, *, inert:
     pictures = climbed.pictures[mine.start : mine.stop]
     finite = math.isfinite(start) and math.isfinite(end) and bool(pictures.isfinite().all())
     statuses = {_status(made, picture, inert=inert, rescue=recipe.rescue) for picture in mine}
+    # Of several pictures one that needed help, or answers to nothing, does not speak for those that answer.
+    status = next(iter(statuses)) if len(statuses) == 1 else "rescued" if "rescued" in statuses else "live"
+    stuck = bool(climbed.stuck[mine.start : mine.stop].all())
     frames = zip(*(made.frames[picture] for picture in mine), strict=True)
     return Tile(
         filter=place,
         pixels=_side_by_side([made.pixels[picture] for picture in mine]),
         frames=tuple(_side_by_side(list(frame)) for frame in frames),
-        status=next(iter(statuses)) if len(statuses) == 1 else "rescued",
+        status=status,
         start_activation=start,
         activation=end,
         stored_activation=_mean(stored, mine),
         moved=bool(climbed.moved[mine.start : mine.stop].all()),
-        stuck=bool(climbed.stuck[mine.start : mine.stop].all()),
+        stuck=stuck or (status != "dead" and "dead" in statuses),
         error="" if finite else "the picture or its activation is not a finite number; try a smaller --step-size",
     )
 
@@ -149,7 +152,8 @@ def _status(made: Made, place: int, *, inert: bool, rescue: bool) -> Status:
     if inert or not climbed.moved[place]:
         return "dead"
     if climbed.asleep[place]:
-        return "rescued" if rescue and end != 0.0 else "dead"
+        # A view of another part of the picture may wake it too.
+        return "dead" if end == 0.0 else "rescued" if rescue else "live"
     if climbed.leaked[place]:
         return "rescued" if end != start else "dead"
     return "live"

@@ -24,7 +24,7 @@ class Tile:
     stored_activation: float
     #: the ascent moved the picture at all
     moved: bool = True
-    #: the ascent ended where nothing that the filter sees changes any more
+    #: the ascent ended where nothing that the filter sees changes any more; or so did one of the tile's pictures
     stuck: bool = False
     restarts: int = 0
     #: seconds of the batch, divided by its tiles; those of restarts are added

@@ -3,22 +3,19 @@
 A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang takes only the child. The parent knows the
 batch, starts a new child, splits the batch until the tile that did it stands alone, and gives up on that one only.
 A batch that the device's memory cannot hold is halved, and the size that fits is remembered; see pace.py.
-This module imports torch in the child alone.
 """
 
-import functools
-import logging
 import multiprocessing
-import os
 import threading
 import time
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
+from workers import child
 from workers.contract.errors import (
     DeviceFailed,
     DeviceFull,
@@ -27,15 +24,11 @@ from workers.contract.errors import (
     RendererLost,
     RenderFailed,
 )
-from workers.contract.job import Job, Weights
-from workers.contract.recipe import Recipe
-from workers.contract.tile import Precision
+from workers.contract.job import Job
 from workers.pace import Kind, Pace
 
 if TYPE_CHECKING:
     from workers.rendered import Tile
-
-log = logging.getLogger(__name__)
 
 #: How often a tile may be in the renderer when that dies or hangs. The last time it is alone, so that no other tile is
 #: given up in its place.
@@ -135,7 +128,7 @@ class Renderer:
             # The job itself stays here: the index of all of its tiles would take longer to send than some tiles take.
             job = batch.job
             network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
-            future = self._pool.schedule(_render, args=(network, job.recipe, batch.layer, list(batch.filters)))
+            future = self._pool.schedule(child.render, args=(network, job.recipe, batch.layer, list(batch.filters)))
         try:
             return self._await(future)
         except DeviceFailed:
@@ -174,110 +167,10 @@ class Renderer:
                 self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPool:
-        return ProcessPool(max_workers=1, context=_SPAWN, initializer=_begin, initargs=(self._progress,))
+        return ProcessPool(max_workers=1, context=_SPAWN, initializer=child.begin, initargs=(self._progress,))
 
 
 def _cause(code: int | None) -> str:
     if code is None:
         return "before it began"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-# What follows runs in the child.
-
-
-def _begin(progress: Any) -> None:
-    progress.value += 1  # before torch is loaded, which can take a while
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
-    from workers import tuning
-
-    def go_on(*_: object) -> None:
-        progress.value += 1
-
-    _die_with_parent()
-    tuning.tune()
-    # Every call of any part of a network is progress. For as long as this process lives, which does nothing else.
-    register_module_forward_pre_hook(go_on)
-
-
-def _die_with_parent() -> None:
-    """A renderer without its worker would hold the device for nobody."""
-
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("a renderer is always some process's child")
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-#: Model, weights, checkpoint, seed, device: what makes a network what it is.
-_Network = tuple[str, Weights, Path | None, int, str]
-
-
-def _render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) -> "list[Tile]":
-    from workers import devices
-    from workers.render import render_tapped
-
-    try:
-        device = _device(network)
-        tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
-        return render_tapped(tap, layer, filters, recipe, device)
-    except FilterfarmError:
-        raise
-    except Exception as error:
-        failure = _failure(error)
-    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
-    # task raises until the next one has ended.
-    raise failure
-
-
-def _failure(error: Exception) -> FilterfarmError:
-    """What the parent is told, as text: it has no torch to unpickle torch's exceptions with."""
-    import torch
-
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    # CUDA has an error of its own for it; MPS and the CPU's allocator raise RuntimeError with these words.
-    if isinstance(error, MemoryError) or "out of memory" in reason or "can't allocate memory" in reason:
-        return DeviceFull(reason)
-    if isinstance(error, torch.AcceleratorError):
-        # After a fault, every later call of this process would fail as well, and every tile with it.
-        log.error("the device failed: %s", reason)
-        return DeviceFailed(reason)
-    return RenderFailed(reason)
-
-
-def _device(network: _Network) -> Any:
-    import torch
-
-    from workers import devices
-
-    return torch.device(devices.available()[0] if network[4] == "auto" else network[4])
-
-
-# The child's only state, with the networks: a few taps, because layers and jobs take turns.
-@functools.lru_cache(maxsize=4)
-def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
-    from workers.tap import Tap
-
-    model, graph, kernels = _load(network)
-    return Tap(model, graph, layer, tap, precision, kernels)
-
-
-# Two, so that two jobs that take turns load once each.
-@functools.lru_cache(maxsize=2)
-def _load(network: _Network) -> tuple[Any, Any, Any]:
-    import torch
-
-    from workers import weights as loading
-    from workers.graph import trace
-    from workers.trunk import Kernels
-
-    name, weights, checkpoint, seed, _ = network
-    model = loading.load(name, weights, checkpoint, seed=seed).to(_device(network))
-    model = model.to(memory_format=torch.channels_last)
-    return model, trace(model), Kernels()

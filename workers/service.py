@@ -205,7 +205,7 @@ class Service:
             activation=tile.activation,
             stored_activation=tile.stored_activation,
             restarts=tile.restarts,
-            steps=job.recipe.steps,
+            steps=job.recipe.total_steps,
             seconds=tile.seconds,
             attempts=starts,
             device=tile.device,

@@ -4,6 +4,7 @@ Of a last layer of 512 filters a batch of 16 tiles computes 16: its weight rows 
 per-channel parameter of the batch-norm and activation behind it.
 """
 
+import contextlib
 import copy
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
+from workers import devices
 from workers import graph as graphs
 from workers.contract.tile import Precision
 from workers.leak import Leak, leaking, set_leak
@@ -22,8 +24,8 @@ class Tap(nn.Module):
 
     ``Tap(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing in it. With
     ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what it needs;
-    under ``torch.no_grad``, where values are only looked at, in float32 as ever. Taps of one network may share their
-    ``kernels``.
+    under ``torch.no_grad``, where values are only looked at, in float32 as ever (and not in TF32). Taps of one network
+    may share their ``kernels``.
     """
 
     def __init__(
@@ -92,6 +94,16 @@ class Tap(nn.Module):
             self._map_px[height, width] = int(maps.shape[1]), int(maps.shape[2])
         return self._map_px[height, width]
 
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the network takes pictures of that size as far as the layer; windows of attention do not take all."""
+        try:
+            self.map_px(height, width)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if devices.is_full(error) or devices.has_failed(error):
+                raise
+            return False
+        return True
+
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
         return SlicedTap(self, filters)
@@ -133,6 +145,10 @@ class SlicedTap:
         return functional_call(self._tap._activation, self._activation, (maps,)), before
 
     def _before(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+        with contextlib.nullcontext() if torch.is_grad_enabled() else devices.exact():
+            return self._convolved(pictures, leak)
+
+    def _convolved(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
         features = self._tap.features(pictures, leak)
         if self._inputs is not None:
             features = features[:, self._inputs]

@@ -19,7 +19,8 @@ def tune() -> None:
     Gradients of barely active filters shrink into the denormal range, where x86 computes a hundred times slower.
     Both are inherited by the threads started later. Where the C library is not glibc, the first is left out.
     On CUDA a layer's batches have one shape, step after step, so that it pays to time cuDNN's algorithms on the first.
-    (Convolutions in float32 multiply in TF32 there, where the hardware does: torch's own default.)
+    (Convolutions in float32 multiply in TF32 there, where the hardware does: torch's own default. What is recorded does
+    not, see devices.exact.)
     """
     torch.backends.cudnn.benchmark = True
     torch.set_flush_denormal(True)

@@ -23,16 +23,17 @@ _VIEWS = 2
 class Views:
     """For each picture and step a small random shift, zoom and rotation, from the picture's own generator.
 
-    ``stride`` is how many times smaller than the picture the layer's map is; ``pinned``: one place of it is looked at.
+    ``stride`` is how many times smaller than the picture the layer's map is; ``pinned``: one place of it is looked at;
+    ``roomy``: the network takes more than the tile.
     """
 
     def __init__(
         self, streams: list[Stream], *, steps: int, size_px: tuple[int, int], stride: float, device: torch.device,
-        pinned: bool = False,
+        pinned: bool = False, roomy: bool = True,
     ) -> None:  # fmt: skip
         shallow, stride = is_shallow(stride), max(1, round(stride))
         #: height and width of what is seen
-        self.view_px = seen_px(size_px, stride, pinned=pinned)
+        self.view_px = seen_px(size_px, stride, pinned=pinned) if roomy else size_px
         draws = np.stack(
             [stream.generator(_VIEWS).uniform(-1.0, 1.0, (steps, 4)) for stream in streams]
         )  # (B, steps, 4)

@@ -76,13 +76,11 @@ def targets(
             lucent = bank_ms(bank, "lucent") / bank_ms(bank, "auto")
             yield f"{model} bank against lucent, auto (here {auto})", ">= 5", f"{lucent:.2f}"
             what = f"{model} from block2 on: lowest, mean share of the peak"
-            for whose, shares in (
-                ("beside", [row.share for row in bank[2:]]), ("of all", [row.gflops / peaks["fp32"] for row in bank[2:]])
-            ):  # fmt: skip
-                yield f"{what} {whose}", ">= 0.9", f"{min(shares):.2f}, {mean(shares):.2f}"
-            if auto != "fp32":
-                shares = [row.step_gflop / row.seconds["auto"] / peaks[auto] for row in bank[2:]]
-                yield f"{what} of all in {auto}", ">= 0.9", f"{min(shares):.2f}, {mean(shares):.2f}"
+            shares = {"beside": [row.share for row in bank[2:]]}
+            for precision, best in peaks.items():
+                shares[f"of all in {precision}"] = [row.step_gflop / row.seconds[precision] / best for row in bank[2:]]
+            for whose, found in shares.items():
+                yield f"{what} {whose}", ">= 0.9", f"{min(found):.2f}, {mean(found):.2f}"
         else:
             worst = min(bank, key=lambda row: row.seconds["plain"] / row.seconds["auto"])
             slowest = worst.seconds["plain"] / worst.seconds["auto"]

@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import fx, nn
 
-from workers import devices, graph, models
+from workers import child, devices, graph, models
 from workers.contract.errors import DeviceFull
 from workers.contract.recipe import Preprocess, Recipe
 from workers.render import render
 from workers.rendered import Tile
-from workers.renderer import _failure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,4 +123,4 @@ def test_what_does_not_fit_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2 * memory, dtype=torch.uint8, device="cuda")
     # Then that is what the renderer takes for the device being full
-    assert isinstance(_failure(caught.value), DeviceFull)
+    assert isinstance(child.failure(caught.value), DeviceFull)

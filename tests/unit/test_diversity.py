@@ -1,13 +1,26 @@
 """Several pictures of one filter, kept unlike each other: against Gram matrices and cosines in NumPy."""
 
-from typing import TYPE_CHECKING
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.unit.tiny import AFTER, CPU, LAYER, assert_alike, fed, network, pictures, recipe_of, tap_of, tiles_of
+from tests.unit.tiny import (
+    AFTER,
+    CHANNELS,
+    CPU,
+    LAYER,
+    assert_alike,
+    fed,
+    network,
+    pictures,
+    recipe_of,
+    tap_of,
+    tiles_of,
+)
 from workers.contract.recipe import Recipe
 from workers.methods import make
 from workers.objectives import objective
@@ -83,6 +96,22 @@ def test_likeness_is_the_mean_cosine_of_gram_matrices(count: int) -> None:
     # And each is to excite its own tile's filter
     for picture in range(2 * count):
         np.testing.assert_allclose(found.after[picture], maps[picture, [5, 1][picture // count]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["direction", "deepdream"])
+def test_likeness_counts_for_directions_and_whole_layers_too(what: str) -> None:
+    # Given two pictures of one tile, and a direction that weighs a single channel
+    layers, seen = network(nn.ReLU(inplace=True)), pictures(2, (20, 26))
+    data = b64encode(np.eye(1, CHANNELS, dtype="<f4").tobytes()).decode()
+    directions = {"count": 1, "channels": CHANNELS, "base64": data}
+    more: dict[str, Any] = {"directions": directions} if what == "direction" else {}
+    # When
+    found = objective(tap_of(layers), [0], recipe_of(objective=what, diversity=2, **more), CPU)(seen, None)
+    # Then it is that of all channels' maps
+    maps = layers[:AFTER](fed(seen)).numpy()
+    assert found.likeness is not None
+    np.testing.assert_allclose(found.likeness, [mean_cosine(maps, 0)] * 2, rtol=1e-4)
+    assert found.likeness[0] < 0.9999
 
 
 def test_one_picture_alone_has_nothing_to_be_like() -> None:
@@ -209,4 +238,4 @@ def test_a_tile_of_live_and_rescued_pictures_is_rescued_and_one_of_dead_pictures
     assert (mixed.status, dead.status) == ("rescued", "dead")
     assert mixed.activation > mixed.start_activation
     assert mixed.restarts == 0
-    assert bare.status == "rescued"
+    assert bare.status == "live"

@@ -356,8 +356,8 @@ def shallow() -> nn.Sequential:
     ("model", "layer", "longest_px"),
     [
         (network(), "2", math.inf),
-        # The stem's map is 15 pixels wide, and so is that of the layer behind it, whose waves may have any length.
-        (shallow(), "0", longest_wave_px(32 / 15)),
+        # The stem goes by two pixels, and so does the layer behind it, whose waves may have any length.
+        (shallow(), "0", longest_wave_px(2.0)),
         (shallow(), "2", math.inf),
     ],
 )

@@ -43,7 +43,7 @@ def sizes_of(recipe: Recipe) -> list[tuple[int, int]]:
 
 def script_deprocess(picture: "NDArray[np.float32]") -> "NDArray[np.uint8]":
     x = picture - picture.mean()
-    x = x / (x.std() + 1e-5) * 0.25 + 0.5
+    x = x / (x.std() + 1e-7) * 0.25 + 0.5
     return np.trunc(np.clip(x, 0, 1) * 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
@@ -64,7 +64,7 @@ def script_picture(layers: nn.Sequential, filter_: int, recipe: Recipe) -> "NDAr
             layers[:AFTER](fed(variable))[0, filter_].mean().backward()
             assert variable.grad is not None
             gradient = variable.grad[0].permute(1, 2, 0).numpy()
-            picture = picture + recipe.step_size * gradient / (np.sqrt(np.mean(gradient**2)) + 1e-5)
+            picture = picture + recipe.step_size * gradient / (np.sqrt(np.mean(gradient**2)) + 1e-7)  # Keras's epsilon
         height, width = following
         bigger = Image.fromarray(script_deprocess(picture)).resize((width, height), Image.Resampling.BICUBIC)
         picture = script_process(np.asarray(bigger), picture)
@@ -72,9 +72,12 @@ def script_picture(layers: nn.Sequential, filter_: int, recipe: Recipe) -> "NDAr
 
 
 @pytest.mark.parametrize("size_px", [(36, 36), (30, 43), (41, 28)])
-def test_tiles_in_octaves_are_those_of_the_script(size_px: tuple[int, int]) -> None:
-    # Given
-    layers, recipe = network(), octaves_of(size_px, steps=4, step_size=2.0)
+@pytest.mark.parametrize("quiet", [1.0, 1e-4])
+def test_tiles_in_octaves_are_those_of_the_script(size_px: tuple[int, int], quiet: float) -> None:
+    # Given a network, or one whose gradients are as small as in large pictures
+    layers, recipe = network(nn.Identity()), octaves_of(size_px, steps=4, step_size=2.0)
+    for name in ("weight", "bias"):
+        getattr(layers[3], name).mul_(quiet)
     # When
     tiles = tiles_of(layers, [3, 6], recipe)
     # Then; float noise turns into a grey level on the way, once in each octave
@@ -127,6 +130,19 @@ def test_the_activation_is_of_the_picture_in_full_size_and_the_start_of_the_smal
     assert tile.start_activation == pytest.approx(float(layers[:AFTER](fed(first))[0, 3].mean()), rel=1e-4)
 
 
+def test_a_step_of_one_octave_does_not_shrink_with_the_gradient_as_the_notebooks_does() -> None:
+    # Given a network whose gradients are below the notebook's 1e-5
+    layers = network(nn.Identity())
+    for name in ("weight", "bias"):
+        getattr(layers[3], name).mul_(1e-3)
+    # When
+    (octaves,) = tiles_of(layers, [3], octaves_of((24, 24), octaves=2))
+    (notebook,) = tiles_of(layers, [3], recipe_of(height_px=24, width_px=24))
+    # Then
+    ours, theirs = (tile.activation - tile.start_activation for tile in (octaves, notebook))
+    assert ours > 100 * theirs > 0
+
+
 def test_work_counts_octaves_by_their_area() -> None:
     # Given
     recipe = octaves_of((60, 37), steps=7, diversity=2)
@@ -134,6 +150,7 @@ def test_work_counts_octaves_by_their_area() -> None:
     work = recipe.work
     # Then
     assert work == pytest.approx(sum(2 * 7 * height * width for height, width in sizes_of(recipe)) / (60 * 37))
+    assert recipe.total_steps == 21
     assert recipe_of(steps=7).work == 7
 
 

@@ -157,6 +157,7 @@ def test_no_other_size_is_read(text: str) -> None:
         ({"blur": float("inf")}, "--blur inf"),
         ({"frames": 201}, "--frames 201"),
         ({"steps": 3, "frames": 4}, "4 frames of 3 steps"),
+        ({"size": "1100", "diversity": 16, "frames": 1}, "frames of 17630 px; WebP holds 16383 at most"),
         ({"seed": -1}, "--seed -1"),
         ({"precision": "fp8"}, "--precision fp8"),
         ({"neuron": "1;2", "objective": "neuron"}, "--neuron '1;2'"),

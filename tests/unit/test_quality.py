@@ -189,12 +189,18 @@ def test_broken_tiles_are_named_and_the_others_measured(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def otherwise_fed() -> Job:
+    job = make_job()
+    return job.model_copy(update={"recipe": job.recipe.model_copy(update={"preprocess": models.HALVES})})
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (make_job(), "the job itself"),
         (make_job(seed=1), "random weights change with the seed"),
         (make_job(model="squeezenet1_0"), "same model"),
+        (otherwise_fed(), "preprocessing"),
     ],
 )
 def test_jobs_that_cannot_be_compared_are_refused(tmp_path: Path, other: Job, message: str) -> None:

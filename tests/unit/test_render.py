@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from tests.unit.test_tap import give_every_channel_its_own_norm
 from workers import graph, images, models
 from workers.contract.errors import UnknownLayer
 from workers.contract.recipe import Preprocess, Recipe
@@ -83,6 +84,42 @@ def test_a_batch_of_eight_in_vgg16_equals_eight_batches_of_one(vgg16: tuple[nn.M
     # Then
     for one, other in zip(together, alone, strict=True):
         assert_alike(one, other)
+
+
+@pytest.mark.parametrize(("method", "step_size"), [("notebook", 1.0), ("fourier", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("vgg16", "features.17"),  # behind convolutions by Winograd's algorithm
+        ("inception_v3", "Mixed_6b.branch7x7_2.conv"),
+        ("resnet18", "layer2.0.conv2"),
+        ("efficientnet_lite0", "blocks.2.0.conv_pw"),
+        ("efficientnet_lite0", "blocks.2.0.conv_dw"),  # depthwise, whose trunk leaks
+        ("resnext50_32x4d", "layer2.0.conv2"),  # grouped
+    ],
+)
+def test_a_batch_in_a_real_network_equals_batches_of_one(name: str, layer: str, method: str, step_size: float) -> None:
+    # Given a batch in which one filter comes twice
+    model = models.build(name, seed=2)
+    give_every_channel_its_own_norm(model)
+    trace, channels = graph.trace(model), int(model.get_submodule(layer).out_channels)  # type: ignore[arg-type]
+    recipe = Recipe.model_validate(
+        {"method": method, "preprocess": models.HALVES, "height_px": 80, "width_px": 80, "steps": 3, "seed": 1,
+         "step_size": step_size}
+    )  # fmt: skip
+    filters = [3, channels - 1, 0, 7, 3, 9]
+    # When
+    together = render(model, trace, layer, filters, recipe, CPU)
+    alone = [render(model, trace, layer, [filter_], recipe, CPU)[0] for filter_ in filters]
+    # Then they differ by float noise alone, of which Adam, in random networks of tiny gradients, makes a grey level or two
+    levels = 0.1 if method == "notebook" else 3.0
+    for one, other in zip(together, alone, strict=True):
+        assert (one.filter, one.status, one.restarts, one.error) == (other.filter, other.status, other.restarts, "")
+        assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
+        assert one.activation == pytest.approx(other.activation, rel=5e-3)
+        assert float(np.abs(one.pixels.astype(int) - other.pixels.astype(int)).mean()) < levels
+    # And two filters' tiles by much more
+    assert float(np.abs(together[0].pixels.astype(int) - together[1].pixels.astype(int)).mean()) > 5
 
 
 def test_the_order_of_the_filters_does_not_matter() -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.unit.climbing import climb, climb_canvas
 from workers import graph, images, models
-from workers.canvas import Canvas, fourier_canvas
+from workers.canvas import Canvas, fourier_canvas, longest_wave_px
 from workers.contract.recipe import Recipe
 from workers.leak import Leak
 from workers.objectives import Seen
@@ -222,6 +223,41 @@ def test_a_depthwise_filter_with_a_bias_whose_only_channel_sleeps_is_rescued(rec
 
 
 @both_methods
+@pytest.mark.parametrize("shift", [-0.01, 0.0, 0.01])
+@pytest.mark.parametrize("against", [{"total_variation": 0.1}, {"diversity": 2}], ids=["penalty", "diversity"])
+def test_what_counts_against_a_picture_keeps_no_sleeping_filter_from_its_rescue(
+    recipe: Recipe, shift: float, against: dict[str, object]
+) -> None:
+    # Given a filter that nothing reaches, and something that moves its picture all the same
+    model = depthwise({3: -0.6}, shift=shift)
+    # When
+    (tile,) = tiles_of(model, [3], changed(recipe, **against), layer="2")
+    # Then
+    assert tile.status == "rescued"
+    assert tile.activation > max(shift, 0)
+
+
+def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
+    # Given a filter that sleeps on the tile, and not on what lies around it
+    stream = Stream(seed=1, restart=0, layer="0", filter=3)
+    model = one_layer({3: 0.0}, inplace=False)
+    canvas = fourier_canvas([stream], size_px=(24, 24), channels=3, longest_px=longest_wave_px(1.0), device=CPU)
+    with torch.no_grad():
+        inside, around = (
+            float(model.get_submodule("0")(pictures / 127.5 - 1)[0, 3].max())
+            for pictures in (canvas.tiles(), canvas.whole())
+        )
+    assert inside < around
+    # When
+    bias = -(inside + around) / 2
+    (tile,) = tiles_of(one_layer({3: bias}), [3], changed(FOURIER, rescue=False))
+    # Then nobody helped it
+    assert tile.start_activation == 0
+    assert tile.activation > 0
+    assert (tile.status, tile.restarts) == ("live", 0)
+
+
+@both_methods
 def test_a_filter_that_a_start_image_saturates_is_not_dead(recipe: Recipe) -> None:
     # Given the largest answer there is, everywhere, and so no gradient
     model = excitable(frozen(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6())), {3: 50.0})
@@ -232,14 +268,18 @@ def test_a_filter_that_a_start_image_saturates_is_not_dead(recipe: Recipe) -> No
     assert tile.status == "live"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "efficientnet_lite0", "vgg16"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "vgg16", "inception_v3"],
+)
 def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name: str) -> None:
     # Given
     model = models.build(name, seed=2)
     trace = graph.trace(model)
     layer = list(graph.convolutions(model, trace))[-1]
     tap = Tap(model, trace, layer, "activation")
-    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    side_px = 80 if name == "inception_v3" else 32
+    pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)
     leaky = tap.features(pictures.clone(), Leak(torch.tensor([True, False])))
@@ -250,9 +290,55 @@ def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name:
     torch.testing.assert_close(none_stuck, plain, rtol=0, atol=0)
 
 
-def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels() -> None:
+class FunctionalReLU(nn.Module):
+    """As Inception v3 and GoogLeNet have it: a function, in place."""
+
+    def __init__(self, inplace: bool = True) -> None:
+        super().__init__()
+        self._inplace = inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        return F.relu(x, inplace=self._inplace)
+
+
+class MethodReLU(FunctionalReLU):
+    """A method of the tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        return x.relu_() if self._inplace else x.relu()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace: bool) -> None:
+    # Given units that sleep, stand at the edges of what is curved, lie between, and go straight
+    units = [-8.0, -3.0, -2.0, 0.0, 2.0, 3.0, 8.0]
+    model = frozen(lambda: nn.Sequential(nn.Conv2d(3, 7, 1), nn.Hardswish(inplace), nn.Conv2d(7, 7, 1, groups=7)))
+    first = model.get_submodule("0")
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
+    first.weight.data.fill_(1.0)
+    first.bias.data.copy_(torch.tensor(units))
+    tap = Tap(model, graph.trace(model), "2", "activation")
+    # When unit by unit is climbed, in a picture that is stuck and in one that is not
+    found = []
+    for unit in range(len(units)):
+        pictures = torch.zeros(2, 3, 1, 1, requires_grad=True)
+        fed = tap.features(pictures, Leak(torch.tensor([True, False])))
+        torch.testing.assert_close(fed[0].flatten(), F.hardswish(torch.tensor(units)))
+        (gradient,) = torch.autograd.grad(fed[:, unit].sum(), pictures)
+        found.append(gradient[:, 0, 0, 0])
+    # Then: of x (x + 3) / 6 it is (2 x + 3) / 6
+    wanted = [0.0, 0.0, -1 / 6, 0.5, 7 / 6, 1.0, 1.0]
+    torch.testing.assert_close(torch.stack(found)[:, 1], torch.tensor(wanted))
+    torch.testing.assert_close(torch.stack(found)[:, 0], torch.tensor([0.1, 0.1, *wanted[2:]]))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, FunctionalReLU, MethodReLU, nn.Hardswish])
+def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation: type[nn.Module]) -> None:
     # Given a trunk in which everything sleeps
-    model = depthwise(dict.fromkeys(range(8), -50.0))
+    model = depthwise(dict.fromkeys(range(8), -50.0), activation=activation)
     tap = Tap(model, graph.trace(model), "2", "activation")
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
@@ -269,6 +355,7 @@ def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels() -> None:
         # what climbs by a lower unit, and what climbs by a higher one: asleep, awake, saturated
         (nn.ReLU6, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 0.0]}),
         (nn.ReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
+        (FunctionalReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
     ],
 )
 def test_what_helps_passes_through_flat_units_and_nothing_else(

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 #: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
 MAX_SIZE_PX = 4096
 
+#: What the format of animations can hold.
+MAX_FRAME_PX = 16_383
+
 #: Smaller ones show nothing.
 MIN_SIZE_PX = 8
 
@@ -109,9 +112,16 @@ class Recipe(Frozen):
             raise ValueError(f"with {self.octaves} octaves the first picture would be smaller than {MIN_SIZE_PX} px")
         if self.octaves > 1 and self.neuron is not None:
             raise ValueError("a neuron's place needs a single octave; without a place it is the middle of every octave")
-        if self.frames > self.octaves * self.steps:
-            raise ValueError(f"{self.frames} frames of {self.octaves * self.steps} steps; there is one a step at most")
+        if self.frames > self.total_steps:
+            raise ValueError(f"{self.frames} frames of {self.total_steps} steps; there is one a step at most")
+        if self.frames and max(self.tile_px) > MAX_FRAME_PX:
+            raise ValueError(f"frames of {max(self.tile_px)} px; WebP holds {MAX_FRAME_PX} at most")
         return self
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps of a tile from its start image on."""
+        return self.octaves * self.steps
 
     @property
     def octave_px(self) -> tuple[tuple[int, int], ...]:

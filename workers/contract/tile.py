@@ -7,8 +7,8 @@ from pydantic import Field
 from workers.contract.keys import Name
 from workers.contract.recipe import Frozen
 
-#: live: the filter answered to the start image. rescued: it did not, and answers to the final one, or needed another
-#: start. dead: it answers to nothing that was tried.
+#: live: the filter answered to the start image, or by itself to a later one. rescued: it had to be helped, and answers
+#: to the final image. dead: it answers to nothing that was tried.
 Status = Literal["live", "rescued", "dead"]
 
 Precision = Literal["fp32", "bf16"]
@@ -27,6 +27,7 @@ class TileRecord(Frozen):
     activation: float
     #: the same on the stored picture itself, 8 bits and all, read back
     stored_activation: float
+    #: gradient steps from its start image on, of all octaves
     steps: int
     #: how many other start images were tried
     restarts: Annotated[int, Field(ge=0)]

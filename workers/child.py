@@ -1,0 +1,118 @@
+"""What runs in the renderer's own process. Torch is imported there alone: the parent, which imports this too, does
+without it.
+"""
+
+import functools
+import logging
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.contract.errors import DeviceFailed, DeviceFull, FilterfarmError, RenderFailed
+from workers.contract.job import Weights
+from workers.contract.recipe import Recipe
+from workers.contract.tile import Precision
+
+if TYPE_CHECKING:
+    from workers.rendered import Tile
+
+log = logging.getLogger(__name__)
+
+
+def begin(progress: Any) -> None:
+    """What the process does first; ``progress`` counts from then on what it has done."""
+    progress.value += 1  # before torch is loaded, which can take a while
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from workers import tuning
+
+    def go_on(*_: object) -> None:
+        progress.value += 1
+
+    _die_with_parent()
+    tuning.tune()
+    # Every call of any part of a network is progress. For as long as this process lives, which does nothing else.
+    register_module_forward_pre_hook(go_on)
+
+
+def _die_with_parent() -> None:
+    """A renderer without its worker would hold the device for nobody."""
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a renderer is always some process's child")
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+#: Model, weights, checkpoint, seed, device: what makes a network what it is.
+_Network = tuple[str, Weights, Path | None, int, str]
+
+
+def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) -> "list[Tile]":
+    """The tiles of one batch; raises what can go wrong with it, without torch in it."""
+    from workers import devices
+    from workers.render import render_tapped
+
+    try:
+        device = _device(network)
+        tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
+        return render_tapped(tap, layer, filters, recipe, device)
+    except FilterfarmError:
+        raise
+    except Exception as error:
+        failed = failure(error)
+    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
+    # task raises until the next one has ended.
+    raise failed
+
+
+def failure(error: Exception) -> FilterfarmError:
+    """What the parent is told of an error, as text: it has no torch to unpickle torch's exceptions with."""
+    from workers import devices
+
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if devices.is_full(error):
+        return DeviceFull(reason)
+    if devices.has_failed(error):
+        log.error("the device failed: %s", reason)
+        return DeviceFailed(reason)
+    return RenderFailed(reason)
+
+
+def _device(network: _Network) -> Any:
+    import torch
+
+    from workers import devices
+
+    return torch.device(devices.available()[0] if network[4] == "auto" else network[4])
+
+
+# The child's only state, with the networks: a few taps, because layers and jobs take turns.
+@functools.lru_cache(maxsize=4)
+def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
+    from workers.tap import Tap
+
+    model, graph, kernels = _load(network)
+    return Tap(model, graph, layer, tap, precision, kernels)
+
+
+# Two, so that two jobs that take turns load once each.
+@functools.lru_cache(maxsize=2)
+def _load(network: _Network) -> tuple[Any, Any, Any]:
+    import torch
+
+    from workers import weights as loading
+    from workers.graph import trace
+    from workers.trunk import Kernels
+
+    name, weights, checkpoint, seed, _ = network
+    model = loading.load(name, weights, checkpoint, seed=seed).to(_device(network))
+    model = model.to(memory_format=torch.channels_last)
+    return model, trace(model), Kernels()
