@@ -128,7 +128,8 @@ def spectrum_scale(size_px: tuple[int, int], longest_px: float = math.inf) -> "N
     """What each coefficient of a picture (H, W) is multiplied by, (H, W // 2 + 1) float32: 1 / frequency.
 
     That is how photographs' coefficients fall off. Frequencies are in cycles per pixel; the constant term counts as
-    the lowest frequency there is. Waves longer than ``longest_px`` are left out.
+    the lowest frequency there is, and both get a quarter of that, which holds back flat tints. Waves longer than
+    ``longest_px`` are left out.
     """
     rows = np.fft.fftfreq(size_px[0])[:, None]
     columns = np.fft.rfftfreq(size_px[1])[None, :]
