@@ -59,12 +59,25 @@ def interpreter_ms() -> dict[str, float]:
     return {"tiles": tiles, "ms": 1e3 * spent_s / tiles}
 
 
-def renderer_growth() -> dict[str, float]:
+#: Layers from the first to the last, in turn; of VGG16's some keep kernels of Winograd's algorithm.
+_MIXED = {
+    "efficientnet_lite0": (
+        "conv_stem",
+        "blocks.1.0.conv_dw",
+        "blocks.2.0.conv_pw",
+        "blocks.3.0.conv_pw",
+        "blocks.5.0.conv_pwl",
+        "conv_head",
+    ),
+    "vgg16": ("features.0", "features.5", "features.10", "features.14", "features.21", "features.28"),
+}
+
+
+def renderer_growth(model: str) -> dict[str, float]:
     """Peak resident memory of the renderer's process after 100 and 500 tiles of six layers in turn, in MB."""
-    middle = ("blocks.1.0.conv_dw", "blocks.2.0.conv_pw", "blocks.3.0.conv_pw", "blocks.5.0.conv_pwl")
-    layers = ("conv_stem", *middle, "conv_head")
+    layers = _MIXED[model]
     job = Job(
-        model="efficientnet_lite0",
+        model=model,
         weights=Weights(source="none", name="none"),
         layers=tuple(Layer(name=name, channels=32, filters="0-31") for name in layers),
         recipe=Recipe(method="notebook", preprocess=Preprocess(name="raw"), height_px=96, width_px=96, steps=3),

@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> None:
             bench.ours, filters=32 if options.quick else 96, steps=8 if options.quick else 20
         ),
         "interpreter": farm.interpreter_ms(),
-        "memory": farm.renderer_growth(),
+        "memory": {model: farm.renderer_growth(model) for model in ("efficientnet_lite0", "vgg16")},
         "evidence": bench.evidence(
             size_px=64, filters=2 if options.quick else 8, every=8 if options.quick else 1, steps=20
         ),
