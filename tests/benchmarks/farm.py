@@ -10,7 +10,7 @@ from tests.benchmarks.subjects import Subject
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from workers.contract.job import Job, Layer, Weights
 from workers.contract.recipe import Preprocess, Recipe
-from workers.pace import most_at_once
+from workers.pace import most_at_once, sizes_to_try
 from workers.renderer import Batch, Renderer
 
 #: A network that costs next to nothing at this size.
@@ -20,7 +20,8 @@ _CHEAP = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--steps
 def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, float]:
     """Seconds of one warm job through queue, worker, store and collector, and of the engine alone on its tiles."""
     layer, size_px = "features.10", 150
-    options = ("vgg16", "--weights", "none", "--layers", layer, "--method", "notebook", "--size", str(size_px))
+    options = ["vgg16", "--weights", "none", "--layers", layer]
+    options += ["--method", "notebook", "--size", str(size_px), "--steps", str(steps)]
     recipe = Recipe(
         method="notebook", preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, steps=steps
     )
@@ -37,9 +38,11 @@ def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, 
         del farm.environ["OMP_NUM_THREADS"]  # the engine alone has all cores, too
         farm.start("worker")
         farm.start("collector")
-        _finish(farm, *options, "--steps", "1", "--filters", "0-15")
-        # The same seed: another would be another network, and loading that no part of a warm job.
-        wall_s = _finish(farm, *options, "--steps", str(steps), "--filters", f"0-{filters - 1}")
+        # Other filters, so many that the worker has tried every batch size. The same seed: another would be another
+        # network, and loading that no part of a warm job.
+        tried = 2 * sum(sizes_to_try(0, "cpu"))
+        _finish(farm, *options, "--filters", f"{filters}-{filters + tried - 1}")
+        wall_s = _finish(farm, *options, "--filters", f"0-{filters - 1}")
     # Once before and once after, because the machine may change its mind: then the ratio says little.
     after_s = alone()
     ratio = 2 * wall_s / (before_s + after_s)
