@@ -65,6 +65,8 @@ class Tap(nn.Module):
         self.channels = self._conv.out_channels
         #: size of a picture -> of the layer's map
         self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
+        #: sizes of pictures that the network does not take
+        self._refused: set[tuple[int, int]] = set()
         #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
@@ -96,13 +98,14 @@ class Tap(nn.Module):
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the network takes pictures of that size as far as the layer; windows of attention do not take all."""
-        try:
-            self.map_px(height, width)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            if devices.is_full(error) or devices.has_failed(error):
-                raise
-            return False
-        return True
+        if (height, width) not in self._refused:
+            try:
+                self.map_px(height, width)
+            except (RuntimeError, AssertionError, ValueError) as error:
+                if devices.is_full(error) or devices.has_failed(error):
+                    raise
+                self._refused.add((height, width))
+        return (height, width) not in self._refused
 
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""

@@ -5,6 +5,7 @@ overwrites it in place.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -343,6 +344,51 @@ def test_nothing_behind_the_layer_runs(vgg16: tuple[nn.Module, fx.Graph]) -> Non
         Tap(model, trace, "features.5", "activation").slice(torch.tensor([0]))(pictures)
     # Then
     assert (len(runs_before), len(runs_behind)) == (1, 0)
+
+
+class Windows(nn.Module):
+    """Cuts maps into windows and puts them together again; raises where they do not fit."""
+
+    def __init__(self, side_px: int) -> None:
+        super().__init__()
+        self.side_px = side_px
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, channels, height, width = x.shape
+        windows = x.reshape(count, channels, height // self.side_px, self.side_px, width // self.side_px, self.side_px)
+        return windows.flatten(4, 5).flatten(2, 3)
+
+
+def test_what_sizes_a_network_takes_is_asked_of_it_once_each() -> None:
+    # Given a network of which the layer sees windows of 8 px, as attention has them
+    model = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 1), windows=Windows(8), last=nn.Conv2d(4, 4, 1)))
+    tap = Tap(model, graph.trace(model), "last", "conv")
+    # When / Then
+    with outputs_of(model, "first") as runs:
+        assert [tap.takes(*size) for size in [(16, 24), (16, 20), (20, 16)]] == [True, False, False]
+        assert len(runs) == 3
+        assert [tap.takes(*size) for size in [(16, 24), (16, 20), (20, 16)]] == [True, False, False]
+        assert tap.map_px(16, 24) == (16, 24)
+        assert len(runs) == 3
+        # And nobody is told a map where there is none
+        with pytest.raises(RuntimeError, match="shape"):
+            tap.map_px(16, 20)
+
+
+def test_a_device_without_memory_is_no_answer_to_what_a_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    tap = Tap(model, graph.trace(model), "1", "conv")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    # When / Then
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.Conv2d, "_conv_forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            tap.takes(16, 16)
+    assert tap.takes(16, 16)
 
 
 def test_the_number_of_filters_is_known() -> None:
