@@ -26,7 +26,7 @@ from typing import IO
 import redis
 
 from workers.contract.broker import connect
-from workers.contract.errors import FilterfarmError, ServerFailed
+from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
 from workers.contract.settings import Settings
 from workers.contract.storage import Store
 
@@ -82,10 +82,12 @@ class Farm:
         self._stack.close()
 
     def tend(self) -> None:
-        """Start again what has ended on its own; raises ServerFailed where that does not help."""
+        """Start again what has ended on its own; raises ServerFailed or DeviceLost where that does not help."""
         for name, process in list(self._running.items()):
             if process.poll() is None:
                 continue
+            if process.returncode == ExitCode.DEVICE_LOST:
+                raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
             self._restarts[name] = self._restarts.get(name, 0) + 1
             if self._restarts[name] > _MOST_RESTARTS:
                 raise ServerFailed(f"the {name} ends again and again; see {self._log_path(name)}")

@@ -21,9 +21,9 @@ from workers.supervisor import SUPERVISOR_VARIABLE
 @signals.setup_logging.connect
 def _log_plainly(**_: Any) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # One line per batch is ours; Celery's two per tile say nothing more.
-    for name in ("celery.app.trace", "celery.worker.strategy"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # One line per batch is ours; Celery's two per tile say nothing more, nor do its tracebacks of what is handed back.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
 
 
 def _leave_with(supervisor: int) -> None:

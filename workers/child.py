@@ -61,7 +61,7 @@ def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) ->
     from workers.render import render_tapped
 
     try:
-        device = _device(network)
+        device = _device(network[4])
         tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
         return render_tapped(tap, layer, filters, recipe, device)
     except FilterfarmError:
@@ -70,6 +70,19 @@ def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) ->
         failed = failure(error)
     # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
     # task raises until the next one has ended.
+    raise failed
+
+
+def check(device: str) -> None:
+    """Compute a little on the device; raises what can go wrong with that, without torch in it."""
+    from workers import devices
+
+    try:
+        devices.check(_device(device))
+    except Exception as error:
+        failed = failure(error)
+    else:
+        return
     raise failed
 
 
@@ -86,12 +99,12 @@ def failure(error: Exception) -> FilterfarmError:
     return RenderFailed(reason)
 
 
-def _device(network: _Network) -> Any:
+def _device(name: str) -> Any:
     import torch
 
     from workers import devices
 
-    return torch.device(devices.available()[0] if network[4] == "auto" else network[4])
+    return torch.device(devices.available()[0] if name == "auto" else name)
 
 
 # The child's only state, with the networks: a few taps, because layers and jobs take turns.
@@ -112,7 +125,7 @@ def _load(network: _Network) -> tuple[Any, Any, Any]:
     from workers.graph import trace
     from workers.trunk import Kernels
 
-    name, weights, checkpoint, seed, _ = network
-    model = loading.load(name, weights, checkpoint, seed=seed).to(_device(network))
+    name, weights, checkpoint, seed, device = network
+    model = loading.load(name, weights, checkpoint, seed=seed).to(_device(device))
     model = model.to(memory_format=torch.channels_last)
     return model, trace(model), Kernels()

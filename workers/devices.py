@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from workers.contract.tile import Precision
 
@@ -40,6 +41,20 @@ def exact() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32 = before
+
+
+def check(device: torch.device) -> None:
+    """Convolve something on the device, there and back; raises what torch does where that is impossible.
+
+    A GPU may be listed and yet compute nothing: it has failed, its memory is all taken, or torch is too old for it.
+    """
+    conv = nn.Conv2d(3, 4, 3, bias=False).to(device)
+    nn.init.ones_(conv.weight)
+    picture = torch.ones((1, 3, 8, 8), device=device, requires_grad=True)
+    conv(picture).sum().backward()
+    gradient = float(torch.linalg.vector_norm(picture.grad, ord=1))
+    if gradient != 4 * 6 * 6 * 27:  # each of 36 values of four maps sees 27 numbers
+        raise ArithmeticError(f"the gradient of a sum of convolutions of ones is {gradient:g}, not {4 * 6 * 6 * 27}")
 
 
 def is_full(error: Exception) -> bool:

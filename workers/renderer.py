@@ -2,16 +2,18 @@
 
 A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang takes only the child. The parent knows the
 batch, starts a new child, splits the batch until the tile that did it stands alone, and gives up on that one only.
+Where a new child cannot even compute something small, no tile has done it: the device is lost.
 A batch that the device's memory cannot hold is halved, and the size that fits is remembered; see pace.py.
 """
 
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -19,6 +21,7 @@ from workers import child
 from workers.contract.errors import (
     DeviceFailed,
     DeviceFull,
+    DeviceLost,
     Draining,
     FilterfarmError,
     RendererLost,
@@ -36,6 +39,8 @@ MAX_ATTEMPTS = 3
 
 #: How often the parent looks whether the child goes on; a hang is noticed that much later.
 _LOOK_S = 0.5
+
+Result = TypeVar("Result")
 
 #: Spawned, because neither CUDA nor OpenMP survives a fork.
 _SPAWN = multiprocessing.get_context("spawn")
@@ -71,8 +76,17 @@ class Renderer:
         self._pool = self._new_pool()
 
     def render(self, batch: Batch) -> "dict[int, Tile | FilterfarmError]":
-        """Filter -> its tile, or why it has none. Raises Draining once the renderer has been stopped."""
+        """Filter -> its tile, or why it has none. Raises DeviceLost, and Draining once the renderer was stopped."""
         return self._in_parts(batch, len(batch.filters), deaths=0)
+
+    def check(self, device: str) -> None:
+        """Raises DeviceLost where the child cannot compute on the device, and Draining as ``render`` does."""
+        try:
+            self._call(child.check, device)
+        except Draining:
+            raise
+        except FilterfarmError as error:
+            raise DeviceLost(f"{device} does not compute: {error}") from None
 
     def _in_parts(self, batch: Batch, size: int, deaths: int) -> "dict[int, Tile | FilterfarmError]":
         results: dict[int, Tile | FilterfarmError] = {}
@@ -94,6 +108,7 @@ class Renderer:
         except Draining:
             raise
         except (RendererLost, DeviceFailed) as error:
+            self.check(batch.device)
             deaths += 1
             if deaths >= MAX_ATTEMPTS:
                 given_up = RenderFailed(f"{error}, and so {MAX_ATTEMPTS} times in a row")
@@ -120,15 +135,19 @@ class Renderer:
         self._pool.join()
 
     def _once(self, batch: Batch) -> "list[Tile]":
+        # The job itself stays here: the index of all of its tiles would take longer to send than some tiles take.
+        job = batch.job
+        network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
+        return self._call(child.render, network, job.recipe, batch.layer, list(batch.filters))
+
+    def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """What the function returns in the child; raises RendererLost where that dies, Draining, and what it raises."""
         with self._lock:
             if self._stopped:
                 raise Draining("the worker is stopping")
             if not self._pool.active:  # pebble gives a pool up whose child died before it took any work
                 self._pool = self._new_pool()
-            # The job itself stays here: the index of all of its tiles would take longer to send than some tiles take.
-            job = batch.job
-            network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
-            future = self._pool.schedule(child.render, args=(network, job.recipe, batch.layer, list(batch.filters)))
+            future: Future[Result] = self._pool.schedule(function, args=arguments)
         try:
             return self._await(future)
         except DeviceFailed:
@@ -142,7 +161,7 @@ class Renderer:
             code = getattr(error, "exitcode", None)
             raise RendererLost(f"the renderer died ({_cause(code)})") from None
 
-    def _await(self, future: "Future[list[Tile]]") -> "list[Tile]":
+    def _await(self, future: "Future[Result]") -> Result:
         """The child's answer; raises RendererLost once it has not gone on for too long, and whatever it raises."""
         seen, since = self._progress.value, time.monotonic()
         while True:

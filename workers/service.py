@@ -8,11 +8,13 @@ What happens to a message:
     rendered                                              PNG stored, then noted in the ledger
     cannot be rendered                                    failure stored with its reason, then noted
     an error that may be this machine's, or a bug of ours HandBack; after the third, as one that cannot be rendered
-    storage out of reach, worker stopping                 HandBack: the queue gets it again
+    storage out of reach, device lost, worker stopping    HandBack: the queue gets it again
 """
 
 import json
 import logging
+import os
+import signal
 import threading
 import uuid
 from importlib.metadata import version
@@ -26,6 +28,7 @@ from workers.contract.broker import connect
 from workers.contract.errors import (
     STORAGE_ERRORS,
     CorruptJob,
+    DeviceLost,
     Draining,
     FilterfarmError,
     NoJob,
@@ -80,7 +83,10 @@ class HandBack(Exception):
 
 
 class Service:
-    """What one Celery process does with messages. ``handle`` is called by many threads."""
+    """What one Celery process does with messages. ``handle`` is called by many threads.
+
+    ``Service(settings, name)`` raises DeviceLost where nothing can be rendered here.
+    """
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -95,6 +101,11 @@ class Service:
         #: for the batcher, which does not wait for a Redis that is gone: a batch may begin all the same
         self._impatient = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
         self._renderer = Renderer(hang_s=settings.hang_s, sizes=sizes_to_try(settings.batch, settings.device))
+        try:
+            self._renderer.check(settings.device)  # before a message is taken that others could deal with
+        except DeviceLost:
+            self._renderer.stop()
+            raise
         self._batcher: Batcher[Tile] = Batcher(
             self._run, size=settings.batch or most_at_once(settings.device), linger_s=LINGER_S
         )
@@ -235,7 +246,12 @@ class Service:
         job = self._jobs.job(group[0])
         checkpoint = self._jobs.checkpoint(job)
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
-        tiles = self._renderer.render(batch)
+        try:
+            tiles = self._renderer.render(batch)
+        except DeviceLost as error:
+            log.error("stopping: %s", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
         seconds = sum(tile.seconds for tile in tiles.values() if not isinstance(tile, FilterfarmError))
         log.info("rendered job=%s layer=%s filters=%d seconds=%.2f", job.id, group[1], len(filters), seconds)
         return tiles

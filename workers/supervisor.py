@@ -1,11 +1,13 @@
 """``filterfarm worker``: one Celery process per device, started again when it ends on its own.
 
 A broker that is killed under load can end a Celery worker with a traceback; the messages it held are delivered
-again, so all that is needed is a new process. SIGTERM and SIGINT drain every process and end with exit code 0.
+again, so all that is needed is a new process. One that finds its device lost is not started again: where none is left,
+whoever started this knows better what to do. SIGTERM and SIGINT drain every process and end with exit code 0.
 Imports no torch: asking for the devices is a process of its own.
 """
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from workers.contract.errors import BadSettings, FilterfarmError
+from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
 from workers.pace import most_at_once
 
@@ -40,11 +42,15 @@ class _Slot:
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     pause_s: float = _FIRST_PAUSE_S
+    #: never again, where the device is lost
     due: float = field(default_factory=time.monotonic)
 
 
 def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> int:
-    """Run the workers of this machine until SIGTERM or SIGINT; returns the exit code. Raises BadSettings."""
+    """Run the workers of this machine until SIGTERM or SIGINT; returns the exit code.
+
+    Raises BadSettings, and DeviceLost once no device is left that computes.
+    """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -52,6 +58,8 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
     while not stop.is_set():
         for slot in slots:
             _tend(slot, settings, environ)
+        if all(slot.due == math.inf for slot in slots):
+            raise DeviceLost(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
         stop.wait(0.2)
     return _drain(slots, settings.drain_s)
 
@@ -74,6 +82,10 @@ def _tend(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
         slot.pause_s = _FIRST_PAUSE_S if now - slot.started > _WELL_AFTER_S else min(2 * slot.pause_s, _LONGEST_PAUSE_S)
         slot.due = now + slot.pause_s
         slot.process = None
+        if code == ExitCode.DEVICE_LOST:
+            slot.due = math.inf
+            log.error("no worker on %s any more: it does not compute", slot.device)
+            return
         log.warning("the worker on %s ended with code %d; starting another in %g s", slot.device, code, slot.pause_s)
     if now >= slot.due:
         slot.process = _start(slot.device, settings, environ)

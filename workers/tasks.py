@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 from celery import Celery, signals
@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 
 from workers.contract.broker import TASK_NAME, connect, refresh_visibility
 from workers.contract.clock import check_clock
-from workers.contract.errors import ClockWrong, ExitCode
+from workers.contract.errors import ClockWrong, DeviceLost, ExitCode, FilterfarmError
 from workers.contract.ledger import Ledger
 from workers.contract.presence import Presence
 from workers.contract.settings import Settings
@@ -132,12 +132,18 @@ def install(app: Celery, settings: Settings) -> None:
     def begin(instance: Any, **_: object) -> None:
         try:
             check_clock(connect(settings, retries=1, answer_s=3.0), settings.visibility_timeout_s)
-        except ClockWrong as error:
-            log.error("not starting: %s", error)
-            raise SystemExit(int(error.exit_code)) from error
         except redis.RedisError as error:  # Celery waits for it, and the heartbeat asks again
             log.warning("cannot ask Redis for the time: %s", error)
-        farmhands.append(Farmhand(settings, instance.hostname))
+        except ClockWrong as error:
+            refuse(error)
+        try:
+            farmhands.append(Farmhand(settings, instance.hostname))
+        except DeviceLost as error:
+            refuse(error)
+
+    def refuse(error: FilterfarmError) -> NoReturn:
+        log.error("not starting: %s", error)
+        raise SystemExit(int(error.exit_code)) from error
 
     # There is none yet where a worker is stopped before it has begun.
     def drain(**_: object) -> None:

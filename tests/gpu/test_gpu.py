@@ -75,6 +75,7 @@ def test_the_gpus_name_is_recorded(vgg16: tuple[nn.Module, fx.Graph]) -> None:
     # Then
     assert tile.device == torch.cuda.get_device_name(0) == devices.describe(torch.device("cuda"))
     assert devices.available()[0] == "cuda:0"
+    devices.check(torch.device("cuda:0"))
 
 
 def test_a_tile_from_a_batch_is_the_tile_rendered_alone(vgg16: tuple[nn.Module, fx.Graph]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import sample_job
-from tests.injection import into_renderer
-from workers.contract.errors import DeviceFailed, DeviceFull, Draining, FilterfarmError, RenderFailed
+from tests.injection import into_python, into_renderer
+from workers.contract.errors import DeviceFailed, DeviceFull, DeviceLost, Draining, FilterfarmError, RenderFailed
 from workers.contract.job import Job
 from workers.rendered import Tile
 from workers.renderer import MAX_ATTEMPTS, Batch, Renderer
@@ -240,6 +240,39 @@ def test_a_device_that_fails_always_says_so_of_each_tile(tmp_path: Path, monkeyp
         assert [type(result) for result in results.values()] == [DeviceFailed]
         assert errors(results)[3] == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
         assert child.calls() == [[3]] * MAX_ATTEMPTS
+
+
+@pytest.mark.faults  # it waits for the time limit
+def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device that keeps every call waiting, as a GPU does that has fallen off its bus
+    hang = """
+        import sys, time
+        if "--multiprocessing-fork" in sys.orig_argv:
+            import torch
+            torch.nn.Conv2d._conv_forward = lambda *_: time.sleep(600)
+    """
+    for name, value in into_python(tmp_path / "fault", textwrap.dedent(hang)).items():
+        monkeypatch.setenv(name, value)
+    renderer = Renderer(hang_s=HANG_S)
+    try:
+        # When it is looked at / Then
+        with pytest.raises(DeviceLost, match="cpu does not compute: the renderer did not go on for 30 s"):
+            renderer.check("cpu")
+    finally:
+        renderer.stop()
+
+
+def test_a_device_that_this_machine_does_not_have_is_lost() -> None:
+    # Given
+    renderer = Renderer(hang_s=HANG_S)
+    try:
+        # When / Then
+        with pytest.raises(DeviceLost, match="cuda:99 does not compute: "):
+            renderer.check("cuda:99")
+        # And one that computes is not
+        renderer.check("cpu")
+    finally:
+        renderer.stop()
 
 
 def test_a_tile_that_does_not_fit_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class ExitCode(IntEnum):
     JOB_INCOMPLETE = 53
     RENDER_FAILED = 54
     SERVER_FAILED = 60
+    DEVICE_LOST = 61
     INTERRUPTED = 130
 
 
@@ -181,6 +182,12 @@ class DeviceFull(PermanentError):
 
 class DeviceFailed(PermanentError):
     """Raised when a device answers no more, as a GPU after a fault; another machine's may."""
+
+
+class DeviceLost(TransientError):
+    """Raised when not even a new process can compute on a device; the tiles go to other machines."""
+
+    exit_code = ExitCode.DEVICE_LOST
 
 
 class RendererLost(TransientError):
