@@ -25,6 +25,13 @@ Album = Callable[[int, Callable[[], torch.Tensor]], None]
 #: Keeps the gradient from being divided by nothing: the notebook's, and Keras's, which its script of 2019 takes.
 NOTEBOOK_EPSILON, OCTAVE_EPSILON = 1e-5, 1e-7
 
+#: Adam's decay rates, for the gradient and for its square. The usual 0.9 and 0.999 remember much that is long past in
+#: an ascent of 64 steps, each with another view.
+_BETAS = 0.5, 0.95
+
+#: The share of the steps after which a picture climbs its map and nothing else.
+_HELPED = 0.75
+
 #: How much a new start counts its map's standard deviation at first, in units of the map.
 _CONTRAST = 3.0
 
@@ -85,9 +92,10 @@ def canvas_ascent(
     Source: Lucid's ``render_vis`` (C. Olah, A. Mordvintsev, L. Schubert, "Feature Visualization", Distill 2017).
     """
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
-    optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate)
+    optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate, betas=_BETAS)
     for step in range(1, steps + 1):
-        loss = watch.loss(views.of(canvas.whole(), step - 1), early=math.sqrt(1.0 - (step - 1) / steps))
+        early = math.sqrt(max(0.0, 1.0 - (step - 1) / (_HELPED * steps)))
+        loss = watch.loss(views.of(canvas.whole(), step - 1), early=early)
         (gradient,) = torch.autograd.grad(loss.sum(), canvas.coefficients)
         watch.note(gradient)
         canvas.coefficients.grad = -gradient

@@ -1,12 +1,15 @@
 """The ascent: it climbs, and every picture of a batch climbs alone."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.unit.climbing import climb, maps_of
-from workers.ascent import Watch
-from workers.objectives import Seen
+from workers.ascent import Watch, canvas_ascent
+from workers.objectives import Objective, Seen
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -133,6 +136,58 @@ def test_channels_last_pictures_stay_channels_last() -> None:
     climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
     # Then
     assert climbed.pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+class Plain:
+    """A canvas that is its own picture."""
+
+    def __init__(self, coefficients: torch.Tensor) -> None:
+        self.coefficients = coefficients.requires_grad_(True)
+
+    def whole(self) -> torch.Tensor:
+        return self.coefficients * 1.0
+
+    tiles = whole
+
+
+class Still:
+    """Views that show each step the whole canvas."""
+
+    def of(self, whole: torch.Tensor, step: int) -> torch.Tensor:
+        return whole
+
+
+class Listening(Watch):
+    """Remembers how much help there was in each step."""
+
+    def __init__(self, objective: Objective, start: torch.Tensor) -> None:
+        super().__init__(objective, start, rescue=True, anew=False, strict=False)
+        self.early: list[float] = []
+
+    def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
+        self.early.append(early)
+        return super().loss(pictures, early=early)
+
+
+def test_a_canvas_is_climbed_with_adam_that_forgets_soon_and_helped_for_three_quarters_of_the_steps() -> None:
+    # Given a hill whose slope changes its sign on the way, and is 100 times as steep in one direction
+    top, steepness = np.array([0.2, -0.1, 3.0]), np.array([1.0, 100.0, 1.0])
+    row = torch.tensor(steepness, dtype=torch.float32)[None, :, None, None]
+    summit = torch.tensor(top, dtype=torch.float32)[None, :, None, None]
+    canvas = Plain(torch.zeros(1, 3, 1, 1))
+    objective = maps_of(lambda x: -(row * (x - summit).square()).sum(1))
+    watch = Listening(objective, canvas.tiles().detach())
+    # When
+    end = canvas_ascent(watch, canvas, Still(), steps=8, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
+    # Then it is where Adam gets (D. Kingma and J. Ba, 2015, algorithm 1), with decay rates of 0.5 and 0.95
+    place, mean, square = np.zeros(3), np.zeros(3), np.zeros(3)
+    for step in range(1, 9):
+        gradient = -2 * steepness * (place - top)
+        mean, square = 0.5 * mean + 0.5 * gradient, 0.95 * square + 0.05 * gradient**2
+        place = place + 0.1 * (mean / (1 - 0.5**step)) / (np.sqrt(square / (1 - 0.95**step)) + 1e-8)
+    assert end.flatten().tolist() == pytest.approx(place.tolist(), rel=1e-5)
+    # And the help ends after six of eight steps
+    assert watch.early == pytest.approx([math.sqrt(1 - step / 6) for step in range(6)] + [0.0, 0.0])
 
 
 def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() -> None:
