@@ -29,8 +29,9 @@ NOTEBOOK_EPSILON, OCTAVE_EPSILON = 1e-5, 1e-7
 #: an ascent of 64 steps, each with another view.
 _BETAS = 0.5, 0.95
 
-#: The share of the steps after which a picture climbs its map and nothing else.
-_HELPED = 0.75
+#: The share of the steps, the last ones, in which a picture climbs its map and nothing else, and slower with each step
+#: down to so much of the rate: a step of full length leaves it beside the top, which others' tiles may then beat it to.
+_LAST, _SLOWEST = 0.25, 0.1
 
 #: How much a new start counts its map's standard deviation at first, in units of the map.
 _CONTRAST = 3.0
@@ -94,7 +95,9 @@ def canvas_ascent(
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
     optimiser = torch.optim.Adam([canvas.coefficients], lr=learning_rate, betas=_BETAS)
     for step in range(1, steps + 1):
-        early = math.sqrt(max(0.0, 1.0 - (step - 1) / (_HELPED * steps)))
+        left = 1.0 - (step - 1) / steps
+        optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, max(_SLOWEST, left / _LAST))
+        early = math.sqrt(max(0.0, (left - _LAST) / (1.0 - _LAST)))
         loss = watch.loss(views.of(canvas.whole(), step - 1), early=early)
         (gradient,) = torch.autograd.grad(loss.sum(), canvas.coefficients)
         watch.note(gradient)

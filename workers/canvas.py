@@ -121,7 +121,7 @@ def longest_wave_px(stride: float) -> float:
 
 def pace(stride: float) -> float:
     """What the learning rate is multiplied by: short waves are scaled down the most, and would take the longest."""
-    return min(3.0, max(1.0, 6.0 / stride))
+    return min(6.0, max(1.5, 12.0 / stride))
 
 
 def spectrum_scale(size_px: tuple[int, int], longest_px: float = math.inf) -> "NDArray[np.float32]":

@@ -162,7 +162,7 @@ def test_the_pace_of_shallow_layers_is_faster() -> None:
     # Given / When
     paces = [pace(stride) for stride in (1.0, 2.0, 4.0, 8.0, 32.0)]
     # Then
-    assert paces == pytest.approx([3.0, 3.0, 1.5, 1.0, 1.0])
+    assert paces == pytest.approx([6.0, 6.0, 3.0, 1.5, 1.5])
 
 
 def test_start_coefficients_are_normal_with_a_standard_deviation_of_a_hundredth() -> None:
