@@ -7,8 +7,9 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workers.contract.errors import DeviceFailed, DeviceFull, FilterfarmError, RenderFailed
 from workers.contract.job import Weights
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from workers.rendered import Tile
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def begin(progress: Any) -> None:
@@ -60,29 +63,31 @@ def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) ->
     from workers import devices
     from workers.render import render_tapped
 
-    try:
+    def work() -> "list[Tile]":
         device = _device(network[4])
         tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
         return render_tapped(tap, layer, filters, recipe, device)
-    except FilterfarmError:
-        raise
-    except Exception as error:
-        failed = failure(error)
-    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
-    # task raises until the next one has ended.
-    raise failed
+
+    return _telling(work)
 
 
 def check(device: str) -> None:
     """Compute a little on the device; raises what can go wrong with that, without torch in it."""
     from workers import devices
 
+    _telling(lambda: devices.check(_device(device)))
+
+
+def _telling(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns; what it raises is what the parent is told."""
     try:
-        devices.check(_device(device))
+        return work()
+    except FilterfarmError:
+        raise
     except Exception as error:
         failed = failure(error)
-    else:
-        return
+    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
+    # task raises until the next one has ended.
     raise failed
 
 

@@ -45,17 +45,23 @@ class Child:
 
 
 @contextmanager
+def a_renderer() -> Iterator[Renderer]:
+    renderer = Renderer(hang_s=HANG_S)
+    try:
+        yield renderer
+    finally:
+        renderer.stop()
+
+
+@contextmanager
 def a_child(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> Iterator[Child]:
     calls = folder / "calls"
     calls.touch()
     note = f"print(*filters, file=open({str(calls)!r}, 'a'), flush=True)"
     for name, value in into_renderer(folder / "fault", f"{note}\n{textwrap.dedent(fault)}").items():
         monkeypatch.setenv(name, value)
-    renderer = Renderer(hang_s=HANG_S)
-    try:
+    with a_renderer() as renderer:
         yield Child(renderer, calls)
-    finally:
-        renderer.stop()
 
 
 def errors(results: dict[int, Tile | FilterfarmError]) -> dict[int, str]:
@@ -253,26 +259,19 @@ def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pyte
     """
     for name, value in into_python(tmp_path / "fault", textwrap.dedent(hang)).items():
         monkeypatch.setenv(name, value)
-    renderer = Renderer(hang_s=HANG_S)
-    try:
-        # When it is looked at / Then
-        with pytest.raises(DeviceLost, match="cpu does not compute: the renderer did not go on for 30 s"):
-            renderer.check("cpu")
-    finally:
-        renderer.stop()
+    # When it is looked at / Then
+    reason = "cpu does not compute: the renderer did not go on for 30 s"
+    with a_renderer() as renderer, pytest.raises(DeviceLost, match=reason):
+        renderer.check("cpu")
 
 
 def test_a_device_that_this_machine_does_not_have_is_lost() -> None:
-    # Given
-    renderer = Renderer(hang_s=HANG_S)
-    try:
+    with a_renderer() as renderer:
         # When / Then
         with pytest.raises(DeviceLost, match="cuda:99 does not compute: "):
             renderer.check("cuda:99")
         # And one that computes is not
         renderer.check("cpu")
-    finally:
-        renderer.stop()
 
 
 def test_a_tile_that_does_not_fit_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
