@@ -31,6 +31,8 @@ _BETAS = 0.5, 0.95
 
 #: The share of the steps, the last ones, in which a picture climbs its map and nothing else, and slower with each step
 #: down to so much of the rate: a step of full length leaves it beside the top, which others' tiles may then beat it to.
+#: Every other one of these steps sees the tile as it will be saved: it may be better from there than it is from each of
+#: its views, but with nothing else to see it would be worse from them.
 _LAST, _SLOWEST = 0.25, 0.1
 
 #: How much a new start counts its map's standard deviation at first, in units of the map.
@@ -90,6 +92,8 @@ def canvas_ascent(
 ) -> torch.Tensor:
     """Climb over the canvas's coefficients, with Adam, each step from another view; returns the tiles at the end.
 
+    Of the last steps every other one, the very last among them, is of the tile itself.
+
     Source: Lucid's ``render_vis`` (C. Olah, A. Mordvintsev, L. Schubert, "Feature Visualization", Distill 2017).
     """
     # Adam keeps its moments per coefficient, so pictures of a batch do not meet in it.
@@ -98,7 +102,9 @@ def canvas_ascent(
         left = 1.0 - (step - 1) / steps
         optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, max(_SLOWEST, left / _LAST))
         early = math.sqrt(max(0.0, (left - _LAST) / (1.0 - _LAST)))
-        loss = watch.loss(views.of(canvas.whole(), step - 1), early=early)
+        straight = left <= _LAST and (steps - step) % 2 == 0
+        seen = canvas.tiles() if straight else views.of(canvas.whole(), step - 1)
+        loss = watch.loss(seen, early=early)
         (gradient,) = torch.autograd.grad(loss.sum(), canvas.coefficients)
         watch.note(gradient)
         canvas.coefficients.grad = -gradient

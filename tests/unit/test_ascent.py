@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.unit.climbing import climb, maps_of
 from workers.ascent import Watch, canvas_ascent
@@ -147,7 +148,15 @@ class Plain:
     def whole(self) -> torch.Tensor:
         return self.coefficients * 1.0
 
-    tiles = whole
+    def tiles(self) -> torch.Tensor:
+        return self.whole()
+
+
+class Framed(Plain):
+    """A canvas whose tile is all but its outermost pixels."""
+
+    def tiles(self) -> torch.Tensor:
+        return self.whole()[:, :, 1:-1, 1:-1]
 
 
 class Still:
@@ -158,14 +167,16 @@ class Still:
 
 
 class Listening(Watch):
-    """Remembers how much help there was in each step."""
+    """Remembers how much help there was in each step, and how wide a picture it was shown."""
 
     def __init__(self, objective: Objective, start: torch.Tensor) -> None:
         super().__init__(objective, start, rescue=True, anew=False, strict=False)
         self.early: list[float] = []
+        self.seen_px: list[int] = []
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         self.early.append(early)
+        self.seen_px.append(pictures.shape[3])
         return super().loss(pictures, early=early)
 
 
@@ -188,6 +199,19 @@ def test_a_canvas_is_climbed_with_adam_that_forgets_soon_and_without_help_and_sl
     assert end.flatten().tolist() == pytest.approx(place.tolist(), rel=1e-5)
     # And the help ends after six of eight steps
     assert watch.early == pytest.approx([math.sqrt(1 - step / 6) for step in range(6)] + [0.0, 0.0])
+
+
+def test_every_other_one_of_the_last_steps_sees_the_tile_itself() -> None:
+    # Given
+    canvas = Framed(torch.zeros(1, 3, 5, 5))
+    watch = Listening(maps_of(lambda x: x.sum(1)), canvas.tiles().detach())
+    # When
+    canvas_ascent(watch, canvas, Still(), steps=16, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
+    # Then
+    assert watch.seen_px == [5] * 12 + [5, 3, 5, 3]
+    # And the very last one pulls at nothing around the tile
+    assert canvas.coefficients.grad is not None
+    assert torch.equal(canvas.coefficients.grad[0, 0] != 0, F.pad(torch.ones(3, 3), (1, 1, 1, 1)) > 0)
 
 
 def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() -> None:
