@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 import redis
 from celery import Celery, signals
@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 
 from workers.contract.broker import TASK_NAME, connect, refresh_visibility
 from workers.contract.clock import check_clock
-from workers.contract.errors import ClockWrong, DeviceLost, ExitCode, FilterfarmError
+from workers.contract.errors import ClockWrong, DeviceLost, ExitCode
 from workers.contract.ledger import Ledger
 from workers.contract.presence import Presence
 from workers.contract.settings import Settings
@@ -118,6 +118,14 @@ def _is_silence(error: redis.RedisError) -> bool:
     )
 
 
+def _compare_clocks(settings: Settings) -> None:
+    """Raise ClockWrong as check_clock does, where Redis answers."""
+    try:
+        check_clock(connect(settings, retries=1, answer_s=3.0), settings.visibility_timeout_s)
+    except redis.RedisError as error:  # Celery waits for it, and the heartbeat asks again
+        log.warning("cannot ask Redis for the time: %s", error)
+
+
 def install(app: Celery, settings: Settings) -> None:
     """Give ``app`` the render task, and the service to run it with once a worker starts."""
     app.conf.worker_consumer = "workers.consumer:Consumer"
@@ -131,19 +139,11 @@ def install(app: Celery, settings: Settings) -> None:
 
     def begin(instance: Any, **_: object) -> None:
         try:
-            check_clock(connect(settings, retries=1, answer_s=3.0), settings.visibility_timeout_s)
-        except redis.RedisError as error:  # Celery waits for it, and the heartbeat asks again
-            log.warning("cannot ask Redis for the time: %s", error)
-        except ClockWrong as error:
-            refuse(error)
-        try:
+            _compare_clocks(settings)
             farmhands.append(Farmhand(settings, instance.hostname))
-        except DeviceLost as error:
-            refuse(error)
-
-    def refuse(error: FilterfarmError) -> NoReturn:
-        log.error("not starting: %s", error)
-        raise SystemExit(int(error.exit_code)) from error
+        except (ClockWrong, DeviceLost) as error:
+            log.error("not starting: %s", error)
+            raise SystemExit(int(error.exit_code)) from error
 
     # There is none yet where a worker is stopped before it has begun.
     def drain(**_: object) -> None:
