@@ -31,7 +31,7 @@ SEEN_EVERY_S = 2.0
 #: nowhere; the next process, which the supervisor starts, makes new ones. And what this one holds goes to others.
 MOST_SILENCE_S = 18.0
 
-#: What one heartbeat waits for an answer.
+#: What one heartbeat waits for an answer, and who asks for the time at the start.
 _ANSWER_S = 3.0
 
 
@@ -121,7 +121,7 @@ def _is_silence(error: redis.RedisError) -> bool:
 def _compare_clocks(settings: Settings) -> None:
     """Raise ClockWrong as check_clock does, where Redis answers."""
     try:
-        check_clock(connect(settings, retries=1, answer_s=3.0), settings.visibility_timeout_s)
+        check_clock(connect(settings, retries=1, answer_s=_ANSWER_S), settings.visibility_timeout_s)
     except redis.RedisError as error:  # Celery waits for it, and the heartbeat asks again
         log.warning("cannot ask Redis for the time: %s", error)
 
