@@ -1,5 +1,13 @@
 """Winograd's convolution and its gradient are those of torch's in double precision."""
 
+import ctypes
+import importlib.machinery
+import importlib.util
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,24 +18,50 @@ from workers import winograd
 MOST_ERROR = 3e-5
 
 
+#: How setuptools is told to compile, but always for a processor that has vectors of 8 numbers.
+COMPILE = ("cc", "-O3", "-march=x86-64-v3", "-fno-signed-zeros", "-fopenmp", "-shared", "-fPIC")
+
+
 def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
     """Seeded, frozen, and of a kind that suits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        conv = nn.Conv2d(128, 160, 3, padding=padding, bias=bias)
+        conv = nn.Conv2d(48, 80, 3, padding=padding, bias=bias)
     return conv.requires_grad_(False)
 
 
-# All three tiles are some size's best; 5 x 13 and 11 fill none.
-@pytest.mark.parametrize("size", [(4, 4), (6, 6), (9, 9), (16, 16), (5, 13), (11, 11), (3, 3)])
+@pytest.fixture(params=[None, 8, 16], scope="module")
+def width(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
+    """The code that was installed, and that of the same source for vectors of 8 and of 16 numbers."""
+    if request.param is None:
+        yield None
+        return
+    library = tmp_path_factory.mktemp("compiled") / "wide.so"
+    source = Path(winograd.__file__).with_name("winograd.c")
+    subprocess.run([*COMPILE, f"-DWIDTH={request.param}", "-o", str(library), str(source)], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(library))
+        )
+        winograd.compiled.cache_clear()
+        assert winograd.compiled() is not None
+        yield request.param
+    winograd.compiled.cache_clear()
+
+
+# All three tiles are some size's best; 5 x 13 and 11 fill none. Two of 100 x 70 are more than the threads' own blocks.
+@pytest.mark.parametrize("size", [(4, 4), (6, 6), (9, 9), (16, 16), (5, 13), (11, 11), (3, 3), (100, 70), (58, 90)])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("bias", [True, False])
-def test_maps_and_gradients_are_those_of_a_direct_convolution(size: tuple[int, int], padding: int, bias: bool) -> None:
+def test_maps_and_gradients_are_those_of_a_direct_convolution(
+    size: tuple[int, int], padding: int, bias: bool, width: int | None
+) -> None:
     # Given
+    assert width is None or winograd._library().panel_width() == 2 * width
     conv = convolution(padding=padding, bias=bias)
     assert winograd.suits(conv)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 128, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_(True)
+    x = torch.randn(2, 48, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_(True)
     exact = x.detach().double().requires_grad_(True)
     # When
     got = winograd.WinogradConv(conv)(x)
@@ -50,18 +84,81 @@ def test_every_tile_is_the_best_for_some_map(tile: int) -> None:
 def test_a_picture_has_the_same_map_in_any_batch() -> None:
     # Given
     conv = winograd.WinogradConv(convolution())
-    x = torch.randn(5, 128, 9, 9, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 48, 9, 9, generator=torch.Generator().manual_seed(0))
     # When
     together = conv(x)
     # Then
     for place in range(5):
-        torch.testing.assert_close(together[place : place + 1], conv(x[place : place + 1]), rtol=1e-5, atol=1e-5)
+        assert torch.equal(together[place : place + 1], conv(x[place : place + 1]))
+
+
+def test_memory_in_another_order_is_put_into_its_own() -> None:
+    # Given
+    conv = winograd.WinogradConv(convolution())
+    x = torch.randn(2, 48, 9, 7, generator=torch.Generator().manual_seed(0))
+    # When / Then
+    assert torch.equal(conv(x), conv(x.to(memory_format=torch.channels_last)))
+
+
+def test_without_compiled_code_torch_convolves_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    # Given an installation that found no compiler, and one whose code cannot be loaded
+    broken = tmp_path / "broken.so"
+    broken.write_text("no library")
+    for origin in (None, broken):
+        found = None if origin is None else importlib.machinery.ModuleSpec("name", None, origin=str(origin))
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
+            winograd.compiled.cache_clear()
+            caplog.clear()
+            # When / Then
+            assert not winograd.suits(convolution())
+            assert not winograd.suits(convolution())
+            (message,) = caplog.messages
+            assert "twice as long" in message
+    winograd.compiled.cache_clear()
+    assert winograd.suits(convolution())
+
+
+def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+        winograd.compiled.cache_clear()
+        # When / Then
+        assert not winograd.suits(convolution())
+    winograd.compiled.cache_clear()
+
+
+def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a network whose tiles' memory cannot be had: no machine has so much
+    library = ctypes.CDLL(winograd._library()._name)
+    too_many = ctypes.c_long(2**44)
+    # When
+    failed = library.convolve(*[None] * 4, *[ctypes.c_long(1)] * 3, too_many, ctypes.c_long(16), ctypes.c_long(1), 4)
+    # Then
+    assert failed == 1
+    # And
+    conv = winograd.WinogradConv(convolution())
+    x = torch.zeros(1, 48, 8, 8)
+    conv(x)
+
+    class Full:
+        panel_width = staticmethod(lambda: winograd._library().panel_width())
+        convolve = staticmethod(lambda *_: 1)
+
+    monkeypatch.setattr(winograd, "_library", lambda: Full)
+    with pytest.raises(MemoryError, match="tiles"):
+        conv(x)
 
 
 def test_what_follows_may_work_in_place() -> None:
     # Given
     conv = winograd.WinogradConv(convolution())
-    x = torch.randn(1, 128, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
     (gradient,) = torch.autograd.grad(torch.relu_(conv(x)).sum(), x)
     # Then
@@ -81,8 +178,10 @@ def test_what_follows_may_work_in_place() -> None:
         nn.Conv2d(128, 128, 3, padding="same"),
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(128, 128, 3, groups=2),
-        nn.Conv2d(64, 128, 3),
-        nn.Conv2d(128, 64, 3),
+        nn.Conv2d(16, 128, 3),
+        nn.Conv2d(72, 128, 3),
+        nn.Conv2d(128, 16, 3),
+        nn.Conv2d(128, 72, 3),
         nn.Conv2d(128, 128, 3).bfloat16(),
         nn.Conv2d(128, 128, 3, device="meta"),
     ],
