@@ -19,7 +19,7 @@ MOST_ERROR = 3e-5
 
 
 #: How setuptools is told to compile, but always for a processor that has vectors of 8 numbers.
-COMPILE = ("cc", "-O3", "-march=x86-64-v3", "-fno-signed-zeros", "-fopenmp", "-shared", "-fPIC")
+COMPILE = ("cc", "-O3", "-march=x86-64-v3", "-fno-signed-zeros", "-fopenmp", "-fPIC")
 
 
 def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -36,9 +36,11 @@ def width(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param is None:
         yield None
         return
-    library = tmp_path_factory.mktemp("compiled") / "wide.so"
+    code = tmp_path_factory.mktemp("compiled") / "wide.o"
+    library = code.with_suffix(".so")
     source = Path(winograd.__file__).with_name("winograd.c")
-    subprocess.run([*COMPILE, f"-DWIDTH={request.param}", "-o", str(library), str(source)], check=True)
+    subprocess.run([*COMPILE, f"-DWIDTH={request.param}", "-c", "-o", str(code), str(source)], check=True)
+    subprocess.run(["cc", "-shared", "-o", str(library), str(code)], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(library))
@@ -129,6 +131,16 @@ def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.Mon
         # When / Then
         assert not winograd.suits(convolution())
     winograd.compiled.cache_clear()
+
+
+def test_its_threads_are_torchs() -> None:
+    # Given
+    installed = Path(winograd._library()._name)
+    # When / Then nothing asks the loader for an OpenMP library of its own beside torch's, which may have another name
+    assert b"libgomp" not in installed.read_bytes()
+    # And there is one in this process
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    assert len({name for name in libraries if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))}) == 1
 
 
 def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batches(
