@@ -11,8 +11,8 @@ Networks have random parameters, which cost the same. GFLOP/s count what a direc
 computed with fewer multiplications (Winograd), it may come out above the "peak", which is the best of the library's
 own 3 x 3 convolutions, each over half a second: of those measured right before and after the layer, and of all in the
 run, for a shared machine may be half as fast again in one minute as in another.
-A bank is every filter of every layer, so a layer counts by its filters. Of large networks only the layers shown are
-measured, and each stands for those that follow it up to the next.
+A bank is every filter of every layer, so a layer counts by its filters. Where --quick leaves layers out, each that is
+shown stands for those up to the next. VGG16 is measured twice, the others once and for a third of the time.
 "plain" is one picture at a time in NCHW, cut at the layer, parameters frozen, the allocator as it comes; "lucent" is
 the whole network with weight gradients. Neither is Keras or Lucent itself."""
 
@@ -30,7 +30,7 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     #: tiles per batch that was best for ours
     batch: int = 0
-    #: GFLOP/s of the best single 3 x 3 convolution in fp32 right before and after
+    #: GFLOP/s of the best single 3 x 3 convolution in fp32 right before and after; 0 where it was not measured
     peak: float = 0.0
 
     @property
@@ -50,16 +50,18 @@ def bank_ms(rows: list[Row], subject: str) -> float:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A line per layer."""
-    print(
-        f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of fp32, the peak beside them, and their share of it"
-    )
-    head = f"{'layer':34}{'filters':>8}{'auto':>9}{'fp32':>9}{'plain':>9}{'lucent':>9}{'batch':>6}"
-    print(f"{head}{'GFLOP/s':>9}{'peak':>6}{'share':>6}")
+    """A line per layer; Lucent's way and the peak where they were measured."""
+    closely = rows[0].peak > 0
+    subjects = ["auto", "fp32", "plain", *(["lucent"] if closely else [])]
+    what = ", the peak beside them, and their share of it" if closely else ""
+    print(f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of fp32{what}")
+    head = f"{'layer':34}{'filters':>8}" + "".join(f"{name:>9}" for name in subjects)
+    print(f"{head}{'batch':>6}{'GFLOP/s':>9}" + (f"{'peak':>6}{'share':>6}" if closely else ""))
     for row in rows:
-        times = "".join(f"{1e3 * row.seconds[name]:9.1f}" for name in ("auto", "fp32", "plain", "lucent"))
-        print(f"{row.layer:34}{row.filters:8}{times}{row.batch:6}{row.gflops:9.0f}{row.peak:6.0f}{row.share:6.2f}")
-    times = "".join(f"{bank_ms(rows, name):9.1f}" for name in ("auto", "fp32", "plain", "lucent"))
+        times = "".join(f"{1e3 * row.seconds[name]:9.1f}" for name in subjects)
+        share = f"{row.peak:6.0f}{row.share:6.2f}" if closely else ""
+        print(f"{row.layer:34}{row.filters:8}{times}{row.batch:6}{row.gflops:9.0f}{share}")
+    times = "".join(f"{bank_ms(rows, name):9.1f}" for name in subjects)
     print(f"{'bank':34}{sum(row.filters for row in rows):8}{times}")
 
 
