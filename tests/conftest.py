@@ -180,4 +180,4 @@ def finish_tiles(job: Job, numbers: set[int], store: Store, ledger: Ledger) -> N
     for number in sorted(numbers):
         layer, filter_ = job.tiles[number]
         store.put(keys.tile(job.id, layer, filter_), sample_tile(job, layer, filter_), "image/png")
-        ledger.mark_done(job.id, number)
+        ledger.end_claim(job.id, number, "token", stored=True)

@@ -17,7 +17,6 @@ import os
 import signal
 import threading
 import uuid
-from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
 import redis
@@ -39,11 +38,11 @@ from workers.contract.job import Job, Task, decode
 from workers.contract.ledger import Ledger
 from workers.contract.presence import Presence
 from workers.contract.settings import Settings
-from workers.contract.tile import FailureRecord, TileRecord
+from workers.contract.tile import FailureRecord
 from workers.jobs import Jobs
+from workers.objects import objects
 from workers.pace import most_at_once, sizes_to_try
 from workers.patience import PatientStore
-from workers.png import encode_frames, encode_tile
 from workers.renderer import Batch, Renderer
 
 if TYPE_CHECKING:
@@ -70,8 +69,6 @@ CLAIM_SHARE = 0.7
 
 #: What a batch that is about to begin waits for an answer from Redis.
 _ANSWER_S = 1.0
-
-_VERSION_NAMES = ("torch", "torchvision", "numpy", "pillow")
 
 
 class _Cancelled(FilterfarmError):
@@ -110,7 +107,6 @@ class Service:
             self._run, size=settings.batch or most_at_once(settings.device), linger_s=LINGER_S
         )
         self._jobs = Jobs(self._store, settings.cache_dir)
-        self._versions = {name: version(name) for name in ("filterfarm", *_VERSION_NAMES)}
 
     def handle(self, body: object) -> None:
         """Deal with one message; returns when it may be acknowledged. Raises HandBack when it may not."""
@@ -129,11 +125,12 @@ class Service:
         if not starts:
             return
         self._claims.add((job.id, number))
+        stored = False
         try:
-            self._attempt(task, job, number, starts)
+            stored = self._attempt(task, job, number, starts)
         finally:
             self._claims.discard((job.id, number))
-            self.ledger.end_claim(job.id, number, token)
+            self.ledger.end_claim(job.id, number, token, stored=stored)
 
     def keep(self, ledger: Ledger) -> None:
         """Called every few seconds: keep what this process has claimed."""
@@ -155,11 +152,13 @@ class Service:
             raise CorruptJob(f"job {task.job} has no filter {task.filter} of layer {task.layer!r}")
         return task, job
 
-    def _attempt(self, task: Task, job: Job, number: int, starts: int) -> None:
+    def _attempt(self, task: Task, job: Job, number: int, starts: int) -> bool:
+        """Whether the tile is stored now."""
         try:
-            self._make(task, job, number, starts)
+            return self._make(task, job, number, starts)
         except _Cancelled:
             self.ledger.abandon(job.id, number)
+            return False
         except Draining as error:
             self.ledger.abandon(job.id, number)
             raise HandBack from error
@@ -167,15 +166,14 @@ class Service:
             self.ledger.abandon(job.id, number)
             self._hand_back(error)
 
-    def _make(self, task: Task, job: Job, number: int, starts: int) -> None:
+    def _make(self, task: Task, job: Job, number: int, starts: int) -> bool:
         key = keys.tile(job.id, task.layer, task.filter)
         if starts > 1 and self._store.exists(key):  # its worker died between storing and noting it
-            self.ledger.mark_done(job.id, number)
-            return
+            return True
         try:
             if starts > MAX_STARTS:
                 raise RenderFailed(f"{MAX_STARTS} workers ended while they rendered it")
-            objects = self._render(task, job, starts)
+            made = self._render(task, job, starts)
         except RenderFailed as error:
             self._give_up(task, job, number, starts, str(error))
         except (TransientError, *STORAGE_ERRORS, _Cancelled, redis.RedisError):
@@ -189,9 +187,10 @@ class Service:
                 self._hand_back(error)
             self._give_up(task, job, number, starts, reason)
         else:
-            for name, body, content_type in objects:
+            for name, body, content_type in made:
                 self._store.put(name, body, content_type)
-            self.ledger.mark_done(job.id, number)
+            return True
+        return False
 
     def _render(self, task: Task, job: Job, starts: int) -> list[tuple[str, bytes, str]]:
         """What is to be stored: key, body and content type. The tile is last, because one that is stored is done."""
@@ -199,30 +198,7 @@ class Service:
         tile = self._batcher.submit((job.id, task.layer), task.filter).result()
         if tile.error:
             raise RenderFailed(tile.error)
-        png = encode_tile(tile.pixels, self._record(task, job, tile, starts))
-        objects = [(keys.tile(job.id, task.layer, task.filter), png, "image/png")]
-        if tile.frames:
-            objects.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
-        return objects
-
-    def _record(self, task: Task, job: Job, tile: "Tile", starts: int) -> TileRecord:
-        return TileRecord(
-            job=job.id,
-            layer=task.layer,
-            filter=task.filter,
-            seed=job.recipe.seed,
-            status=tile.status,
-            start_activation=tile.start_activation,
-            activation=tile.activation,
-            stored_activation=tile.stored_activation,
-            restarts=tile.restarts,
-            steps=job.recipe.total_steps,
-            seconds=tile.seconds,
-            attempts=starts,
-            device=tile.device,
-            precision=tile.precision,
-            versions=self._versions,
-        )
+        return objects(job, task, tile, starts)
 
     def _give_up(self, task: Task, job: Job, number: int, starts: int, reason: str) -> None:
         log.error("failed job=%s layer=%s filter=%d: %s", job.id, task.layer, task.filter, reason)

@@ -17,7 +17,7 @@ OTHER = sample_job(seed=1)
 def begin(ledger: Ledger, job_id: str, number: int) -> int:
     """A beginning that has no end, though nobody has the tile any more."""
     starts = ledger.claim(job_id, number, "begins", 60.0)
-    ledger.end_claim(job_id, number, "begins")
+    ledger.end_claim(job_id, number, "begins", stored=False)
     return starts
 
 
@@ -87,7 +87,7 @@ def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> Non
     # Given tiles whose bits are the first, the last and the middle of a byte, and far apart, marked twice
     numbers = {0, 7, 8, 12, 63, 17_215}
     for number in [*numbers, *numbers]:
-        ledger.mark_done(JOB.id, number)
+        ledger.end_claim(JOB.id, number, "token", stored=True)
     # When the ledger is asked
     # Then it knows those and no others
     assert ledger.done(JOB.id) == numbers
@@ -99,7 +99,7 @@ def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> Non
 def test_bits_stand_in_the_order_that_redis_itself_counts_them(ledger: Ledger, redis_client: "redis.Redis") -> None:
     # Given two done tiles
     for number in (3, 17):
-        ledger.mark_done(JOB.id, number)
+        ledger.end_claim(JOB.id, number, "token", stored=True)
     key = keys.redis(JOB.id, "done")
     # When Redis looks for the first set bit, from the start and further on
     # Then it finds the same
@@ -124,7 +124,7 @@ def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
     ledger.count_attempt(JOB.id, 3)
     ledger.mark_failed(JOB.id, 3, "why")
     # When it is done after all
-    ledger.mark_done(JOB.id, 3)
+    ledger.end_claim(JOB.id, 3, "token", stored=True)
     # Then nothing of the failure is left
     assert ledger.failed(JOB.id) == {}
     assert not ledger.client.exists(keys.redis(JOB.id, "starts"))
@@ -170,7 +170,7 @@ def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis
     assert ledger.claim(JOB.id, 1, "token", 60.0)
     redis_client.script_flush()
     # When they are used
-    ledger.end_claim(JOB.id, 1, "token")
+    ledger.end_claim(JOB.id, 1, "token", stored=False)
     redis_client.script_flush()
     # Then they work
     assert ledger.claim(JOB.id, 1, "other", 60.0) == 2
@@ -186,7 +186,7 @@ def test_attempts_are_counted_for_each_tile(ledger: Ledger) -> None:
 def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
     # Given a done tile, a failed one, and one more of each
     for number in (1, 2):
-        ledger.mark_done(JOB.id, number)
+        ledger.end_claim(JOB.id, number, "token", stored=True)
     for number in (3, 4):
         ledger.mark_failed(JOB.id, number, "why")
         ledger.count_attempt(JOB.id, number)
@@ -203,7 +203,7 @@ def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
 
 def test_reopening_nothing_changes_nothing(ledger: Ledger) -> None:
     # Given a done tile
-    ledger.mark_done(JOB.id, 1)
+    ledger.end_claim(JOB.id, 1, "token", stored=True)
     before = contents(ledger)
     # When nothing is reopened
     ledger.reopen(JOB.id, set())
@@ -223,7 +223,7 @@ def test_a_tile_that_is_enqueued_again_twice_counts_once(ledger: Ledger) -> None
 
 def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> None:
     # Given a ledger that says something else
-    ledger.mark_done(JOB.id, 9)
+    ledger.end_claim(JOB.id, 9, "token", stored=True)
     ledger.mark_failed(JOB.id, 10, "old")
     begin(ledger, JOB.id, 11)
     ledger.count_attempt(JOB.id, 11)
@@ -256,9 +256,9 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     assert ledger.claim(JOB.id, 3, "second", 60.0) == 0
     assert ledger.claim(JOB.id, 4, "second", 60.0)
     # And who has no claim cannot end it, and who has can
-    ledger.end_claim(JOB.id, 3, "second")
+    ledger.end_claim(JOB.id, 3, "second", stored=False)
     assert not ledger.claim(JOB.id, 3, "third", 60.0)
-    ledger.end_claim(JOB.id, 3, "first")
+    ledger.end_claim(JOB.id, 3, "first", stored=False)
     # And one that is not kept ends by itself, and one that is kept does not
     assert ledger.claim(JOB.id, 3, "fourth", 0.3)
     ledger.keep_claims([(JOB.id, 4)], 0.6)
@@ -269,9 +269,19 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     assert ledger.claim(JOB.id, 9, "sixth", 60.0)
 
 
+def test_a_tile_that_is_stored_is_done_whoever_has_the_claim(ledger: Ledger) -> None:
+    # Given a tile that somebody else has claimed since
+    ledger.claim(JOB.id, 3, "second", 60.0)
+    # When the first, who had lost it, has stored it all the same
+    ledger.end_claim(JOB.id, 3, "first", stored=True)
+    # Then it is done, and the claim is the other's still
+    assert ledger.done(JOB.id) == {3}
+    assert ledger.client.get(keys.claim(JOB.id, 3)) == b"second"
+
+
 def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
     # Given a stored tile, a failed one, and a cancelled job
-    ledger.mark_done(JOB.id, 1)
+    ledger.end_claim(JOB.id, 1, "token", stored=True)
     ledger.mark_failed(JOB.id, 2, "why")
     ledger.cancel(OTHER.id)
     # When they are asked for

@@ -35,12 +35,18 @@ end
 return 0
 """
 
-#: Key: the claim. Argument: token.
+#: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 where it is stored.
 _END_CLAIM = """
-if redis.call("GET", KEYS[1]) == ARGV[1] then
-  return redis.call("DEL", KEYS[1])
+local number = ARGV[2]
+if ARGV[3] == "1" then
+  redis.call("SETBIT", KEYS[2], number, 1)
+  for place = 3, 5 do
+    redis.call("HDEL", KEYS[place], number)
+  end
 end
-return 0
+if redis.call("GET", KEYS[1]) == ARGV[1] then
+  redis.call("DEL", KEYS[1])
+end
 """
 
 
@@ -125,9 +131,10 @@ class Ledger:
             pipe.pexpire(keys.claim(job_id, number), int(1000 * seconds))
         pipe.execute()
 
-    def end_claim(self, job_id: str, number: int, token: str) -> None:
-        """Let others have the tile, where ``token`` still has it."""
-        self._end_claim([keys.claim(job_id, number)], [token])
+    def end_claim(self, job_id: str, number: int, token: str, *, stored: bool) -> None:
+        """Let others have the tile, where ``token`` still has it; and note that it is stored, if it is."""
+        fields = (keys.redis(job_id, name) for name in ("done", "failed", "starts", "attempts"))
+        self._end_claim([keys.claim(job_id, number), *fields], [token, number, int(stored)])
 
     def abandon(self, job_id: str, number: int) -> None:
         """Note that work on a tile was handed back: a preemption is no attempt."""
