@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(method="fourier", preprocess=models.HALVES, height_px=32, width_px=32, steps=6, step_size=0.05, seed=1)
+RECIPE = Recipe(
+    method="fourier",
+    preprocess=models.HALVES,
+    height_px=32,
+    width_px=32,
+    steps=6,
+    step_size=0.05,
+    seed=1,
+    precision="fp32",
+)
 
 
 def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0) -> Stream:
@@ -307,9 +316,18 @@ def test_a_tile_in_a_batch_of_four_is_the_tile_alone() -> None:
         assert (one.filter, one.status, one.restarts, one.error) == (other.filter, other.status, other.restarts, "")
         assert one.activation == pytest.approx(other.activation, rel=1e-4)
         assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
-        difference = np.abs(one.pixels.astype(int) - other.pixels.astype(int))
-        assert difference.max() <= 1
-        assert (difference > 0).mean() <= 0.01
+        # Adam takes what noise there is in a gradient of nothing for a gradient.
+        assert np.abs(one.pixels.astype(int) - other.pixels.astype(int)).mean() < 0.1
+
+
+def test_who_else_is_in_a_batch_makes_no_difference_at_all() -> None:
+    # Given
+    model = network()
+    # When the middle one of each batch is the same
+    one, other = (tiles_of(model, filters)[1] for filters in ([0, 3, 6], [2, 3, 5]))
+    # Then
+    assert np.array_equal(one.pixels, other.pixels)
+    assert one.activation == other.activation
 
 
 @pytest.mark.parametrize("layer", ["0", "2", "4"])

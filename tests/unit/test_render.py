@@ -14,7 +14,7 @@ from workers.rendered import Tile
 from workers.streams import Stream
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(preprocess=Preprocess(name="raw"), height_px=32, width_px=32, steps=4, seed=1)
+RECIPE = Recipe(preprocess=Preprocess(name="raw"), height_px=32, width_px=32, steps=4, seed=1, precision="fp32")
 
 
 def network(*, dead: int | None = None, broken: int | None = None, normed: bool = False) -> nn.Sequential:

@@ -22,10 +22,24 @@ from workers.views import Views
 
 CPU = torch.device("cpu")
 NOTEBOOK = Recipe(
-    method="notebook", preprocess=models.HALVES, height_px=24, width_px=24, steps=16, step_size=8.0, seed=1
+    method="notebook",
+    preprocess=models.HALVES,
+    height_px=24,
+    width_px=24,
+    steps=16,
+    step_size=8.0,
+    seed=1,
+    precision="fp32",
 )
 FOURIER = Recipe(
-    method="fourier", preprocess=models.HALVES, height_px=24, width_px=24, steps=24, step_size=0.33, seed=1
+    method="fourier",
+    preprocess=models.HALVES,
+    height_px=24,
+    width_px=24,
+    steps=24,
+    step_size=0.33,
+    seed=1,
+    precision="fp32",
 )
 
 both_methods = pytest.mark.parametrize("recipe", [NOTEBOOK, FOURIER], ids=["notebook", "fourier"])
@@ -278,7 +292,7 @@ def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name:
     trace = graph.trace(model)
     layer = list(graph.convolutions(model, trace))[-1]
     tap = Tap(model, trace, layer, "activation")
-    side_px = 80 if name == "inception_v3" else 32
+    side_px = 112 if name == "inception_v3" else 32  # on maps of one pixel, whose memory has no order, it may be noise
     pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)

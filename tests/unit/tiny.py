@@ -43,8 +43,15 @@ def network(activation: nn.Module | None = None, *, dtype: torch.dtype = torch.f
 
 
 def recipe_of(method: str = "notebook", **changes: Any) -> Recipe:
-    """A short recipe of small pictures that the network is fed as -1..1."""
-    few = {"steps": 6, "step_size": 1.0 if method == "notebook" else 0.025, "height_px": 20, "width_px": 20, "seed": 3}
+    """A short recipe of small pictures that the network is fed as -1..1, in fp32 whatever the machine."""
+    few = {
+        "steps": 6,
+        "precision": "fp32",
+        "step_size": 1.0 if method == "notebook" else 0.025,
+        "height_px": 20,
+        "width_px": 20,
+        "seed": 3,
+    }
     return Recipe.model_validate({"method": method, "preprocess": models.HALVES, **few, **changes})
 
 
