@@ -74,8 +74,9 @@ def has_failed(error: Exception) -> bool:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
-    # AVX-512 has it in two extensions; elsewhere torch emulates it, many times slower than fp32.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    # The matrix unit alone. AVX-512's bf16 is no faster than its fp32 on the processors that have both, and with fewer
+    # multiplications for that (see workers.convolutions) three times as slow; elsewhere torch emulates it.
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ def leaking(trunk: fx.GraphModule) -> fx.GraphModule:
     return leaky
 
 
+def ceiling_of_relu(trunk: fx.GraphModule, node: fx.Node) -> float | None:
+    """What a node that is a ReLU cuts off above, infinity where nothing is; None if it is none."""
+    curve = _curve(trunk, node)
+    return curve.ceiling if curve in (_RELU, _RELU6) else None
+
+
 def _curve(trunk: fx.GraphModule, node: fx.Node) -> _Curve | None:
     if node.op == "call_module":
         module = trunk.get_submodule(str(node.target))

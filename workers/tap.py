@@ -48,10 +48,11 @@ class Tap(nn.Module):
             for node in trunk.graph.nodes
             if node.op == "call_module"
         )
-        kernels = kernels or Kernels()
-        self._trunk = kernels.quicken(trunk, "fp32")
+        self._kernels = kernels or Kernels()
+        self._slow_trunk = trunk
+        self._trunk = self._kernels.quicken(trunk, "fp32")
         self.precision = precision
-        self._half = kernels.quicken(trunk, "bf16") if precision == "bf16" else None
+        self._half = self._kernels.quicken(trunk, "bf16") if precision == "bf16" else None
         self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
@@ -76,13 +77,14 @@ class Tap(nn.Module):
         A filter may see nothing but channels that sleep, as a depthwise one does, which sees one: then nothing at all
         reaches the picture unless the network leaks. The values are the same either way.
         """
-        trunk = self._trunk
-        if self._half is not None and torch.is_grad_enabled():
-            trunk, pictures = self._half, pictures.to(torch.bfloat16)
-        if leak is None or not torch.is_grad_enabled():
-            return trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
+        if not torch.is_grad_enabled():
+            return self._trunk(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
+        if self.precision == "bf16":
+            pictures = pictures.to(torch.bfloat16)
+        if leak is None:
+            return (self._half or self._trunk)(pictures)  # type: ignore[no-any-return]
         if self._leaky is None:
-            self._leaky = leaking(trunk)
+            self._leaky = leaking(self._kernels.quicken(self._slow_trunk, self.precision, relus=False))
         set_leak(self._leaky, leak)
         return self._leaky(pictures)  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """What lies before a layer, in the form that runs fastest; float noise apart it computes what the network does.
 
-A batch-norm that follows a convolution is multiplied into its weights, and 3 x 3 convolutions on a CPU become
-Winograd's. All taps of a network share what is made for that.
+A batch-norm that follows a convolution is multiplied into its weights, and on a CPU many convolutions, with the ReLUs
+behind them, become compiled code of our own. All taps of a network share what is made for that.
 """
 
 import copy
@@ -15,8 +15,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from workers import graph as graphs
-from workers import winograd
 from workers.contract.tile import Precision
+from workers.convolutions import amx, pool, winograd
+from workers.convolutions.frozen import FrozenConv
+from workers.leak import ceiling_of_relu
 
 
 class Kernels:
@@ -25,8 +27,11 @@ class Kernels:
     def __init__(self) -> None:
         self._made: dict[tuple[str, bool, Precision], nn.Module] = {}
 
-    def quicken(self, trunk: fx.GraphModule, precision: Precision) -> fx.GraphModule:
-        """The same operations on float32, or all in bfloat16; changes nothing in ``trunk``."""
+    def quicken(self, trunk: fx.GraphModule, precision: Precision, *, relus: bool = True) -> fx.GraphModule:
+        """The same operations on float32, or all in bfloat16; changes nothing in ``trunk``.
+
+        Without ``relus``, every activation function remains an operation of its own.
+        """
         graph = fx.Graph()
         graph.output(graph.graph_copy(trunk.graph, {}))
         fast = fx.GraphModule(trunk, graph)
@@ -37,16 +42,33 @@ class Kernels:
                 continue
             conv = fast.get_submodule(node.target)
             if isinstance(conv, _ConvNd) and not conv.transposed:
-                norm = _norm_behind(fast, node)
-                fast.add_submodule(node.target, self._fastest(node.target, conv, fast, norm, precision))
-                if norm is not None:
-                    norm.replace_all_uses_with(node)
-                    graph.erase_node(norm)
+                norm = _reader(node)
+                norm = norm if norm is not None and graphs.is_norm(fast, norm) else None
+                made = self._fastest(node.target, conv, fast, norm, precision)
+                _take_over(graph, node, norm)
+                relu = _reader(node)
+                ceiling = ceiling_of_relu(fast, relu) if relus and relu is not None else None
+                if isinstance(made, FrozenConv) and ceiling is not None:
+                    made = made.with_relu(ceiling)
+                    _take_over(graph, node, relu)
+                pooling = _reader(node)
+                if isinstance(made, amx.AmxConv) and (fitting := _tiling_pool(fast, pooling)):
+                    made = made.with_pool(fitting)
+                    _take_over(graph, node, pooling)
+                fast.add_submodule(node.target, made)
+        if precision == "bf16":
+            for node in graph.nodes:
+                module = _module(fast, node)
+                if pool.suits(module):
+                    fast.add_submodule(node.target, pool.FastMaxPool(module))
         for node in reversed(list(graph.nodes)):  # the parameters of functional norms
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
         fast.recompile()
-        return fast if precision == "fp32" else copy.deepcopy(fast).to(torch.bfloat16)
+        if precision == "fp32":
+            return fast
+        shared = {id(module): module for module in self._made.values()}
+        return copy.deepcopy(fast, shared).to(torch.bfloat16)
 
     def _fastest(
         self, name: str, conv: _ConvNd, trunk: fx.GraphModule, norm: fx.Node | None, precision: Precision
@@ -54,14 +76,43 @@ class Kernels:
         key = name, norm is not None, precision
         if key not in self._made:
             made = conv if norm is None else _folded(conv, *_statistics(trunk, norm))
-            self._made[key] = winograd.WinogradConv(made) if precision == "fp32" and winograd.suits(made) else made
+            self._made[key] = _in_half(made) if precision == "bf16" else _whole(made)
         return self._made[key]
 
 
-def _norm_behind(trunk: fx.GraphModule, conv: fx.Node) -> fx.Node | None:
-    """The batch-norm that alone reads a convolution's output."""
-    readers = list(conv.users)
-    return readers[0] if len(readers) == 1 and graphs.is_norm(trunk, readers[0]) else None
+def _module(trunk: fx.GraphModule, node: fx.Node) -> nn.Module:
+    """What a node calls, where that is a module."""
+    return trunk.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+
+
+def _tiling_pool(trunk: fx.GraphModule, node: fx.Node | None) -> pool.FastMaxPool | None:
+    """The max pooling that a node is, if its windows do not meet."""
+    module = nn.Identity() if node is None else _module(trunk, node)
+    fast = pool.FastMaxPool(module) if pool.suits(module) else None
+    return fast if fast is not None and fast.tiles else None
+
+
+def _whole(conv: _ConvNd) -> nn.Module:
+    return winograd.WinogradConv(conv) if winograd.suits(conv) else conv
+
+
+def _in_half(conv: _ConvNd) -> nn.Module:
+    if amx.suits(conv):
+        return amx.AmxConv(conv)
+    return _with(conv, conv.weight.bfloat16(), None if conv.bias is None else conv.bias.bfloat16())
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """The node that alone reads a node's output."""
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 else None
+
+
+def _take_over(graph: fx.Graph, conv: fx.Node, reader: fx.Node | None) -> None:
+    """Let the convolution's output stand for that of the node behind it, which it computes as well."""
+    if reader is not None:
+        reader.replace_all_uses_with(conv)
+        graph.erase_node(reader)
 
 
 def _statistics(
@@ -92,9 +143,14 @@ def _folded(
     gain = torch.ones_like(mean) if gain is None else gain
     offset = torch.zeros_like(mean) if offset is None else offset
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, epsilon, gain, offset)
-    folded = copy.copy(conv)
-    folded._parameters = {  # a copy shares its original's
+    return _with(conv, weight, bias)
+
+
+def _with(conv: _ConvNd, weight: torch.Tensor, bias: torch.Tensor | None) -> _ConvNd:
+    """The same convolution with other parameters."""
+    other = copy.copy(conv)
+    other._parameters = {  # a copy shares its original's
         "weight": nn.Parameter(weight.detach(), requires_grad=False),
-        "bias": nn.Parameter(bias.detach(), requires_grad=False),
+        "bias": None if bias is None else nn.Parameter(bias.detach(), requires_grad=False),
     }
-    return folded
+    return other

@@ -97,14 +97,11 @@ def test_a_precision_that_is_asked_for_is_taken_everywhere(wanted: str, device: 
     assert devices.precision(wanted, torch.device(device)) == wanted  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("avx512", "amx", "taken"), [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")]
-)
-def test_auto_takes_bf16_where_the_cpu_has_it(
-    avx512: bool, amx: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("amx", "taken"), [(False, "fp32"), (True, "bf16")])
+def test_auto_takes_bf16_where_the_cpu_has_a_matrix_unit(
+    amx: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     # When / Then
     assert devices.precision("auto", CPU) == taken

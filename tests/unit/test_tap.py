@@ -340,7 +340,7 @@ def test_nothing_behind_the_layer_runs(vgg16: tuple[nn.Module, fx.Graph]) -> Non
     model, trace = vgg16
     pictures = torch.rand(1, 3, 32, 32)
     # When
-    with outputs_of(model, "features.3") as runs_before, outputs_of(model, "features.7") as runs_behind:
+    with outputs_of(model, "features.4") as runs_before, outputs_of(model, "features.7") as runs_behind:
         Tap(model, trace, "features.5", "activation").slice(torch.tensor([0]))(pictures)
     # Then
     assert (len(runs_before), len(runs_behind)) == (1, 0)

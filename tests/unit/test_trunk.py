@@ -1,14 +1,17 @@
 """What runs before a layer computes what the network does, in fewer operations, and leaves the network alone."""
 
+import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from workers import graph
+from workers.convolutions import library
+from workers.convolutions.pool import FastMaxPool
+from workers.convolutions.winograd import WinogradConv
 from workers.graph import is_norm
 from workers.tap import subgraph
 from workers.trunk import Kernels
-from workers.winograd import WinogradConv
 
 
 class Knotted(nn.Module):
@@ -125,3 +128,72 @@ def test_taps_of_one_network_share_what_is_made_for_them() -> None:
         assert first.get_submodule(name) is second.get_submodule(name)
         assert first.get_submodule(name) is not model.get_submodule(name)
     assert isinstance(first.get_submodule("2"), WinogradConv)
+
+
+def pooled() -> nn.Module:
+    """Convolutions with ReLUs and poolings behind them: one of each kind that goes together, and one read twice."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(32, 32, 3, padding=1)
+            self.norm = nn.BatchNorm2d(32)
+            self.second = nn.Conv2d(32, 32, 3, padding=1)
+            self.pool = nn.MaxPool2d(2)
+            self.read_twice = nn.Conv2d(32, 32, 3, padding=1)
+            self.meeting = nn.MaxPool2d(3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu6(self.norm(self.first(x)))
+            x = self.pool(torch.relu_(self.second(x)))
+            y = self.read_twice(x)
+            return self.meeting(F.relu(y)) + y  # type: ignore[no-any-return]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Pooled().eval().requires_grad_(False)
+
+
+def operations(trunk: fx.GraphModule) -> list[str]:
+    return [node.name for node in trunk.graph.nodes if node.op.startswith("call")]
+
+
+@pytest.mark.skipif(library.winograd() is None, reason="no compiled convolutions for this processor")
+def test_relus_go_into_compiled_convolutions_unless_they_are_wanted_apart() -> None:
+    # Given
+    model = pooled()
+    x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    kernels = Kernels()
+    # When
+    fast, apart = kernels.quicken(whole(model), "fp32"), kernels.quicken(whole(model), "fp32", relus=False)
+    # Then
+    assert operations(fast) == ["first", "second", "pool", "read_twice", "relu", "meeting", "add"]
+    assert operations(apart) == ["first", "relu6", "second", "relu_", "pool", "read_twice", "relu", "meeting", "add"]
+    for trunk in (fast, apart):
+        torch.testing.assert_close(trunk(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
+def test_poolings_go_into_convolutions_of_the_matrix_unit_where_their_windows_do_not_meet() -> None:
+    # Given
+    model = pooled()
+    x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    # When
+    half = Kernels().quicken(whole(model), "bf16")
+    # Then
+    assert operations(half) == ["first", "second", "read_twice", "relu", "meeting", "add"]
+    assert isinstance(half.get_submodule("meeting"), FastMaxPool)
+    torch.testing.assert_close(half(x.bfloat16()).float(), model(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
+def test_taps_share_kernels_of_the_matrix_unit_and_halved_weights() -> None:
+    # Given
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU()).requires_grad_(False)
+    kernels = Kernels()
+    # When
+    first, second = (kernels.quicken(whole(model), "bf16") for _ in range(2))
+    # Then
+    assert first.get_submodule("0")._panels is second.get_submodule("0")._panels
+    assert first.get_submodule("2") is second.get_submodule("2")
+    assert first.get_submodule("2").weight.dtype == torch.bfloat16

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers import winograd
+from workers.convolutions import library, winograd
 
 #: Of the largest output. A direct convolution of this size is off by 2e-6.
 MOST_ERROR = 3e-5
@@ -37,18 +37,18 @@ def width(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield None
         return
     code = tmp_path_factory.mktemp("compiled") / "wide.o"
-    library = code.with_suffix(".so")
+    built = code.with_suffix(".so")
     source = Path(winograd.__file__).with_name("winograd.c")
     subprocess.run([*COMPILE, f"-DWIDTH={request.param}", "-c", "-o", str(code), str(source)], check=True)
-    subprocess.run(["cc", "-shared", "-o", str(library), str(code)], check=True)
+    subprocess.run(["cc", "-shared", "-o", str(built), str(code)], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(library))
+            importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(built))
         )
-        winograd.compiled.cache_clear()
-        assert winograd.compiled() is not None
+        library.winograd.cache_clear()
+        assert library.winograd() is not None
         yield request.param
-    winograd.compiled.cache_clear()
+    library.winograd.cache_clear()
 
 
 # All three tiles are some size's best; 5 x 13 and 11 fill none. Two of 100 x 70 are more than the threads' own blocks.
@@ -112,14 +112,14 @@ def test_without_compiled_code_torch_convolves_and_the_log_says_so_once(
         found = None if origin is None else importlib.machinery.ModuleSpec("name", None, origin=str(origin))
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
             patch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
-            winograd.compiled.cache_clear()
+            library.winograd.cache_clear()
             caplog.clear()
             # When / Then
             assert not winograd.suits(convolution())
             assert not winograd.suits(convolution())
             (message,) = caplog.messages
             assert "twice as long" in message
-    winograd.compiled.cache_clear()
+    library.winograd.cache_clear()
     assert winograd.suits(convolution())
 
 
@@ -127,10 +127,10 @@ def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.Mon
     # Given
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        winograd.compiled.cache_clear()
+        library.winograd.cache_clear()
         # When / Then
         assert not winograd.suits(convolution())
-    winograd.compiled.cache_clear()
+    library.winograd.cache_clear()
 
 
 def test_its_threads_are_torchs() -> None:
@@ -147,10 +147,13 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a network whose tiles' memory cannot be had: no machine has so much
-    library = ctypes.CDLL(winograd._library()._name)
+    fresh = ctypes.CDLL(winograd._library()._name)
     too_many = ctypes.c_long(2**44)
     # When
-    failed = library.convolve(*[None] * 4, *[ctypes.c_long(1)] * 3, too_many, ctypes.c_long(16), ctypes.c_long(1), 4)
+    pointers, sizes = [None] * 5, [ctypes.c_long(1)] * 3
+    failed = fresh.convolve(
+        *pointers, *sizes, too_many, ctypes.c_long(16), ctypes.c_long(1), ctypes.c_int(4), ctypes.c_float(0)
+    )
     # Then
     assert failed == 1
     # And
@@ -201,3 +204,36 @@ def test_what_follows_may_work_in_place() -> None:
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     # When / Then
     assert not winograd.suits(conv)
+
+
+@pytest.mark.parametrize("ceiling", [float("inf"), 0.5])
+@pytest.mark.parametrize("size", [(9, 9), (58, 90)])
+def test_a_relu_behind_it_cuts_off_values_and_gradients(
+    ceiling: float, size: tuple[int, int], width: int | None
+) -> None:
+    # Given
+    assert width is None or winograd._library().panel_width() == 2 * width
+    bare = winograd.WinogradConv(convolution())
+    x = torch.randn(2, 48, *size, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    # When
+    y = bare.with_relu(ceiling)(x)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(y, x, direction)
+    # Then
+    assert torch.equal(y, bare(x).clamp(0, ceiling))
+    awake = (y > 0) & (y < ceiling)
+    assert 0 < int(awake.sum()) < y.numel()
+    (wanted,) = torch.autograd.grad(bare(x), x, direction * awake)
+    assert torch.equal(gradient, wanted)
+    # And what it was made from has none
+    assert bare.ceiling == 0
+
+
+def test_what_is_no_number_stays_that_behind_a_relu() -> None:
+    # Given
+    x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 3, 2, 2] = float("nan")
+    conv = winograd.WinogradConv(convolution())
+    # When / Then
+    assert conv.with_relu(float("inf"))(x).isnan().any()
+    assert torch.equal(conv.with_relu(6.0)(x).isnan(), conv(x).isnan())

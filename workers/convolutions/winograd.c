@@ -4,11 +4,13 @@
  * 16. Nothing here depends on Python: winograd.py calls it through ctypes.
  */
 
+#include <omp.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <omp.h>
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t bits __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -34,10 +36,15 @@ static const float OUT_4[4][6] = {{1,1,1,1,1,0},{0,1,-1,2,-2,0},{0,1,1,4,4,0},{0
 
 struct maps {
     const float *x; /* (batch, height, width, channels) */
+    /* as x, or null: x counts where this is above 0 and below the ceiling, and is 0 elsewhere, as the gradient of an
+     * activation function is of which this is the value */
+    const float *seen;
     float *y;       /* (batch, out_height, out_width, kernels) */
     const float *u; /* (side^2, panels, channels, PANEL) */
     const float *bias; /* (kernels) or null */
     long batch, height, width, channels, out_height, out_width, kernels, padding;
+    int clipped; /* whether y is cut off at 0 and at the ceiling */
+    float ceiling;
 };
 
 /* (rows, side) matrix times a column of vectors; the zeros of the matrix cost nothing, because it is known here. */
@@ -55,12 +62,20 @@ INLINE void apply(int rows, int side, const float *matrix, const vec *from, int 
 }
 
 /* One tile of inputs, a pointer for each of its pixels, to one row of each of the side^2 planes of v. */
-INLINE void tile_in(int side, const float *matrix, const float *const *from, long channels, float *v, long plane) {
+INLINE void tile_in(int side, const float *matrix, const float *const *from, const float *const *seen, float ceiling,
+                    long channels, float *v, long plane) {
+    int32_t most; /* as whole numbers, positive ones have the same order */
+    memcpy(&most, &ceiling, sizeof most);
     for (long c = 0; c < channels; c += WIDTH) {
         vec half[36], whole[36];
         UNROLL for (int j = 0; j < side; j++) {
             vec column[6];
-            UNROLL for (int i = 0; i < side; i++) column[i] = *(const vec *)(from[i * side + j] + c);
+            UNROLL for (int i = 0; i < side; i++) {
+                column[i] = *(const vec *)(from[i * side + j] + c);
+                if (!seen) continue;
+                const bits value = *(const bits *)(seen[i * side + j] + c);
+                column[i] = (vec)((bits)column[i] & (value > 0) & (value < most));
+            }
             apply(side, side, matrix, column, 1, half + j, side);
         }
         UNROLL for (int i = 0; i < side; i++) {
@@ -71,21 +86,27 @@ INLINE void tile_in(int side, const float *matrix, const float *const *from, lon
 }
 
 /* One row of each plane of products to a tile of outputs, a pointer for each pixel, null for those outside the map. */
-INLINE void tile_out(int tile, const float *matrix, const float *m, long plane, const float *bias, float *const *to,
-                     long kernels) {
+INLINE void tile_out(int tile, const float *matrix, const float *m, long plane, const struct maps *q, float *const *to) {
     const int side = tile + 2;
-    for (long k = 0; k < kernels; k += WIDTH) {
+    const vec none = {0}, ceiling = none + q->ceiling;
+    for (long k = 0; k < q->kernels; k += WIDTH) {
         vec half[24], line[4];
         UNROLL for (int j = 0; j < side; j++) {
             vec column[6];
             UNROLL for (int i = 0; i < side; i++) column[i] = *(const vec *)(m + (i * side + j) * plane + k);
             apply(tile, side, matrix, column, 1, half + j, side);
         }
-        const vec none = {0}, offset = bias ? *(const vec *)(bias + k) : none;
+        const vec offset = q->bias ? *(const vec *)(q->bias + k) : none;
         UNROLL for (int i = 0; i < tile; i++) {
             apply(tile, side, matrix, half + i * side, 1, line, 1);
-            UNROLL for (int j = 0; j < tile; j++)
-                if (to[i * tile + j]) *(vec *)(to[i * tile + j] + k) = line[j] + offset;
+            UNROLL for (int j = 0; j < tile; j++) {
+                vec sum = line[j] + offset;
+                if (q->clipped) { /* what is not a number stays that */
+                    const bits above = sum > ceiling;
+                    sum = (vec)(((bits)sum & ~(sum < none) & ~above) | ((bits)ceiling & above));
+                }
+                if (to[i * tile + j]) *(vec *)(to[i * tile + j] + k) = sum;
+            }
         }
     }
 }
@@ -117,14 +138,16 @@ INLINE void block(int tile, const float *into, const float *out_of, const struct
     for (long t = member; t < padded; t += team) { /* those behind the last are of zeros */
         const long at = first + t, b = at / (rows * columns);
         const long top = at / columns % rows * tile - q->padding, left = at % columns * tile - q->padding;
-        const float *from[36];
+        const float *from[36], *seen[36];
         for (int i = 0; i < side; i++)
             for (int j = 0; j < side; j++) {
                 const long h = top + i, w = left + j;
                 const int inside = t < count && h >= 0 && h < q->height && w >= 0 && w < q->width;
-                from[i * side + j] = inside ? q->x + ((b * q->height + h) * q->width + w) * q->channels : zeros;
+                const long pixel = ((b * q->height + h) * q->width + w) * q->channels;
+                from[i * side + j] = inside ? q->x + pixel : zeros;
+                seen[i * side + j] = inside && q->seen ? q->seen + pixel : zeros;
             }
-        tile_in(side, into, from, q->channels, v + t * q->channels, v_plane);
+        tile_in(side, into, from, q->seen ? seen : 0, q->ceiling, q->channels, v + t * q->channels, v_plane);
     }
     if (team > 1) {
 #pragma omp barrier
@@ -149,7 +172,7 @@ INLINE void block(int tile, const float *into, const float *out_of, const struct
                 to[i * tile + j] = h < q->out_height && w < q->out_width
                     ? q->y + ((b * q->out_height + h) * q->out_width + w) * q->kernels : 0;
             }
-        tile_out(tile, out_of, m + t * m_row, m_plane, q->bias, to, q->kernels);
+        tile_out(tile, out_of, m + t * m_row, m_plane, q, to);
     }
     if (team > 1) {
 #pragma omp barrier
@@ -167,10 +190,10 @@ static void any_block(int tile, const struct maps *q, long first, long count, fl
 /* Channels in a panel of kernels. */
 int panel_width(void) { return PANEL; }
 
-/* All pointers as in struct maps; 1 where memory does not suffice, else 0. */
-int convolve(const float *x, const float *u, const float *bias, float *y, long batch, long height, long width,
-             long channels, long kernels, long padding, int tile) {
-    struct maps q = {.x = x, .y = y, .u = u, .bias = bias, .batch = batch, .height = height, .width = width,
+/* All pointers as in struct maps; a ceiling of 0 cuts nothing off. 1 where memory does not suffice, else 0. */
+int convolve(const float *x, const float *seen, const float *u, const float *bias, float *y, long batch, long height,
+             long width, long channels, long kernels, long padding, int tile, float ceiling) {
+    struct maps q = {.x = x, .seen = seen, .clipped = !seen && ceiling > 0, .ceiling = ceiling, .y = y, .u = u, .bias = bias, .batch = batch, .height = height, .width = width,
         .channels = channels, .out_height = height + 2 * padding - 2, .out_width = width + 2 * padding - 2,
         .kernels = kernels, .padding = padding};
     const long tiles = batch * ((q.out_height + tile - 1) / tile) * ((q.out_width + tile - 1) / tile);

@@ -6,10 +6,7 @@ takes blocks of tiles that stay in a core's cache through all three parts: input
 transformed. Installing compiles it where there is a C compiler; where there was none, torch convolves.
 """
 
-import ctypes
 import functools
-import importlib.util
-import logging
 import math
 from fractions import Fraction
 from typing import Any, TypeGuard
@@ -17,7 +14,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-log = logging.getLogger(__name__)
+from workers.convolutions import library
+from workers.convolutions.frozen import FrozenConv
 
 #: Outputs along one side of a tile. Larger ones save more products and lose more digits: the error relative to the
 #: largest output is 5e-7, 5e-6 and 1e-5, where a direct convolution's is 2e-6.
@@ -25,9 +23,6 @@ _TILES = (2, 3, 4)
 
 #: Finite points the polynomials are evaluated at; the last point is infinity.
 _POINTS = (0, 1, -1, 2, -2)
-
-#: What the code is compiled for, of what torch says that a processor can.
-_MODULES = {"AVX2": "workers._winograd_avx2", "AVX512": "workers._winograd_avx512"}
 
 #: The most numbers that a vector holds: channels come in multiples of it.
 _WIDTH = 16
@@ -49,31 +44,12 @@ def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
-        and compiled() is not None
+        and library.winograd() is not None
     )
 
 
-@functools.cache
-def compiled() -> ctypes.CDLL | None:
-    """The compiled code for this processor, or None where there is none."""
-    name = _MODULES.get(torch.backends.cpu.get_cpu_capability())
-    if name is None:
-        return None
-    try:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:
-            raise OSError("it was installed without a C compiler")
-        library = ctypes.CDLL(found.origin)
-    except OSError as error:
-        log.warning("3 x 3 convolutions take about twice as long as they could: no %s: %s", name, error)
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    library.convolve.argtypes = [pointer] * 4 + [number] * 6 + [ctypes.c_int]
-    return library
-
-
-class WinogradConv(nn.Module):
-    """A frozen convolution that :func:`suits`; gives a gradient to its input alone.
+class WinogradConv(FrozenConv):
+    """A convolution that :func:`suits`, of float32 maps.
 
     Which tile is used depends on the map's size and on nothing else, so that a picture's map is the same in any batch.
     """
@@ -85,13 +61,15 @@ class WinogradConv(nn.Module):
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
         self._transformed: dict[tuple[int, bool], torch.Tensor] = {}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) float32 to (B, K, H', W'), in channels-last memory; MemoryError where that does not suffice."""
-        result: torch.Tensor = _Convolve.apply(x, self)
-        return result
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """See :class:`FrozenConv`; ``x`` and what comes out are float32."""
+        return self._run(x, None, backward=False)
 
-    def convolve(self, x: torch.Tensor, *, backward: bool) -> torch.Tensor:
-        """The convolution, or of a gradient (B, K, H', W') the convolution with the turned kernel: (B, C, H, W)."""
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """See :class:`FrozenConv`: a convolution with the turned kernel."""
+        return self._run(gradient, seen, backward=True)
+
+    def _run(self, x: torch.Tensor, seen: torch.Tensor | None, *, backward: bool) -> torch.Tensor:
         padding = 2 - self._padding if backward else self._padding
         batch, channels, height, width = x.shape
         above = height + 2 * padding - 2, width + 2 * padding - 2
@@ -102,8 +80,8 @@ class WinogradConv(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         result = torch.empty((batch, kernels, *above), memory_format=torch.channels_last)
         failed = _library().convolve(
-            x.data_ptr(), kernel.data_ptr(), bias, result.data_ptr(),
-            batch, height, width, channels, kernels, padding, tile,
+            x.data_ptr(), None if seen is None else seen.data_ptr(), kernel.data_ptr(), bias, result.data_ptr(),
+            batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
         if failed:
             raise MemoryError("the memory for a convolution's tiles")
@@ -122,22 +100,8 @@ class WinogradConv(nn.Module):
         return self._transformed[key]
 
 
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, conv: WinogradConv) -> torch.Tensor:
-        ctx.conv = conv
-        return conv.convolve(x, backward=False)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.conv.convolve(gradient, backward=True), None
-
-
-def _library() -> ctypes.CDLL:
-    library = compiled()
-    if library is None:
-        raise RuntimeError("no compiled code for this processor")  # suits() has asked
-    return library
+def _library() -> Any:
+    return library.winograd()  # suits() has asked
 
 
 def _best_tile(height: int, width: int) -> int:

@@ -1,0 +1,146 @@
+"""Convolutions in bfloat16 by the matrix unit of Intel's processors (AMX), of which torch's library uses half or less.
+
+A core of those multiplies 16 times as fast in bfloat16 as in float32, and everything around a product then counts: maps
+that go through memory between a convolution, its ReLU and its max pooling, kernels that come from there once for each
+picture. amx.c, beside this, takes bands of rows that stay in a core's cache, with a panel of kernels at a time.
+(Winograd's algorithm does not pay here: its transforms and its larger kernels cost more than the products that it
+saves.)
+"""
+
+import copy
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+from workers.convolutions import library
+from workers.convolutions.frozen import FrozenConv
+from workers.convolutions.pool import FastMaxPool
+
+#: Channels of a step, and kernels of a panel: two registers of 16, of pairs of channels.
+_DEPTH, _PANEL = 32, 32
+
+#: The most places of a kernel that the compiled code takes.
+_MOST_PLACES = 64
+
+
+def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a convolution, in float32 yet, is one that :class:`AmxConv` can take over, and gains by it."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and isinstance(conv.padding, tuple)
+        and all(padding < size for padding, size in zip(conv.padding, conv.kernel_size, strict=True))
+        and conv.padding_mode == "zeros"
+        and 1 < conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_PLACES
+        and conv.weight.device.type == "cpu"
+        and library.amx() is not None
+    )
+
+
+class AmxConv(FrozenConv):
+    """A convolution that :func:`suits`, of bfloat16 maps; its sums and its bias are float32."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._weight = conv.weight.detach()  # (K, C, R, S)
+        self._padding = int(conv.padding[0]), int(conv.padding[1])
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
+        self._bias = nn.functional.pad(bias, (0, -len(bias) % _PANEL)).contiguous()
+        self._panels: dict[bool, torch.Tensor] = {}
+        #: max pooling behind it
+        self.pool: FastMaxPool | None = None
+        #: whether the channels of a whole row of the kernel are few enough for one step, as of RGB pictures
+        self._merged = self._weight.shape[1] * self._weight.shape[3] <= _DEPTH
+
+    def with_pool(self, pool: FastMaxPool) -> "AmxConv":
+        """The same, sharing its kernels, with a max pooling behind it whose windows do not meet."""
+        both = copy.copy(self)
+        both.pool = pool
+        return both
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See :class:`FrozenConv`; what comes out is that of the pooling where there is one."""
+        if self.pool is None:
+            return super().forward(x)
+        result: torch.Tensor = _ConvolveAndPool.apply(x, self)
+        return result
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """See :class:`FrozenConv`, but for the pooling; ``x`` and what comes out are bfloat16."""
+        return self._run(x, None, None, (x.shape[2], x.shape[3]), backward=False)
+
+    def turned(
+        self,
+        gradient: torch.Tensor,
+        seen: torch.Tensor | None,
+        places: torch.Tensor | None = None,
+        map_px: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """See :class:`FrozenConv`; with ``places``, all are the pooling's, of maps of that height and width."""
+        return self._run(gradient, seen, places, map_px or (gradient.shape[2], gradient.shape[3]), backward=True)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        seen: torch.Tensor | None,
+        places: torch.Tensor | None,
+        map_px: tuple[int, int],
+        *,
+        backward: bool,
+    ) -> torch.Tensor:
+        rows, columns = self._weight.shape[2:]
+        above, beside = self._padding
+        if backward:
+            above, beside = rows - 1 - above, columns - 1 - beside
+        height, width = map_px
+        kernels = self._weight.shape[1 if backward else 0]
+        shape = len(x), kernels, height + 2 * above - rows + 1, width + 2 * beside - columns + 1
+        x = x.contiguous(memory_format=torch.channels_last)
+        result = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        failed = _library().convolve(
+            x.data_ptr(), _pointer(seen), _pointer(places), self._kernels(backward=backward).data_ptr(),
+            None if backward else self._bias.data_ptr(), result.data_ptr(),
+            len(x), height, width, 0 if places is None or self.pool is None else self.pool.window[0],
+            x.shape[1], kernels, rows, columns, above, beside, self._merged and not backward, self.ceiling,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("the memory for a convolution's bands")
+        return result
+
+    def _kernels(self, *, backward: bool) -> torch.Tensor:
+        """(panels, depths, R, S, 2, pairs of channels, kernels, 2): two registers after another, as the unit reads."""
+        if backward not in self._panels:
+            weight = self._weight.flip(2, 3).transpose(0, 1) if backward else self._weight
+            if self._merged and not backward:  # (K, S x C, R, 1)
+                weight = weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
+            kernels, channels, rows, columns = weight.shape
+            whole = nn.functional.pad(weight, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
+            parts = whole.reshape(-1, 2, _PANEL // 2, whole.shape[1] // _DEPTH, _DEPTH // 2, 2, rows, columns)
+            self._panels[backward] = parts.permute(0, 3, 6, 7, 1, 4, 2, 5).bfloat16().contiguous()
+        return self._panels[backward]
+
+
+class _ConvolveAndPool(torch.autograd.Function):
+    """Keeps of the convolution's maps what the pooling let through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, conv: AmxConv) -> torch.Tensor:
+        maps = conv.convolve(x)
+        y, places = conv.pool.pooled(maps)  # type: ignore[union-attr]  # forward() has asked
+        ctx.conv, ctx.map_px = conv, maps.shape[2:]
+        ctx.save_for_backward(y if conv.ceiling else None, places)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.conv.turned(gradient, *ctx.saved_tensors, ctx.map_px), None
+
+
+def _library() -> Any:
+    return library.amx()  # suits() has asked
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

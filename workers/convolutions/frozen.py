@@ -1,0 +1,58 @@
+"""What the convolutions in compiled code have in common: no gradient but their input's, and a ReLU for nothing."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+
+class FrozenConv(nn.Module, ABC):
+    """A convolution without gradients of its weights, and the ReLU behind it where there is one.
+
+    The ReLU costs nothing forward, where sums are cut off before they are written, nor backward, where the gradient is
+    read only for units that were awake.
+    """
+
+    #: what the ReLU cuts off above: 6, infinity, or 0 where there is no ReLU
+    ceiling = 0.0
+
+    def with_relu(self, ceiling: float) -> Self:
+        """The same, sharing its kernels, with a ReLU behind it."""
+        both = copy.copy(self)
+        both.ceiling = ceiling
+        return both
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, K, H', W'), in channels-last memory; MemoryError where memory does not suffice."""
+        result: torch.Tensor = _Convolve.apply(x, self)
+        return result
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Itself: nothing in it changes, and its kernels are large."""
+        return self
+
+    @abstractmethod
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution and its ReLU: (B, C, H, W) to (B, K, H', W')."""
+
+    @abstractmethod
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """The gradient of the input, (B, C, H, W), from that of the output, (B, K, H', W').
+
+        ``seen`` is the output that the gradient is of where there is a ReLU, else None.
+        """
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, conv: FrozenConv) -> torch.Tensor:
+        y = conv.convolve(x)
+        ctx.conv = conv
+        ctx.save_for_backward(y if conv.ceiling else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.conv.turned(gradient, *ctx.saved_tensors), None
