@@ -37,38 +37,42 @@ class Kernels:
         fast = fx.GraphModule(trunk, graph)
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in list(graph.nodes):
+            conv = _module(fast, node)
             # One that runs twice may have two norms behind it.
-            if node.op != "call_module" or calls[node.target] > 1:
-                continue
-            conv = fast.get_submodule(node.target)
-            if isinstance(conv, _ConvNd) and not conv.transposed:
-                norm = _reader(node)
-                norm = norm if norm is not None and graphs.is_norm(fast, norm) else None
-                made = self._fastest(node.target, conv, fast, norm, precision)
-                _take_over(graph, node, norm)
-                relu = _reader(node)
-                ceiling = ceiling_of_relu(fast, relu) if relus and relu is not None else None
-                if isinstance(made, FrozenConv) and ceiling is not None:
-                    made = made.with_relu(ceiling)
-                    _take_over(graph, node, relu)
-                pooling = _reader(node)
-                if isinstance(made, amx.AmxConv) and (fitting := _tiling_pool(fast, pooling)):
-                    made = made.with_pool(fitting)
-                    _take_over(graph, node, pooling)
-                fast.add_submodule(node.target, made)
-        if precision == "bf16":
-            for node in graph.nodes:
-                module = _module(fast, node)
-                if pool.suits(module):
-                    fast.add_submodule(node.target, pool.FastMaxPool(module))
+            if isinstance(conv, _ConvNd) and not conv.transposed and calls[node.target] == 1:
+                self._take(fast, node, conv, precision, relus=relus)
         for node in reversed(list(graph.nodes)):  # the parameters of functional norms
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
         fast.recompile()
-        if precision == "fp32":
-            return fast
-        shared = {id(module): module for module in self._made.values()}
-        return copy.deepcopy(fast, shared).to(torch.bfloat16)
+        return fast if precision == "fp32" else self._halved(fast)
+
+    def _take(self, trunk: fx.GraphModule, node: fx.Node, conv: _ConvNd, precision: Precision, *, relus: bool) -> None:
+        """Replace a convolution and what follows it, as far as one operation can do both."""
+        norm = _reader(node)
+        norm = norm if norm is not None and graphs.is_norm(trunk, norm) else None
+        made = self._fastest(str(node.target), conv, trunk, norm, precision)
+        _take_over(node, norm)
+        relu = _reader(node)
+        ceiling = ceiling_of_relu(trunk, relu) if relus and relu is not None else None
+        if isinstance(made, FrozenConv) and ceiling is not None:
+            made = made.with_relu(ceiling)
+            _take_over(node, relu)
+        pooling = _reader(node)
+        module = nn.Identity() if pooling is None else _module(trunk, pooling)
+        if isinstance(made, amx.AmxConv) and pool.suits(module) and pool.FastMaxPool(module).tiles:
+            made = made.with_pool(pool.FastMaxPool(module))
+            _take_over(node, pooling)
+        trunk.add_submodule(str(node.target), made)
+
+    def _halved(self, trunk: fx.GraphModule) -> fx.GraphModule:
+        """The same with all that is left of it in bfloat16."""
+        for node in trunk.graph.nodes:
+            module = _module(trunk, node)
+            if pool.suits(module):
+                trunk.add_submodule(str(node.target), pool.FastMaxPool(module))
+        shared = {id(module): module for (_, _, precision), module in self._made.items() if precision == "bf16"}
+        return copy.deepcopy(trunk, shared).to(torch.bfloat16)
 
     def _fastest(
         self, name: str, conv: _ConvNd, trunk: fx.GraphModule, norm: fx.Node | None, precision: Precision
@@ -83,13 +87,6 @@ class Kernels:
 def _module(trunk: fx.GraphModule, node: fx.Node) -> nn.Module:
     """What a node calls, where that is a module."""
     return trunk.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
-
-
-def _tiling_pool(trunk: fx.GraphModule, node: fx.Node | None) -> pool.FastMaxPool | None:
-    """The max pooling that a node is, if its windows do not meet."""
-    module = nn.Identity() if node is None else _module(trunk, node)
-    fast = pool.FastMaxPool(module) if pool.suits(module) else None
-    return fast if fast is not None and fast.tiles else None
 
 
 def _whole(conv: _ConvNd) -> nn.Module:
@@ -108,11 +105,11 @@ def _reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _take_over(graph: fx.Graph, conv: fx.Node, reader: fx.Node | None) -> None:
+def _take_over(conv: fx.Node, reader: fx.Node | None) -> None:
     """Let the convolution's output stand for that of the node behind it, which it computes as well."""
     if reader is not None:
         reader.replace_all_uses_with(conv)
-        graph.erase_node(reader)
+        conv.graph.erase_node(reader)
 
 
 def _statistics(

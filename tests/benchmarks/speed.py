@@ -47,6 +47,8 @@ class Bench:
         self._subjects = {name: Subject(name) for name in ("ours", "plain", "lucent")}
         self.ours = self._subjects["ours"]
         self.auto: str = self.ours.ask("precision")
+        #: fp32, and what ``auto`` means here
+        self.precisions = tuple(dict.fromkeys(("fp32", self.auto)))
         self.peaks: dict[str, float] = {}
         self._last_peak = self._measure_peak()
 
@@ -55,14 +57,14 @@ class Bench:
         for subject in self._subjects.values():
             subject.close()
 
-    def _measure_peak(self) -> float:
-        """The best single 3 x 3 convolution now in fp32; keeps that of each precision that ``auto`` may mean here."""
+    def _measure_peak(self) -> dict[str, float]:
+        """The best single 3 x 3 convolution now in each precision; keeps the run's best."""
         now: dict[str, float] = {
-            precision: max(self.ours.ask("peak", precision=precision)) for precision in {"fp32", self.auto}
+            precision: max(self.ours.ask("peak", precision=precision)) for precision in self.precisions
         }
         for precision, best in now.items():
             self.peaks[precision] = max(best, self.peaks.get(precision, 0.0))
-        return now["fp32"]
+        return now
 
     def measure(self, row: Row, size_px: int, *, closely: bool) -> None:
         """Fill in a row, the subjects taking turns; ``closely`` longer, with Lucent's way and the peak beside it."""
@@ -75,7 +77,7 @@ class Bench:
         }
         turns: list[tuple[str, str, dict[str, Any]]] = []
         for batch in self._batches:
-            for precision in {"fp32", self.auto}:
+            for precision in self.precisions:
                 turns.append((precision, "ours", {"precision": precision, "batch": batch}))
         turns += [(name, name, {}) for name in ("plain", "lucent") if closely or name != "lucent"]
         for _ in range(2 if closely and not self._quick else 1):
@@ -87,7 +89,7 @@ class Bench:
         row.seconds["auto"] = row.seconds[self.auto]
         if closely:
             before, self._last_peak = self._last_peak, self._measure_peak()
-            row.peak = max(before, self._last_peak)
+            row.peaks = {name: max(before[name], self._last_peak[name]) for name in self.precisions}
 
     def evidence(self, *, size_px: int, filters: int, every: int, steps: int) -> dict[str, Any]:
         """Final activations in bf16 over those in fp32, both evaluated in fp32, over layers of a trained network."""

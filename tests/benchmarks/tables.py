@@ -30,18 +30,16 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     #: tiles per batch that was best for ours
     batch: int = 0
-    #: GFLOP/s of the best single 3 x 3 convolution in fp32 right before and after; 0 where it was not measured
-    peak: float = 0.0
+    #: precision -> GFLOP/s of the best single 3 x 3 convolution right before and after; none where it was not measured
+    peaks: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def gflops(self) -> float:
-        """Useful GFLOP/s of ours in fp32."""
-        return self.step_gflop / self.seconds["fp32"]
+    def gflops(self, precision: str) -> float:
+        """Useful GFLOP/s of ours."""
+        return self.step_gflop / self.seconds[precision]
 
-    @property
-    def share(self) -> float:
+    def share(self, precision: str) -> float:
         """Of the peak beside it."""
-        return self.gflops / self.peak
+        return self.gflops(precision) / self.peaks[precision]
 
 
 def bank_ms(rows: list[Row], subject: str) -> float:
@@ -50,17 +48,22 @@ def bank_ms(rows: list[Row], subject: str) -> float:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A line per layer; Lucent's way and the peak where they were measured."""
-    closely = rows[0].peak > 0
+    """A line per layer; Lucent's way and the peaks where they were measured."""
+    closely = bool(rows[0].peaks)
     subjects = ["auto", "fp32", "plain", *(["lucent"] if closely else [])]
+    precisions = list(rows[0].peaks) or ["fp32"]
     what = ", the peak beside them, and their share of it" if closely else ""
-    print(f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of fp32{what}")
+    print(f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of {' and '.join(precisions)}{what}")
     head = f"{'layer':34}{'filters':>8}" + "".join(f"{name:>9}" for name in subjects)
-    print(f"{head}{'batch':>6}{'GFLOP/s':>9}" + (f"{'peak':>6}{'share':>6}" if closely else ""))
+    rates = f"{'GFLOP/s':>9}" + (f"{'peak':>6}{'share':>6}" if closely else "")
+    print(f"{head}{'batch':>6}" + rates * len(precisions))
     for row in rows:
         times = "".join(f"{1e3 * row.seconds[name]:9.1f}" for name in subjects)
-        share = f"{row.peak:6.0f}{row.share:6.2f}" if closely else ""
-        print(f"{row.layer:34}{row.filters:8}{times}{row.batch:6}{row.gflops:9.0f}{share}")
+        rates = "".join(
+            f"{row.gflops(name):9.0f}" + (f"{row.peaks[name]:6.0f}{row.share(name):6.2f}" if closely else "")
+            for name in precisions
+        )
+        print(f"{row.layer:34}{row.filters:8}{times}{row.batch:6}{rates}")
     times = "".join(f"{bank_ms(rows, name):9.1f}" for name in subjects)
     print(f"{'bank':34}{sum(row.filters for row in rows):8}{times}")
 
@@ -78,11 +81,11 @@ def targets(
             lucent = bank_ms(bank, "lucent") / bank_ms(bank, "auto")
             yield f"{model} bank against lucent, auto (here {auto})", ">= 5", f"{lucent:.2f}"
             what = f"{model} from block2 on: lowest, mean share of the peak"
-            shares = {"beside": [row.share for row in bank[2:]]}
             for precision, best in peaks.items():
-                shares[f"of all in {precision}"] = [row.step_gflop / row.seconds[precision] / best for row in bank[2:]]
-            for whose, found in shares.items():
-                yield f"{what} {whose}", ">= 0.9", f"{min(found):.2f}, {mean(found):.2f}"
+                beside = [row.share(precision) for row in bank[2:]]
+                of_all = [row.gflops(precision) / best for row in bank[2:]]
+                for whose, found in (("beside", beside), ("of all", of_all)):
+                    yield f"{what} {whose} in {precision}", ">= 0.9", f"{min(found):.2f}, {mean(found):.2f}"
         else:
             worst = min(bank, key=lambda row: row.seconds["plain"] / row.seconds["auto"])
             slowest = worst.seconds["plain"] / worst.seconds["auto"]

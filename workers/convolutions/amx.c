@@ -14,6 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "bf16.h"
+
 /* Channels that one step takes, and pixels and channels of a block of products, in four registers of 16 x 16. */
 #define DEPTH 32
 #define PIXELS 32
@@ -25,10 +27,6 @@
 /* Bytes of a band: with a panel of kernels it should stay in a core's cache of 2 MB. By measurement. */
 #define BAND_BYTES 800000
 
-#define INLINE static inline __attribute__((always_inline))
-
-typedef uint16_t element; /* bfloat16, the upper half of a float */
-
 struct maps {
     const element *x; /* (batch, height, width, channels) */
     /* as x, or null: x counts where this is above 0 and below the ceiling, and is 0 elsewhere, as the gradient of an
@@ -37,7 +35,8 @@ struct maps {
     /* as x, or null: x and seen are what a max pooling by windows of so many pixels made of maps of that height and
      * width, and x counts at these places of its windows */
     const uint8_t *places;
-    element *y; /* (batch, out_height, out_width, kernels) */
+    element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that */
+    uint8_t *found; /* as y where it is pooled: the places of the maxima; else null */
     const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2) */
     const float *bias; /* (panels, PANEL), or null */
     long batch, height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
@@ -47,12 +46,7 @@ struct maps {
 };
 
 static long ceil_div(long a, long b) { return (a + b - 1) / b; }
-static long least(long a, long b) { return a < b ? a : b; }
-static long most(long a, long b) { return a > b ? a : b; }
 static long depths_of(const struct maps *q) { return q->merged ? 1 : ceil_div(q->channels, DEPTH); }
-
-/* A mask of the first so many of 32 channels. */
-static __mmask32 first(long channels) { return channels >= 32 ? 0xffffffffu : (1u << channels) - 1; }
 
 /* So many of x from there on, as far as seen lets them count. */
 INLINE __m512i counting(const struct maps *q, long at, __mmask32 some, __m512i ceiling) {
@@ -174,8 +168,9 @@ INLINE void multiply(const element *a, long plane, long depths, const long *plac
     _tile_stored(3, now->sums + PIXELS * 16 + 16 * 16, 64);
 }
 
-/* Output rows top .. top + count - 1 of each of some pictures. */
-static void band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch) {
+/* Output rows top .. top + count - 1 of each of some pictures, to y, where pictures are so far apart. */
+static void band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
+                 element *y, long apart) {
     const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
     const long depths = depths_of(q), panels = ceil_div(q->kernels, PANEL);
     const long in_rows = count + q->rows - 1, one = (q->beside + in_rows * pitch) * DEPTH;
@@ -202,11 +197,10 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
         const struct block *done = 0;
         long turn = 0;
         for (long p = 0; p < pictures; p++) {
-            element *y = q->y + ((picture + p) * q->out_height + top) * q->out_width * q->kernels + panel * PANEL;
             for (long t = 0; t < last; t += PIXELS) {
                 const element *from = a + p * one + t * DEPTH;
                 struct block *now = blocks + turn++ % 2;
-                now->y = y;
+                now->y = y + p * apart + panel * PANEL;
                 now->offsets = offsets + t;
                 /* a version for each case that is frequent */
                 if (few) multiply(from, plane, depths, places, at_once, kernels, 1, 0, now, done, &f);
@@ -219,16 +213,29 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
     }
 }
 
+/* The same, pooled: the rows themselves never leave the core's cache. */
+static void pooled_band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
+                        element *y) {
+    const long columns = q->out_width / q->window, line = columns * q->kernels, row = q->out_width * q->kernels;
+    band(q, picture, pictures, top, count, a, pitch, y, count * row);
+    for (long p = 0; p < pictures; p++)
+        for (long i = 0; i < count / q->window; i++) {
+            const long to = ((picture + p) * (q->out_height / q->window) + top / q->window + i) * line;
+            pool_row(y + (p * count + i * q->window) * row, q->window, q->out_width, q->kernels, q->window, q->window, 0,
+                     0, q->y + to, q->found + to, columns);
+        }
+}
+
 /* Linux lets a process use the unit once it has asked: 0 where it may. */
 int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */); }
 
 /* All as in struct maps; a ceiling of 0 cuts nothing off. 1 where memory does not suffice, else 0. */
 int convolve(const element *x, const element *seen, const uint8_t *places, const element *u, const float *bias,
-             element *y, long batch, long height, long width, long window, long channels, long kernels, long rows,
-             long columns, long above, long beside, int merged, float ceiling) {
-    const struct maps q = {.x = x, .seen = seen, .places = places, .y = y, .u = u, .bias = bias, .batch = batch,
-        .height = height, .width = width, .window = window, .channels = channels, .kernels = kernels, .rows = rows,
-        .columns = columns, .above = above, .beside = beside, .out_height = height + 2 * above - rows + 1,
+             element *y, uint8_t *found, long batch, long height, long width, long window, long channels, long kernels,
+             long rows, long columns, long above, long beside, int merged, float ceiling) {
+    const struct maps q = {.x = x, .seen = seen, .places = places, .y = y, .found = found, .u = u, .bias = bias,
+        .batch = batch, .height = height, .width = width, .window = window, .channels = channels, .kernels = kernels,
+        .rows = rows, .columns = columns, .above = above, .beside = beside, .out_height = height + 2 * above - rows + 1,
         .out_width = width + 2 * beside - columns + 1, .merged = merged, .clipped = !seen && ceiling > 0,
         .ceiling = ceiling};
     const int threads = omp_get_max_threads();
@@ -239,10 +246,13 @@ int convolve(const element *x, const element *seen, const uint8_t *places, const
     const long turns = ceil_div(batch, least(fitting, ceil_div(batch, threads)) * threads);
     const long pictures = picture_bytes > BAND_BYTES ? 1 : ceil_div(batch, turns * threads);
     const long bands = least(q.out_height, most(ceil_div(picture_bytes, BAND_BYTES), ceil_div(threads, batch)));
-    const long band_rows = ceil_div(q.out_height, bands), items = ceil_div(batch, pictures) * bands;
+    const long unit = found ? window : 1, items = ceil_div(batch, pictures) * bands;
+    const long band_rows = ceil_div(ceil_div(q.out_height, bands), unit) * unit;
     const long pixels = pictures * (beside + (band_rows + rows - 1) * pitch) + PIXELS + columns;
     const long offsets = ceil_div((band_rows * pitch + PIXELS) * sizeof(int), 64) * 64;
-    const long bytes = depths * pixels * DEPTH * sizeof(element) + offsets;
+    const long in_bytes = depths * pixels * DEPTH * sizeof(element) + offsets;
+    const long out_elements = found ? pictures * band_rows * q.out_width * kernels : 0;
+    const long bytes = in_bytes + ceil_div(out_elements * sizeof(element), 64) * 64;
     char *memory = aligned_alloc(64, threads * bytes);
     if (!memory) return 1;
 #pragma omp parallel num_threads(threads)
@@ -251,13 +261,17 @@ int convolve(const element *x, const element *seen, const uint8_t *places, const
         static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } all = {
             .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
         _tile_loadconfig(&all);
-        element *mine = (element *)(memory + omp_get_thread_num() * bytes);
+        char *mine = memory + omp_get_thread_num() * bytes;
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < items; i++) {
             const long picture = i / bands * pictures, top = i % bands * band_rows;
-            if (top < q.out_height)
-                band(&q, picture, least(pictures, batch - picture), top, least(band_rows, q.out_height - top), mine,
-                     pitch);
+            const long some = least(pictures, batch - picture), count = least(band_rows, q.out_height - top);
+            const long row = q.out_width * kernels, apart = q.out_height * row;
+            if (count <= 0) continue;
+            if (found)
+                pooled_band(&q, picture, some, top, count, (element *)mine, pitch, (element *)(mine + in_bytes));
+            else
+                band(&q, picture, some, top, count, (element *)mine, pitch, y + picture * apart + top * row, apart);
         }
         _tile_release();
     }

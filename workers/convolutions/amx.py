@@ -68,46 +68,58 @@ class AmxConv(FrozenConv):
         return result
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """See :class:`FrozenConv`, but for the pooling; ``x`` and what comes out are bfloat16."""
-        return self._run(x, None, None, (x.shape[2], x.shape[3]), backward=False)
+        """See :class:`FrozenConv`, without the pooling; ``x`` and what comes out are bfloat16."""
+        height, width = self._map_px(x.shape[2], x.shape[3], self._padding)
+        y = _maps(len(x), self._weight.shape[0], height, width)
+        self._run(x, y, x.shape[2:], self._padding)
+        return y
 
-    def turned(
-        self,
-        gradient: torch.Tensor,
-        seen: torch.Tensor | None,
-        places: torch.Tensor | None = None,
-        map_px: tuple[int, int] | None = None,
+    def convolve_and_pool(self, x: torch.Tensor, pool: FastMaxPool) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the pooling makes of the convolution's maps, and the places of the maxima in their windows: uint8."""
+        height, width = (pool.outputs(length) for length in self._map_px(x.shape[2], x.shape[3], self._padding))
+        y = _maps(len(x), self._weight.shape[0], height, width)
+        found = torch.empty_like(y, dtype=torch.uint8)
+        self._run(x, y, x.shape[2:], self._padding, found=found)
+        return y, found
+
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """See :class:`FrozenConv`."""
+        return self._turned(gradient, seen, None, (gradient.shape[2], gradient.shape[3]))
+
+    def turned_and_spread(
+        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor, map_px: tuple[int, int]
     ) -> torch.Tensor:
-        """See :class:`FrozenConv`; with ``places``, all are the pooling's, of maps of that height and width."""
-        return self._run(gradient, seen, places, map_px or (gradient.shape[2], gradient.shape[3]), backward=True)
+        """The same where all are the pooling's, of the convolution's maps of that height and width."""
+        return self._turned(gradient, seen, places, map_px)
 
-    def _run(
-        self,
-        x: torch.Tensor,
-        seen: torch.Tensor | None,
-        places: torch.Tensor | None,
-        map_px: tuple[int, int],
-        *,
-        backward: bool,
+    def _turned(
+        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor | None, map_px: tuple[int, int]
     ) -> torch.Tensor:
         rows, columns = self._weight.shape[2:]
-        above, beside = self._padding
-        if backward:
-            above, beside = rows - 1 - above, columns - 1 - beside
-        height, width = map_px
-        kernels = self._weight.shape[1 if backward else 0]
-        shape = len(x), kernels, height + 2 * above - rows + 1, width + 2 * beside - columns + 1
+        padding = rows - 1 - self._padding[0], columns - 1 - self._padding[1]
+        x = _maps(len(gradient), self._weight.shape[1], *self._map_px(*map_px, padding))
+        self._run(gradient, x, map_px, padding, backward=True, seen=seen, places=places)
+        return x
+
+    def _map_px(self, height: int, width: int, padding: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = self._weight.shape[2:]
+        return height + 2 * padding[0] - rows + 1, width + 2 * padding[1] - columns + 1
+
+    def _run(
+        self, x: torch.Tensor, y: torch.Tensor, map_px: tuple[int, ...], padding: tuple[int, int], *,
+        backward: bool = False, seen: torch.Tensor | None = None, places: torch.Tensor | None = None,
+        found: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """amx.c's ``convolve``, of maps of that height and width, to ``y``."""
         x = x.contiguous(memory_format=torch.channels_last)
-        result = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
         failed = _library().convolve(
             x.data_ptr(), _pointer(seen), _pointer(places), self._kernels(backward=backward).data_ptr(),
-            None if backward else self._bias.data_ptr(), result.data_ptr(),
-            len(x), height, width, 0 if places is None or self.pool is None else self.pool.window[0],
-            x.shape[1], kernels, rows, columns, above, beside, self._merged and not backward, self.ceiling,
+            None if backward else self._bias.data_ptr(), y.data_ptr(), _pointer(found),
+            len(x), *map_px, self.pool.window[0] if self.pool else 0, x.shape[1], y.shape[1], *self._weight.shape[2:],
+            *padding, self._merged and not backward, self.ceiling,
         )  # fmt: skip
         if failed:
             raise MemoryError("the memory for a convolution's bands")
-        return result
 
     def _kernels(self, *, backward: bool) -> torch.Tensor:
         """(panels, depths, R, S, 2, pairs of channels, kernels, 2): two registers after another, as the unit reads."""
@@ -127,19 +139,23 @@ class _ConvolveAndPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, conv: AmxConv) -> torch.Tensor:
-        maps = conv.convolve(x)
-        y, places = conv.pool.pooled(maps)  # type: ignore[union-attr]  # forward() has asked
-        ctx.conv, ctx.map_px = conv, maps.shape[2:]
+        y, places = conv.convolve_and_pool(x, conv.pool)  # type: ignore[arg-type]  # forward() has asked
+        ctx.conv, ctx.map_px = conv, conv._map_px(x.shape[2], x.shape[3], conv._padding)
         ctx.save_for_backward(y if conv.ceiling else None, places)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.conv.turned(gradient, *ctx.saved_tensors, ctx.map_px), None
+        return ctx.conv.turned_and_spread(gradient, *ctx.saved_tensors, ctx.map_px), None
 
 
 def _library() -> Any:
     return library.amx()  # suits() has asked
+
+
+def _maps(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
+    shape = batch, channels, height, width
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:

@@ -33,7 +33,7 @@ def amx() -> ctypes.CDLL | None:
     library = _load("_amx", "networks in bf16 take about twice as long as they could")
     if library is None or library.ask() != 0:
         return None
-    library.convolve.argtypes = [_POINTER] * 6 + [_NUMBER] * 10 + [ctypes.c_int, ctypes.c_float]
+    library.convolve.argtypes = [_POINTER] * 7 + [_NUMBER] * 10 + [ctypes.c_int, ctypes.c_float]
     library.pool.argtypes = library.unpool.argtypes = [_POINTER] * 3 + [_NUMBER] * 9
     return library
 

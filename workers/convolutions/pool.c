@@ -3,49 +3,45 @@
  * Which place of its window each maximum came from is kept in a byte, so that the gradient finds its way back.
  */
 
-#include <immintrin.h>
-#include <stdint.h>
-
-typedef uint16_t element; /* bfloat16, the upper half of a float */
-
-
-static long most(long a, long b) { return a > b ? a : b; }
-static long least(long a, long b) { return a < b ? a : b; }
-static __mmask32 first(long channels) { return channels >= 32 ? 0xffffffffu : (1u << channels) - 1; }
+#include "bf16.h"
 
 /* Whole numbers in the order of the bfloat16 that they stand for, and back. */
 static __m512i ordered(__m512i value) {
     return _mm512_xor_si512(value, _mm512_srli_epi16(_mm512_srai_epi16(value, 15), 1));
 }
 
+void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
+              element *y, uint8_t *places, long out_width) {
+    const long h0 = most(top, 0), h1 = least(top + size, height);
+    for (long j = 0; j < out_width; j++, y += channels, places += channels) {
+        const long left = j * stride - padding, w0 = most(left, 0), w1 = least(left + size, width);
+        for (long c = 0; c < channels; c += 32) {
+            const __mmask32 some = first(channels - c);
+            __m512i best = _mm512_set1_epi16(INT16_MIN);
+            __m256i place = _mm256_set1_epi8((char)((h0 - top) * size + w0 - left));
+            for (long h = h0; h < h1; h++)
+                for (long w = w0; w < w1; w++) {
+                    const element *from = x + (h * width + w) * channels + c;
+                    const __m512i value = ordered(_mm512_maskz_loadu_epi16(some, from));
+                    const __mmask32 better = _mm512_cmpgt_epi16_mask(value, best);
+                    best = _mm512_max_epi16(best, value);
+                    place = _mm256_mask_mov_epi8(place, better, _mm256_set1_epi8((char)((h - top) * size + w - left)));
+                }
+            _mm512_mask_storeu_epi16(y + c, some, ordered(best));
+            _mm256_mask_storeu_epi8(places + c, some, place);
+        }
+    }
+}
+
 /* x (batch, height, width, channels) to the maxima y (batch, out_height, out_width, channels) and their places, as y. */
 void pool(const element *x, element *y, uint8_t *places, long batch, long height, long width, long channels, long size,
           long stride, long padding, long out_height, long out_width) {
+    const long one = height * width * channels, row = out_width * channels;
 #pragma omp parallel for collapse(2)
     for (long b = 0; b < batch; b++)
         for (long i = 0; i < out_height; i++)
-            for (long j = 0; j < out_width; j++) {
-                const long top = i * stride - padding, left = j * stride - padding;
-                const long h0 = most(top, 0), h1 = least(top + size, height);
-                const long w0 = most(left, 0), w1 = least(left + size, width);
-                const long to = ((b * out_height + i) * out_width + j) * channels;
-                for (long c = 0; c < channels; c += 32) {
-                    const __mmask32 some = first(channels - c);
-                    __m512i best = _mm512_set1_epi16(INT16_MIN);
-                    __m256i place = _mm256_set1_epi8((char)((h0 - top) * size + w0 - left));
-                    for (long h = h0; h < h1; h++)
-                        for (long w = w0; w < w1; w++) {
-                            const element *from = x + ((b * height + h) * width + w) * channels + c;
-                            const __m512i value = ordered(_mm512_maskz_loadu_epi16(some, from));
-                            const __mmask32 better = _mm512_cmpgt_epi16_mask(value, best);
-                            best = _mm512_max_epi16(best, value);
-                            place = _mm256_mask_mov_epi8(
-                                place, better, _mm256_set1_epi8((char)((h - top) * size + w - left)));
-                        }
-                    _mm512_mask_storeu_epi16(y + to + c, some, ordered(best));
-                    _mm256_mask_storeu_epi8(places + to + c, some, place);
-                }
-            }
+            pool_row(x + b * one, height, width, channels, size, stride, padding, i * stride - padding,
+                     y + (b * out_height + i) * row, places + (b * out_height + i) * row, out_width);
 }
 
 /* The gradient of y to that of x: to each place what the windows whose maximum it was have. */

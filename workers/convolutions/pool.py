@@ -46,7 +46,7 @@ class FastMaxPool(nn.Module):
     def pooled(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The maxima, and in which place of its window, row by row, each one was found: uint8."""
         batch, channels, height, width = x.shape
-        shape = batch, channels, self._outputs(height), self._outputs(width)
+        shape = batch, channels, self.outputs(height), self.outputs(width)
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -63,8 +63,8 @@ class FastMaxPool(nn.Module):
         _library().unpool(gradient.data_ptr(), places.data_ptr(), x.data_ptr(), *sizes)
         return x
 
-    def _outputs(self, length: int) -> int:
-        """Windows along one side; none begins behind the map and the padding before it."""
+    def outputs(self, length: int) -> int:
+        """Windows along a side of so many pixels; none begins behind the map and the padding before it."""
         size, stride, padding = self.window
         count = (length + 2 * padding - size + (stride - 1) * self._ceil_mode) // stride + 1
         if self._ceil_mode and (count - 1) * stride >= length + padding:
