@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers.contract.errors import UnknownLayer
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
-_PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+#: What changes nothing in evaluation mode.
+PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
@@ -115,7 +116,7 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
         if is_norm(model, node) and not normed:
             normed = True
             chain.append(node)
-        elif _is_module(model, node, _PASS_THROUGH):
+        elif _is_module(model, node, PASS_THROUGH):
             chain.append(node)
         elif is_activation(model, node):
             return [*chain, node]

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from workers import graph as graphs
 from workers.contract.tile import Precision
-from workers.convolutions import amx, pool, winograd
+from workers.convolutions import amx, depthwise, pool, winograd
 from workers.convolutions.frozen import FrozenConv
 from workers.leak import ceiling_of_relu
 
@@ -35,6 +35,9 @@ class Kernels:
         graph = fx.Graph()
         graph.output(graph.graph_copy(trunk.graph, {}))
         fast = fx.GraphModule(trunk, graph)
+        for node in list(graph.nodes):
+            if isinstance(_module(fast, node), graphs.PASS_THROUGH) and node.op == "call_module":
+                _take_over(node.all_input_nodes[0], node)
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in list(graph.nodes):
             conv = _module(fast, node)
@@ -96,6 +99,8 @@ def _whole(conv: _ConvNd) -> nn.Module:
 def _in_half(conv: _ConvNd) -> nn.Module:
     if amx.suits(conv):
         return amx.AmxConv(conv)
+    if depthwise.suits(conv):
+        return depthwise.DepthwiseConv(conv)
     return _with(conv, conv.weight.bfloat16(), None if conv.bias is None else conv.bias.bfloat16())
 
 
@@ -105,11 +110,11 @@ def _reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 else None
 
 
-def _take_over(conv: fx.Node, reader: fx.Node | None) -> None:
-    """Let the convolution's output stand for that of the node behind it, which it computes as well."""
+def _take_over(node: fx.Node, reader: fx.Node | None) -> None:
+    """Let a node's output stand for that of one behind it, which it computes as well."""
     if reader is not None:
-        reader.replace_all_uses_with(conv)
-        conv.graph.erase_node(reader)
+        reader.replace_all_uses_with(node)
+        node.graph.erase_node(reader)
 
 
 def _statistics(

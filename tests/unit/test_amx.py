@@ -66,6 +66,10 @@ def gradient_of(conv: nn.Conv2d, x: torch.Tensor, direction: torch.Tensor) -> to
         (5, 16, 3, 1, (1, 1)),
         (64, 64, 3, 1, (100, 90)),  # in bands
         (512, 512, 3, 1, (4, 4)),  # several pictures at once
+        (64, 96, 1, 0, (20, 17)),  # read as they are
+        (64, 96, 1, 0, (2, 3)),
+        (40, 24, 1, 0, (20, 17)),
+        (1024, 64, 1, 0, (100, 90)),
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
@@ -154,22 +158,26 @@ def test_maps_that_are_too_small_for_a_pooling_are_refused() -> None:
         FastMaxPool(nn.MaxPool2d(3))(maps(1, 8, 2, 5))
 
 
-def test_a_picture_has_the_same_map_and_gradient_in_any_batch() -> None:
+@pytest.mark.parametrize("map_px", [(9, 9), (100, 90)])
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (1, 0)])
+@pytest.mark.parametrize("channels", [40, 64])
+def test_a_picture_has_the_same_map_and_gradient_in_any_batch(
+    channels: int, size: int, padding: int, map_px: tuple[int, int]
+) -> None:
     # Given
-    for map_px in ((9, 9), (100, 90)):
-        conv = amx.AmxConv(convolution()).with_relu(float("inf"))
-        x = maps(5, 40, *map_px).requires_grad_(True)
-        direction = maps(5, 72, *map_px, seed=1)
-        # When
-        together = conv(x)
-        (gradient,) = torch.autograd.grad(together, x, direction)
-        # Then
-        for place in range(5):
-            mine = slice(place, place + 1)
-            alone = x.detach()[mine].requires_grad_(True)
-            assert torch.equal(together[mine], conv(alone))
-            (its_own,) = torch.autograd.grad(conv(alone), alone, direction[mine])
-            assert torch.equal(gradient[mine], its_own)
+    conv = amx.AmxConv(convolution(channels, 72, size, padding)).with_relu(float("inf"))
+    x = maps(5, channels, *map_px).requires_grad_(True)
+    direction = maps(5, 72, *map_px, seed=1)
+    # When
+    together = conv(x)
+    (gradient,) = torch.autograd.grad(together, x, direction)
+    # Then
+    for place in range(5):
+        mine = slice(place, place + 1)
+        alone = x.detach()[mine].requires_grad_(True)
+        assert torch.equal(together[mine], conv(alone))
+        (its_own,) = torch.autograd.grad(conv(alone), alone, direction[mine])
+        assert torch.equal(gradient[mine], its_own)
 
 
 def test_memory_in_another_order_is_put_into_its_own() -> None:
@@ -223,7 +231,6 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(64, 64, 1),
         nn.Conv2d(64, 64, 3, stride=2),
         nn.Conv2d(64, 64, 3, dilation=2),
         nn.Conv2d(64, 64, 3, padding=3),

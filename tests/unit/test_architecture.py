@@ -24,6 +24,7 @@ RENDERING = {
         "trunk",
         "convolutions",
         "convolutions.amx",
+        "convolutions.depthwise",
         "convolutions.frozen",
         "convolutions.library",
         "convolutions.pool",

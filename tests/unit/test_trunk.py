@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import fx, nn
 from torch.nn import functional as F
 
-from workers import graph
+from workers import graph, models
 from workers.convolutions import library
+from workers.convolutions.amx import AmxConv
+from workers.convolutions.depthwise import DepthwiseConv
 from workers.convolutions.pool import FastMaxPool
 from workers.convolutions.winograd import WinogradConv
 from workers.graph import is_norm
@@ -189,7 +192,7 @@ def test_poolings_go_into_convolutions_of_the_matrix_unit_where_their_windows_do
 @pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
 def test_taps_share_kernels_of_the_matrix_unit_and_halved_weights() -> None:
     # Given
-    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU()).requires_grad_(False)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2)).requires_grad_(False)
     kernels = Kernels()
     # When
     first, second = (kernels.quicken(whole(model), "bf16") for _ in range(2))
@@ -197,3 +200,21 @@ def test_taps_share_kernels_of_the_matrix_unit_and_halved_weights() -> None:
     assert first.get_submodule("0")._panels is second.get_submodule("0")._panels
     assert first.get_submodule("2") is second.get_submodule("2")
     assert first.get_submodule("2").weight.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
+def test_nothing_of_efficientnets_relus_is_left_in_bf16_but_those_behind_the_stem() -> None:
+    # Given timm's layers have an identity between each norm and its activation
+    model = models.build("efficientnet_lite0", seed=2)
+    trace = graph.trace(model)
+    last = graph.find(model, trace, "blocks.6.0.conv_pwl").all_input_nodes[0]
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    trunk = subgraph(model, trace, upto=last)
+    # When
+    half = Kernels().quicken(trunk, "bf16")
+    # Then
+    kinds = {type(half.get_submodule(str(node.target))) for node in half.graph.nodes if node.op == "call_module"}
+    assert kinds == {Conv2dSame, nn.ReLU6, AmxConv, DepthwiseConv}
+    assert sum(name.startswith("bn") or "_act" in name for name in operations(half)) == 1
+    found, wanted = half(x.bfloat16()).float(), trunk(x)
+    assert (found - wanted).norm() < 0.1 * wanted.norm()

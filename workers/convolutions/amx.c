@@ -134,10 +134,10 @@ INLINE void finish_pixel(const struct block *done, const struct finish *f, long 
                              (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]));
 }
 
-/* Products of PIXELS pixels, or the first 16 of them, with a panel of kernels, or its first 16; meanwhile those of
+/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16; meanwhile those of
  * another block, which is done, are finished: the matrix unit leaves the vectors' idle. */
-INLINE void multiply(const element *a, long plane, long depths, const long *places, long count, const element *b,
-                     int all_pixels, int all_kernels, struct block *now, const struct block *done,
+INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
+                     const element *b, int all_pixels, int all_kernels, struct block *now, const struct block *done,
                      const struct finish *f) {
     const long each = ceil_div(PIXELS, depths * count);
     long finished = done ? 0 : PIXELS;
@@ -148,7 +148,7 @@ INLINE void multiply(const element *a, long plane, long depths, const long *plac
     for (long c = 0; c < depths; c++, a += plane)
         for (long i = 0; i < count; i++, b += 2 * 16 * 32) {
             const element *from = a + places[i];
-            _tile_loadd(4, from, 64);
+            _tile_loadd(4, from, apart * sizeof(element));
             _tile_loadd(6, b, 64);
             _tile_dpbf16ps(0, 4, 6);
             if (all_kernels) {
@@ -156,7 +156,7 @@ INLINE void multiply(const element *a, long plane, long depths, const long *plac
                 _tile_dpbf16ps(1, 4, 7);
             }
             if (all_pixels) {
-                _tile_loadd(5, from + 16 * DEPTH, 64);
+                _tile_loadd(5, from + 16 * apart, apart * sizeof(element));
                 _tile_dpbf16ps(2, 5, 6);
                 if (all_kernels) _tile_dpbf16ps(3, 5, 7);
             }
@@ -170,18 +170,22 @@ INLINE void multiply(const element *a, long plane, long depths, const long *plac
 
 /* Output rows top .. top + count - 1 of each of some pictures, to y, where pictures are so far apart. */
 static void band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
-                 element *y, long apart) {
+                 element *y, long next_picture) {
     const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
     const long depths = depths_of(q), panels = ceil_div(q->kernels, PANEL);
     const long in_rows = count + q->rows - 1, one = (q->beside + in_rows * pitch) * DEPTH;
-    const long plane = pictures * one + (PIXELS + q->columns) * DEPTH, last = (count - 1) * pitch + q->out_width;
+    const long last = (count - 1) * pitch + q->out_width;
+    /* where it is enough to read x as it is, and no block reaches beyond its end */
+    const int as_it_is = at_once == 1 && !q->seen && !q->places && q->channels % DEPTH == 0 && last >= PIXELS;
+    const long plane = as_it_is ? DEPTH : pictures * one + (PIXELS + q->columns) * DEPTH;
+    const long apart = as_it_is ? q->channels : DEPTH;
+    int *offsets = (int *)(as_it_is ? a : a + depths * plane);
     long places[MOST_PLACES];
     for (long i = 0; i < q->rows; i++)
         for (long j = 0; j < columns; j++) places[i * columns + j] = (i * pitch + j) * DEPTH;
-    for (long p = 0; p < pictures; p++)
+    for (long p = 0; p < pictures && !as_it_is; p++)
         if (q->merged) pack_merged(q, picture + p, top - q->above, in_rows, a + p * one);
         else pack(q, picture + p, top - q->above, in_rows, pitch, a + p * one, plane);
-    int *offsets = (int *)(a + depths * plane);
     for (long h = 0; h < count; h++)
         for (long w = 0; w < pitch; w++)
             offsets[h * pitch + w] = w < q->out_width ? (int)((h * q->out_width + w) * q->kernels) : -1;
@@ -197,15 +201,16 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
         const struct block *done = 0;
         long turn = 0;
         for (long p = 0; p < pictures; p++) {
-            for (long t = 0; t < last; t += PIXELS) {
-                const element *from = a + p * one + t * DEPTH;
+            for (long next = 0; next < last; next += PIXELS) {
+                const long t = as_it_is ? least(next, last - PIXELS) : next;
+                const element *from = (as_it_is ? q->x + top * q->width * apart : a + p * one) + t * apart;
                 struct block *now = blocks + turn++ % 2;
-                now->y = y + p * apart + panel * PANEL;
+                now->y = y + p * next_picture + panel * PANEL;
                 now->offsets = offsets + t;
                 /* a version for each case that is frequent */
-                if (few) multiply(from, plane, depths, places, at_once, kernels, 1, 0, now, done, &f);
-                else if (last - t > 16) multiply(from, plane, depths, places, at_once, kernels, 1, 1, now, done, &f);
-                else multiply(from, plane, depths, places, at_once, kernels, 0, 1, now, done, &f);
+                if (few) multiply(from, apart, plane, depths, places, at_once, kernels, 1, 0, now, done, &f);
+                else if (last - t > 16) multiply(from, apart, plane, depths, places, at_once, kernels, 1, 1, now, done, &f);
+                else multiply(from, apart, plane, depths, places, at_once, kernels, 0, 1, now, done, &f);
                 done = now;
             }
         }
@@ -233,6 +238,10 @@ int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PER
 int convolve(const element *x, const element *seen, const uint8_t *places, const element *u, const float *bias,
              element *y, uint8_t *found, long batch, long height, long width, long window, long channels, long kernels,
              long rows, long columns, long above, long beside, int merged, float ceiling) {
+    if (rows * columns == 1 && above + beside == 0 && !places && !found) { /* pictures behind each other are one */
+        height *= batch;
+        batch = 1;
+    }
     const struct maps q = {.x = x, .seen = seen, .places = places, .y = y, .found = found, .u = u, .bias = bias,
         .batch = batch, .height = height, .width = width, .window = window, .channels = channels, .kernels = kernels,
         .rows = rows, .columns = columns, .above = above, .beside = beside, .out_height = height + 2 * above - rows + 1,

@@ -33,7 +33,7 @@ def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and isinstance(conv.padding, tuple)
         and all(padding < size for padding, size in zip(conv.padding, conv.kernel_size, strict=True))
         and conv.padding_mode == "zeros"
-        and 1 < conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_PLACES
+        and conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_PLACES
         and conv.weight.device.type == "cpu"
         and library.amx() is not None
     )
@@ -82,22 +82,17 @@ class AmxConv(FrozenConv):
         self._run(x, y, x.shape[2:], self._padding, found=found)
         return y, found
 
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
-        return self._turned(gradient, seen, None, (gradient.shape[2], gradient.shape[3]))
+        return self.turned_and_spread(gradient, seen, None, x_shape)
 
     def turned_and_spread(
-        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor, map_px: tuple[int, int]
+        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor | None, x_shape: torch.Size
     ) -> torch.Tensor:
-        """The same where all are the pooling's, of the convolution's maps of that height and width."""
-        return self._turned(gradient, seen, places, map_px)
-
-    def _turned(
-        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor | None, map_px: tuple[int, int]
-    ) -> torch.Tensor:
-        rows, columns = self._weight.shape[2:]
-        padding = rows - 1 - self._padding[0], columns - 1 - self._padding[1]
-        x = _maps(len(gradient), self._weight.shape[1], *self._map_px(*map_px, padding))
+        """The same where, with ``places``, gradient and ``seen`` are the pooling's."""
+        x = _maps(*x_shape)
+        map_px = self._map_px(x_shape[2], x_shape[3], self._padding)
+        padding = self._weight.shape[2] - 1 - self._padding[0], self._weight.shape[3] - 1 - self._padding[1]
         self._run(gradient, x, map_px, padding, backward=True, seen=seen, places=places)
         return x
 
@@ -140,13 +135,13 @@ class _ConvolveAndPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, conv: AmxConv) -> torch.Tensor:
         y, places = conv.convolve_and_pool(x, conv.pool)  # type: ignore[arg-type]  # forward() has asked
-        ctx.conv, ctx.map_px = conv, conv._map_px(x.shape[2], x.shape[3], conv._padding)
+        ctx.conv, ctx.x_shape = conv, x.shape
         ctx.save_for_backward(y if conv.ceiling else None, places)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.conv.turned_and_spread(gradient, *ctx.saved_tensors, ctx.map_px), None
+        return ctx.conv.turned_and_spread(gradient, *ctx.saved_tensors, ctx.x_shape), None
 
 
 def _library() -> Any:

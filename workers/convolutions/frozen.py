@@ -38,8 +38,8 @@ class FrozenConv(nn.Module, ABC):
         """The convolution and its ReLU: (B, C, H, W) to (B, K, H', W')."""
 
     @abstractmethod
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-        """The gradient of the input, (B, C, H, W), from that of the output, (B, K, H', W').
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+        """The gradient of the input, whose shape is (B, C, H, W), from that of the output, (B, K, H', W').
 
         ``seen`` is the output that the gradient is of where there is a ReLU, else None.
         """
@@ -49,10 +49,10 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, conv: FrozenConv) -> torch.Tensor:
         y = conv.convolve(x)
-        ctx.conv = conv
+        ctx.conv, ctx.x_shape = conv, x.shape
         ctx.save_for_backward(y if conv.ceiling else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.conv.turned(gradient, *ctx.saved_tensors), None
+        return ctx.conv.turned(gradient, *ctx.saved_tensors, ctx.x_shape), None

@@ -27,7 +27,7 @@ def winograd() -> ctypes.CDLL | None:
 
 @functools.cache
 def amx() -> ctypes.CDLL | None:
-    """amx.c and pool.c, or None where the processor has no matrix unit or the system lets nobody use it."""
+    """amx.c, depthwise.c and pool.c, or None where there is no matrix unit, or none that the system lets one use."""
     if not torch.cpu._is_amx_tile_supported():
         return None
     library = _load("_amx", "networks in bf16 take about twice as long as they could")
@@ -35,6 +35,7 @@ def amx() -> ctypes.CDLL | None:
         return None
     library.convolve.argtypes = [_POINTER] * 7 + [_NUMBER] * 10 + [ctypes.c_int, ctypes.c_float]
     library.pool.argtypes = library.unpool.argtypes = [_POINTER] * 3 + [_NUMBER] * 9
+    library.convolve_each.argtypes = library.turn_each.argtypes = [_POINTER] * 4 + [_NUMBER] * 11 + [ctypes.c_float]
     return library
 
 

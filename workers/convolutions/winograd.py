@@ -65,7 +65,7 @@ class WinogradConv(FrozenConv):
         """See :class:`FrozenConv`; ``x`` and what comes out are float32."""
         return self._run(x, None, backward=False)
 
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`: a convolution with the turned kernel."""
         return self._run(gradient, seen, backward=True)
 

@@ -1,0 +1,99 @@
+/* Depthwise convolutions of bfloat16 maps in channels-last memory, 32 channels at a time; depthwise.py says why.
+ *
+ * Sums are float32, of channels at even and at odd places apart, because a bfloat16 is the upper half of a float: one
+ * shift, or one mask, makes floats of them. Kernels are (rows, columns, channels / 32, 2, 16), in the same order.
+ */
+
+#include "bf16.h"
+
+INLINE __m512 even_of(__m512i value) { return _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)); }
+INLINE __m512 odd_of(__m512i value) {
+    return _mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* The nearest bfloat16, in the upper half; of two that are as near, the even one. */
+INLINE __m512i rounded(__m512 sum) {
+    const __m512i whole = _mm512_castps_si512(sum);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(whole, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(whole, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+
+INLINE void write(element *to, __mmask32 some, __m512 even, __m512 odd) {
+    const __m512i low = _mm512_srli_epi32(rounded(even), 16), high = rounded(odd);
+    _mm512_mask_storeu_epi16(to, some, _mm512_mask_blend_epi16(0xaaaaaaaau, low, high));
+}
+
+/* x (batch, height, width, channels) to y (batch, out_height, out_width, channels), cut off at 0 and at a ceiling unless
+ * that is 0. bias is (channels / 32, 2, 16). */
+void convolve_each(const element *x, const float *u, const float *bias, element *y, long batch, long height, long width,
+                   long channels, long rows, long columns, long stride, long above, long beside, long out_height,
+                   long out_width, float ceiling) {
+    const long padded = (channels + 31) / 32 * 32;
+    const __m512 zero = _mm512_setzero_ps(), top = _mm512_set1_ps(ceiling);
+#pragma omp parallel for collapse(2)
+    for (long b = 0; b < batch; b++)
+        for (long h = 0; h < out_height; h++)
+            for (long w = 0; w < out_width; w++) {
+                const long above_it = h * stride - above, beside_it = w * stride - beside;
+                const long i0 = most(0, -above_it), i1 = least(rows, height - above_it);
+                const long j0 = most(0, -beside_it), j1 = least(columns, width - beside_it);
+                element *to = y + ((b * out_height + h) * out_width + w) * channels;
+                for (long c = 0; c < channels; c += 32) {
+                    const __mmask32 some = first(channels - c);
+                    __m512 even = _mm512_loadu_ps(bias + c), odd = _mm512_loadu_ps(bias + c + 16);
+                    for (long i = i0; i < i1; i++) {
+                        const element *from = x + ((b * height + above_it + i) * width + beside_it) * channels + c;
+                        const float *k = u + i * columns * padded + c;
+                        for (long j = j0; j < j1; j++) {
+                            const __m512i value = _mm512_maskz_loadu_epi16(some, from + j * channels);
+                            even = _mm512_fmadd_ps(even_of(value), _mm512_loadu_ps(k + j * padded), even);
+                            odd = _mm512_fmadd_ps(odd_of(value), _mm512_loadu_ps(k + j * padded + 16), odd);
+                        }
+                    }
+                    if (ceiling > 0) { /* of two numbers the second comes out where one is none, and so stays that */
+                        even = _mm512_min_ps(top, _mm512_max_ps(zero, even));
+                        odd = _mm512_min_ps(top, _mm512_max_ps(zero, odd));
+                    }
+                    write(to + c, some, even, odd);
+                }
+            }
+}
+
+/* The gradient of y to that of x. seen is y where it is cut off, else null: the gradient is that of what was not. */
+void turn_each(const element *y, const element *seen, const float *u, element *x, long batch, long height, long width,
+               long channels, long rows, long columns, long stride, long above, long beside, long out_height,
+               long out_width, float ceiling) {
+    const long padded = (channels + 31) / 32 * 32;
+    const __m512i none = _mm512_setzero_si512();
+    const __m512i top = _mm512_set1_epi16((short)(_mm512_cvtsi512_si32(_mm512_castps_si512(_mm512_set1_ps(ceiling))) >> 16));
+#pragma omp parallel for collapse(2)
+    for (long b = 0; b < batch; b++)
+        for (long h = 0; h < height; h++)
+            for (long w = 0; w < width; w++) {
+                element *to = x + ((b * height + h) * width + w) * channels;
+                for (long c = 0; c < channels; c += 32) {
+                    const __mmask32 some = first(channels - c);
+                    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+                    for (long i = (h + above) % stride; i < rows; i += stride) {
+                        const long from_row = (h + above - i) / stride;
+                        if (h + above < i || from_row >= out_height) continue;
+                        const float *k = u + i * columns * padded + c;
+                        for (long j = (w + beside) % stride; j < columns; j += stride) {
+                            const long from_column = (w + beside - j) / stride;
+                            if (w + beside < j || from_column >= out_width) continue;
+                            const long from = ((b * out_height + from_row) * out_width + from_column) * channels + c;
+                            __mmask32 counts = some;
+                            if (seen) { /* as whole numbers, positive ones have the same order */
+                                const __m512i value = _mm512_maskz_loadu_epi16(some, seen + from);
+                                counts = _mm512_mask_cmpgt_epi16_mask(counts, value, none);
+                                counts = _mm512_mask_cmplt_epi16_mask(counts, value, top);
+                            }
+                            const __m512i value = _mm512_maskz_loadu_epi16(counts, y + from);
+                            even = _mm512_fmadd_ps(even_of(value), _mm512_loadu_ps(k + j * padded), even);
+                            odd = _mm512_fmadd_ps(odd_of(value), _mm512_loadu_ps(k + j * padded + 16), odd);
+                        }
+                    }
+                    write(to + c, some, even, odd);
+                }
+            }
+}
