@@ -70,9 +70,10 @@ class Kernels:
 
     def _halved(self, trunk: fx.GraphModule) -> fx.GraphModule:
         """The same with all that is left of it in bfloat16."""
+        on_cpu = all(parameter.device.type == "cpu" for parameter in trunk.parameters())
         for node in trunk.graph.nodes:
             module = _module(trunk, node)
-            if pool.suits(module):
+            if on_cpu and pool.suits(module):
                 trunk.add_submodule(str(node.target), pool.FastMaxPool(module))
         shared = {id(module): module for (_, _, precision), module in self._made.items() if precision == "bf16"}
         return copy.deepcopy(trunk, shared).to(torch.bfloat16)

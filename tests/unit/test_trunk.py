@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from workers import graph, models
+from workers.contract.tile import Precision
 from workers.convolutions import library
 from workers.convolutions.amx import AmxConv
 from workers.convolutions.depthwise import DepthwiseConv
@@ -218,3 +219,16 @@ def test_nothing_of_efficientnets_relus_is_left_in_bf16_but_those_behind_the_ste
     assert sum(name.startswith("bn") or "_act" in name for name in operations(half)) == 1
     found, wanted = half(x.bfloat16()).float(), trunk(x)
     assert (found - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_on_other_devices_keep_their_librarys_operations(precision: Precision) -> None:
+    # Given any device but the CPU, whatever the CPU beside it can do
+    model = models.build("vgg16", seed=2).to("meta")
+    # When
+    fast = Kernels().quicken(whole(model), precision)
+    # Then
+    mine = (WinogradConv, AmxConv, DepthwiseConv, FastMaxPool)
+    assert not any(isinstance(module, mine) for module in fast.modules())
+    model = models.build("mobilenet_v2", seed=2).to("meta")
+    assert not any(isinstance(module, mine) for module in Kernels().quicken(whole(model), precision).modules())

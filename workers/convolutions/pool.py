@@ -12,7 +12,7 @@ _MOST_SIZE = 15
 
 
 def suits(pool: nn.Module) -> TypeGuard[nn.MaxPool2d]:
-    """Whether a max pooling is one that :class:`FastMaxPool` can take over."""
+    """Whether a max pooling is one that :class:`FastMaxPool` can take over, in a network on the CPU."""
     return (
         type(pool) is nn.MaxPool2d
         and all(_is_square(value) for value in (pool.kernel_size, pool.stride, pool.padding))
