@@ -7,6 +7,7 @@ A batch that the device's memory cannot hold is halved, and the size that fits i
 """
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,8 @@ class Renderer:
         self._pace = Pace(sizes)
         #: counts what the child has done; that it changes is all that is asked of it
         self._progress = _SPAWN.Value("Q", 0, lock=False)
+        for name, value in child.ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # a child inherits it
         self._pool = self._new_pool()
 
     def render(self, batch: Batch) -> "dict[int, Tile | FilterfarmError]":

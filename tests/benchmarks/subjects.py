@@ -9,6 +9,7 @@ output. Only one process measures at a time, so that the same seconds of a noisy
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from workers import devices, graph, models, tuning, weights
+from workers import child, devices, graph, models, tuning, weights
 from workers.contract.recipe import Recipe
 from workers.render import render_tapped
 from workers.tap import Tap, subgraph
@@ -43,6 +44,7 @@ class Subject:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.subjects", name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **(child.ENVIRONMENT if name == "ours" else {})},
         )  # fmt: skip
 
     def ask(self, what: str, **how: Any) -> Any:

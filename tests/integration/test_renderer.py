@@ -329,3 +329,22 @@ def test_stopping_hands_back_the_batch_that_is_on_the_device(tmp_path: Path, mon
         assert [str(error) for error in raised] == ["the worker is stopping"]
         with pytest.raises(Draining):
             child.render(a_batch(a_job()))
+
+
+def test_large_tensors_lie_in_huge_pages_unless_the_user_has_other_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    told = tmp_path / "told"
+    tell = f"import os; open({str(told)!r}, 'w').write(os.environ['GLIBC_TUNABLES'])"
+    for mine, wanted in ((None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.arena_max=3", "glibc.malloc.arena_max=3")):
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if mine is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", mine)
+        # When
+        folder = tmp_path / str(mine)
+        folder.mkdir()
+        with a_child(folder, monkeypatch, tell) as child:
+            child.render(a_batch(a_job("features.0")))
+        # Then
+        assert told.read_text() == wanted
