@@ -215,7 +215,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     fresh = ctypes.CDLL(found._name)
     sizes = [ctypes.c_long(number) for number in (1, 1, 1, 0, 2**44, 16, 3, 3, 1, 1)]
     # When
-    failed = fresh.convolve(*[None] * 7, *sizes, ctypes.c_int(0), ctypes.c_float(0))
+    failed = fresh.convolve(*[None] * 8, *sizes, ctypes.c_int(0), ctypes.c_float(0))
     # Then
     assert failed == 1
 

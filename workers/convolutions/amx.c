@@ -29,14 +29,14 @@
 
 struct maps {
     const element *x; /* (batch, height, width, channels) */
-    /* as x, or null: x counts where this is above 0 and below the ceiling, and is 0 elsewhere, as the gradient of an
-     * activation function is of which this is the value */
-    const element *seen;
-    /* as x, or null: x and seen are what a max pooling by windows of so many pixels made of maps of that height and
-     * width, and x counts at these places of its windows */
+    /* (batch, height, width, depths) or null: a bit for each channel of x that counts; the others are 0 */
+    const uint32_t *awake;
+    /* as x, or null: x is the gradient of what a max pooling by windows of so many pixels made of maps of that height
+     * and width, and counts at these places of its windows */
     const uint8_t *places;
     element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that */
-    uint8_t *found; /* as y where it is pooled: the places of the maxima; else null */
+    uint32_t *kept; /* (batch, out_height, out_width, panels) or null: a bit for each of y between 0 and the ceiling */
+    uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
     const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2) */
     const float *bias; /* (panels, PANEL), or null */
     long batch, height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
@@ -48,23 +48,15 @@ struct maps {
 static long ceil_div(long a, long b) { return (a + b - 1) / b; }
 static long depths_of(const struct maps *q) { return q->merged ? 1 : ceil_div(q->channels, DEPTH); }
 
-/* So many of x from there on, as far as seen lets them count. */
-INLINE __m512i counting(const struct maps *q, long at, __mmask32 some, __m512i ceiling) {
-    if (q->seen) { /* as whole numbers, positive ones have the same order */
-        const __m512i seen = _mm512_maskz_loadu_epi16(some, q->seen + at);
-        some = _mm512_mask_cmpgt_epi16_mask(some, seen, _mm512_setzero_si512());
-        some = _mm512_mask_cmplt_epi16_mask(some, seen, ceiling);
-    }
-    return _mm512_maskz_loadu_epi16(some, q->x + at);
-}
-
 /* Row h of a picture, 32 channels from c on, to where pixels are DEPTH apart: how many pixels. */
-INLINE long pack_row(const struct maps *q, long picture, long h, long c, __m512i ceiling, element *to) {
+INLINE long pack_row(const struct maps *q, long picture, long h, long c, element *to) {
     const __mmask32 some = first(q->channels - c);
     if (!q->places) {
-        const long row = (picture * q->height + h) * q->width * q->channels + c;
-        for (long w = 0; w < q->width; w++, to += DEPTH)
-            _mm512_store_si512(to, counting(q, row + w * q->channels, some, ceiling));
+        const long row = (picture * q->height + h) * q->width, depths = depths_of(q);
+        for (long w = 0; w < q->width; w++, to += DEPTH) {
+            const __mmask32 counts = q->awake ? some & q->awake[(row + w) * depths + c / DEPTH] : some;
+            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(counts, q->x + (row + w) * q->channels + c));
+        }
         return q->width;
     }
     const long rows = q->height / q->window, columns = q->width / q->window, i = h / q->window;
@@ -72,7 +64,7 @@ INLINE long pack_row(const struct maps *q, long picture, long h, long c, __m512i
     const char first_place = (char)((h - i * q->window) * q->window);
     for (long j = 0; j < columns; j++) {
         const long at = ((picture * rows + i) * columns + j) * q->channels + c;
-        const __m512i value = counting(q, at, some, ceiling);
+        const __m512i value = _mm512_maskz_loadu_epi16(some, q->x + at);
         const __m256i places = _mm256_maskz_loadu_epi8(some, q->places + at);
         for (char k = 0; k < q->window; k++, to += DEPTH) {
             const __mmask32 here = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8((char)(first_place + k)));
@@ -84,15 +76,13 @@ INLINE long pack_row(const struct maps *q, long picture, long h, long c, __m512i
 
 /* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, pixels, DEPTH). */
 static void pack(const struct maps *q, long picture, long top, long count, long pitch, element *a, long plane) {
-    uint32_t whole;
-    memcpy(&whole, &q->ceiling, sizeof whole);
-    const __m512i none = _mm512_setzero_si512(), ceiling = _mm512_set1_epi16((short)(whole >> 16));
+    const __m512i none = _mm512_setzero_si512();
     for (long c = 0; c < q->channels; c += DEPTH, a += plane) {
         element *to = a;
         for (long i = 0; i < q->beside; i++, to += DEPTH) _mm512_store_si512(to, none);
         for (long h = top; h < top + count; h++, to += pitch * DEPTH) {
             const int inside = h >= 0 && h < q->height;
-            for (long w = inside ? pack_row(q, picture, h, c, ceiling, to) : 0; w < pitch; w++)
+            for (long w = inside ? pack_row(q, picture, h, c, to) : 0; w < pitch; w++)
                 _mm512_store_si512(to + w * DEPTH, none);
         }
     }
@@ -110,28 +100,33 @@ static void pack_merged(const struct maps *q, long picture, long top, long count
         }
 }
 
-/* A block of products: their sums, and where they go: so far behind y, or nowhere (-1), as what is but padding. */
+/* A block of products: their sums, and where they go: so many pixels behind y, or nowhere (-1), as padding does. */
 struct block {
     float sums[2 * PIXELS * 16] __attribute__((aligned(64))); /* (2, PIXELS, 16) */
     element *y;
+    uint32_t *kept;
     const int *offsets; /* (PIXELS) */
 };
 
 /* What is done to sums before they are rounded. */
 struct finish {
     __m512 bias[2], floor, ceiling;
+    __m512i top; /* the ceiling as 32 bfloat16 */
     __mmask32 some; /* of the panel's channels there are */
+    long kernels, panels;
 };
 
 INLINE void finish_pixel(const struct block *done, const struct finish *f, long i) {
-    const int offset = done->offsets[i];
+    const long offset = done->offsets[i];
     __m512 half[2];
     for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
         half[k] = _mm512_add_ps(_mm512_load_ps(done->sums + (k * PIXELS + i) * 16), f->bias[k]);
         half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
     }
-    _mm512_mask_storeu_epi16(done->y + (offset < 0 ? 0 : offset), offset < 0 ? 0 : f->some,
-                             (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]));
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
+    const long at = offset < 0 ? 0 : offset;
+    _mm512_mask_storeu_epi16(done->y + at * f->kernels, offset < 0 ? 0 : f->some, both);
+    if (done->kept && offset >= 0) done->kept[at * f->panels] = between(both, f->top);
 }
 
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16; meanwhile those of
@@ -168,15 +163,15 @@ INLINE void multiply(const element *a, long apart, long plane, long depths, cons
     _tile_stored(3, now->sums + PIXELS * 16 + 16 * 16, 64);
 }
 
-/* Output rows top .. top + count - 1 of each of some pictures, to y, where pictures are so far apart. */
+/* Output rows top .. top + count - 1 of each of some pictures, to y and kept, where pictures are so many pixels apart. */
 static void band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
-                 element *y, long next_picture) {
+                 element *y, uint32_t *kept, long next_picture) {
     const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
     const long depths = depths_of(q), panels = ceil_div(q->kernels, PANEL);
     const long in_rows = count + q->rows - 1, one = (q->beside + in_rows * pitch) * DEPTH;
     const long last = (count - 1) * pitch + q->out_width;
     /* where it is enough to read x as it is, and no block reaches beyond its end */
-    const int as_it_is = at_once == 1 && !q->seen && !q->places && q->channels % DEPTH == 0 && last >= PIXELS;
+    const int as_it_is = at_once == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 && last >= PIXELS;
     const long plane = as_it_is ? DEPTH : pictures * one + (PIXELS + q->columns) * DEPTH;
     const long apart = as_it_is ? q->channels : DEPTH;
     int *offsets = (int *)(as_it_is ? a : a + depths * plane);
@@ -188,14 +183,15 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
         else pack(q, picture + p, top - q->above, in_rows, pitch, a + p * one, plane);
     for (long h = 0; h < count; h++)
         for (long w = 0; w < pitch; w++)
-            offsets[h * pitch + w] = w < q->out_width ? (int)((h * q->out_width + w) * q->kernels) : -1;
+            offsets[h * pitch + w] = w < q->out_width ? (int)(h * q->out_width + w) : -1;
     for (long t = last; t < last + PIXELS; t++) offsets[t] = -1;
     struct block blocks[2];
     for (long panel = 0; panel < panels; panel++) {
         const element *kernels = q->u + panel * depths * at_once * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->clipped ? 0 : -INFINITY),
-            .ceiling = _mm512_set1_ps(q->clipped ? q->ceiling : INFINITY), .some = first(q->kernels - panel * PANEL)};
+            .ceiling = _mm512_set1_ps(q->clipped ? q->ceiling : INFINITY), .some = first(q->kernels - panel * PANEL),
+            .top = top_of(q->ceiling), .kernels = q->kernels, .panels = panels};
         for (int k = 0; k < 2; k++)
             f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
         const struct block *done = 0;
@@ -205,7 +201,8 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = (as_it_is ? q->x + top * q->width * apart : a + p * one) + t * apart;
                 struct block *now = blocks + turn++ % 2;
-                now->y = y + p * next_picture + panel * PANEL;
+                now->y = y + p * next_picture * q->kernels + panel * PANEL;
+                now->kept = kept ? kept + p * next_picture * panels + panel : 0;
                 now->offsets = offsets + t;
                 /* a version for each case that is frequent */
                 if (few) multiply(from, apart, plane, depths, places, at_once, kernels, 1, 0, now, done, &f);
@@ -222,12 +219,12 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
 static void pooled_band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
                         element *y) {
     const long columns = q->out_width / q->window, line = columns * q->kernels, row = q->out_width * q->kernels;
-    band(q, picture, pictures, top, count, a, pitch, y, count * row);
+    band(q, picture, pictures, top, count, a, pitch, y, 0, count * q->out_width);
     for (long p = 0; p < pictures; p++)
         for (long i = 0; i < count / q->window; i++) {
             const long to = ((picture + p) * (q->out_height / q->window) + top / q->window + i) * line;
             pool_row(y + (p * count + i * q->window) * row, q->window, q->out_width, q->kernels, q->window, q->window, 0,
-                     0, q->y + to, q->found + to, columns);
+                     0, q->clipped ? q->ceiling : 0, q->y + to, q->found + to, columns);
         }
 }
 
@@ -235,17 +232,17 @@ static void pooled_band(const struct maps *q, long picture, long pictures, long 
 int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */); }
 
 /* All as in struct maps; a ceiling of 0 cuts nothing off. 1 where memory does not suffice, else 0. */
-int convolve(const element *x, const element *seen, const uint8_t *places, const element *u, const float *bias,
-             element *y, uint8_t *found, long batch, long height, long width, long window, long channels, long kernels,
+int convolve(const element *x, const uint32_t *awake, const uint8_t *places, const element *u, const float *bias,
+             element *y, uint32_t *kept, uint8_t *found, long batch, long height, long width, long window, long channels, long kernels,
              long rows, long columns, long above, long beside, int merged, float ceiling) {
     if (rows * columns == 1 && above + beside == 0 && !places && !found) { /* pictures behind each other are one */
         height *= batch;
         batch = 1;
     }
-    const struct maps q = {.x = x, .seen = seen, .places = places, .y = y, .found = found, .u = u, .bias = bias,
+    const struct maps q = {.x = x, .awake = awake, .places = places, .y = y, .kept = kept, .found = found, .u = u, .bias = bias,
         .batch = batch, .height = height, .width = width, .window = window, .channels = channels, .kernels = kernels,
         .rows = rows, .columns = columns, .above = above, .beside = beside, .out_height = height + 2 * above - rows + 1,
-        .out_width = width + 2 * beside - columns + 1, .merged = merged, .clipped = !seen && ceiling > 0,
+        .out_width = width + 2 * beside - columns + 1, .merged = merged, .clipped = ceiling > 0,
         .ceiling = ceiling};
     const int threads = omp_get_max_threads();
     const long pitch = merged ? q.out_width : width + beside, depths = depths_of(&q);
@@ -275,12 +272,13 @@ int convolve(const element *x, const element *seen, const uint8_t *places, const
         for (long i = 0; i < items; i++) {
             const long picture = i / bands * pictures, top = i % bands * band_rows;
             const long some = least(pictures, batch - picture), count = least(band_rows, q.out_height - top);
-            const long row = q.out_width * kernels, apart = q.out_height * row;
+            const long pixel = (picture * q.out_height + top) * q.out_width, apart = q.out_height * q.out_width;
             if (count <= 0) continue;
             if (found)
                 pooled_band(&q, picture, some, top, count, (element *)mine, pitch, (element *)(mine + in_bytes));
             else
-                band(&q, picture, some, top, count, (element *)mine, pitch, y + picture * apart + top * row, apart);
+                band(&q, picture, some, top, count, (element *)mine, pitch, y + pixel * kernels,
+                     kept ? kept + pixel * ceil_div(kernels, PANEL) : 0, apart);
         }
         _tile_release();
     }

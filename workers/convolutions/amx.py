@@ -15,7 +15,7 @@ from torch import nn
 
 from workers.convolutions import library
 from workers.convolutions.frozen import FrozenConv
-from workers.convolutions.pool import FastMaxPool
+from workers.convolutions.pool import FastMaxPool, address, room_for_bits
 
 #: Channels of a step, and kernels of a panel: two registers of 16, of pairs of channels.
 _DEPTH, _PANEL = 32, 32
@@ -67,33 +67,41 @@ class AmxConv(FrozenConv):
         result: torch.Tensor = _ConvolveAndPool.apply(x, self)
         return result
 
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See :class:`FrozenConv`, without the pooling; ``x`` and what comes out are bfloat16."""
         height, width = self._map_px(x.shape[2], x.shape[3], self._padding)
         y = _maps(len(x), self._weight.shape[0], height, width)
-        self._run(x, y, x.shape[2:], self._padding)
-        return y
+        awake = room_for_bits(y) if self.ceiling else None
+        self._run(x, y, x.shape[2:], self._padding, kept=awake)
+        return y, awake
 
     def convolve_and_pool(self, x: torch.Tensor, pool: FastMaxPool) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the pooling makes of the convolution's maps, and the places of the maxima in their windows: uint8."""
+        """What the pooling makes of the convolution's maps, and where in their windows the maxima were: uint8.
+
+        With a ReLU, those that were not awake have no place, 255.
+        """
         height, width = (pool.outputs(length) for length in self._map_px(x.shape[2], x.shape[3], self._padding))
         y = _maps(len(x), self._weight.shape[0], height, width)
         found = torch.empty_like(y, dtype=torch.uint8)
         self._run(x, y, x.shape[2:], self._padding, found=found)
         return y, found
 
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
-        return self.turned_and_spread(gradient, seen, None, x_shape)
+        return self._turned(gradient, x_shape, awake=awake)
 
-    def turned_and_spread(
-        self, gradient: torch.Tensor, seen: torch.Tensor | None, places: torch.Tensor | None, x_shape: torch.Size
-    ) -> torch.Tensor:
-        """The same where, with ``places``, gradient and ``seen`` are the pooling's."""
+    def turned_and_spread(self, gradient: torch.Tensor, places: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
+        """The gradient of the input from that of the pooling's output."""
+        return self._turned(gradient, x_shape, places=places)
+
+    def _turned(
+        self, gradient: torch.Tensor, x_shape: torch.Size, *,
+        awake: torch.Tensor | None = None, places: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         x = _maps(*x_shape)
         map_px = self._map_px(x_shape[2], x_shape[3], self._padding)
         padding = self._weight.shape[2] - 1 - self._padding[0], self._weight.shape[3] - 1 - self._padding[1]
-        self._run(gradient, x, map_px, padding, backward=True, seen=seen, places=places)
+        self._run(gradient, x, map_px, padding, backward=True, awake=awake, places=places)
         return x
 
     def _map_px(self, height: int, width: int, padding: tuple[int, int]) -> tuple[int, int]:
@@ -102,16 +110,16 @@ class AmxConv(FrozenConv):
 
     def _run(
         self, x: torch.Tensor, y: torch.Tensor, map_px: tuple[int, ...], padding: tuple[int, int], *,
-        backward: bool = False, seen: torch.Tensor | None = None, places: torch.Tensor | None = None,
-        found: torch.Tensor | None = None,
+        backward: bool = False, awake: torch.Tensor | None = None, places: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None, found: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """amx.c's ``convolve``, of maps of that height and width, to ``y``."""
         x = x.contiguous(memory_format=torch.channels_last)
         failed = _library().convolve(
-            x.data_ptr(), _pointer(seen), _pointer(places), self._kernels(backward=backward).data_ptr(),
-            None if backward else self._bias.data_ptr(), y.data_ptr(), _pointer(found),
+            x.data_ptr(), address(awake), address(places), self._kernels(backward=backward).data_ptr(),
+            None if backward else self._bias.data_ptr(), y.data_ptr(), address(kept), address(found),
             len(x), *map_px, self.pool.window[0] if self.pool else 0, x.shape[1], y.shape[1], *self._weight.shape[2:],
-            *padding, self._merged and not backward, self.ceiling,
+            *padding, self._merged and not backward, 0.0 if backward else self.ceiling,
         )  # fmt: skip
         if failed:
             raise MemoryError("the memory for a convolution's bands")
@@ -130,13 +138,11 @@ class AmxConv(FrozenConv):
 
 
 class _ConvolveAndPool(torch.autograd.Function):
-    """Keeps of the convolution's maps what the pooling let through."""
-
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, conv: AmxConv) -> torch.Tensor:
         y, places = conv.convolve_and_pool(x, conv.pool)  # type: ignore[arg-type]  # forward() has asked
         ctx.conv, ctx.x_shape = conv, x.shape
-        ctx.save_for_backward(y if conv.ceiling else None, places)
+        ctx.save_for_backward(places)
         return y
 
     @staticmethod
@@ -151,7 +157,3 @@ def _library() -> Any:
 def _maps(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
     shape = batch, channels, height, width
     return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

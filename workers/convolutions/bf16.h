@@ -13,6 +13,16 @@ INLINE long least(long a, long b) { return a < b ? a : b; }
 /* A mask of the first so many of 32 channels. */
 INLINE __mmask32 first(long channels) { return channels >= 32 ? 0xffffffffu : (1u << channels) - 1; }
 
-/* One row of a max pooling, of a map (height, width, channels) whose windows begin in row top, which may be above it. */
+/* 32 times a number that is a bfloat16, and where values are above 0 and below it: as whole numbers, positive bfloat16
+ * have the same order. */
+INLINE __m512i top_of(float ceiling) {
+    return _mm512_set1_epi16((short)(_mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(ceiling))) >> 16));
+}
+INLINE __mmask32 between(__m512i value, __m512i top) {
+    return _mm512_cmpgt_epi16_mask(value, _mm512_setzero_si512()) & _mm512_cmplt_epi16_mask(value, top);
+}
+
+/* One row of a max pooling, of a map (height, width, channels) whose windows begin in row top, which may be above it.
+ * With a ceiling, maxima that are not above 0 and below it have no place (255). */
 void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
-              element *y, uint8_t *places, long out_width);
+              float ceiling, element *y, uint8_t *places, long out_width);

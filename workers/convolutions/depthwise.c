@@ -18,14 +18,13 @@ INLINE __m512i rounded(__m512 sum) {
     return _mm512_add_epi32(whole, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
 }
 
-INLINE void write(element *to, __mmask32 some, __m512 even, __m512 odd) {
-    const __m512i low = _mm512_srli_epi32(rounded(even), 16), high = rounded(odd);
-    _mm512_mask_storeu_epi16(to, some, _mm512_mask_blend_epi16(0xaaaaaaaau, low, high));
+INLINE __m512i together(__m512 even, __m512 odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(rounded(even), 16), rounded(odd));
 }
 
 /* x (batch, height, width, channels) to y (batch, out_height, out_width, channels), cut off at 0 and at a ceiling unless
- * that is 0. bias is (channels / 32, 2, 16). */
-void convolve_each(const element *x, const float *u, const float *bias, element *y, long batch, long height, long width,
+ * that is 0; kept is then a bit for each of y between the two. bias is (channels / 32, 2, 16). */
+void convolve_each(const element *x, const float *u, const float *bias, element *y, uint32_t *kept, long batch, long height, long width,
                    long channels, long rows, long columns, long stride, long above, long beside, long out_height,
                    long out_width, float ceiling) {
     const long padded = (channels + 31) / 32 * 32;
@@ -37,7 +36,7 @@ void convolve_each(const element *x, const float *u, const float *bias, element 
                 const long above_it = h * stride - above, beside_it = w * stride - beside;
                 const long i0 = most(0, -above_it), i1 = least(rows, height - above_it);
                 const long j0 = most(0, -beside_it), j1 = least(columns, width - beside_it);
-                element *to = y + ((b * out_height + h) * out_width + w) * channels;
+                const long pixel = (b * out_height + h) * out_width + w;
                 for (long c = 0; c < channels; c += 32) {
                     const __mmask32 some = first(channels - c);
                     __m512 even = _mm512_loadu_ps(bias + c), odd = _mm512_loadu_ps(bias + c + 16);
@@ -54,18 +53,18 @@ void convolve_each(const element *x, const float *u, const float *bias, element 
                         even = _mm512_min_ps(top, _mm512_max_ps(zero, even));
                         odd = _mm512_min_ps(top, _mm512_max_ps(zero, odd));
                     }
-                    write(to + c, some, even, odd);
+                    const __m512i both = together(even, odd);
+                    _mm512_mask_storeu_epi16(y + pixel * channels + c, some, both);
+                    if (ceiling > 0) kept[(pixel * padded + c) / 32] = between(both, top_of(ceiling));
                 }
             }
 }
 
-/* The gradient of y to that of x. seen is y where it is cut off, else null: the gradient is that of what was not. */
-void turn_each(const element *y, const element *seen, const float *u, element *x, long batch, long height, long width,
+/* The gradient of y to that of x. awake is what was kept, or null: the gradient is of what was not cut off. */
+void turn_each(const element *y, const uint32_t *awake, const float *u, element *x, long batch, long height, long width,
                long channels, long rows, long columns, long stride, long above, long beside, long out_height,
-               long out_width, float ceiling) {
+               long out_width) {
     const long padded = (channels + 31) / 32 * 32;
-    const __m512i none = _mm512_setzero_si512();
-    const __m512i top = _mm512_set1_epi16((short)(_mm512_cvtsi512_si32(_mm512_castps_si512(_mm512_set1_ps(ceiling))) >> 16));
 #pragma omp parallel for collapse(2)
     for (long b = 0; b < batch; b++)
         for (long h = 0; h < height; h++)
@@ -81,19 +80,14 @@ void turn_each(const element *y, const element *seen, const float *u, element *x
                         for (long j = (w + beside) % stride; j < columns; j += stride) {
                             const long from_column = (w + beside - j) / stride;
                             if (w + beside < j || from_column >= out_width) continue;
-                            const long from = ((b * out_height + from_row) * out_width + from_column) * channels + c;
-                            __mmask32 counts = some;
-                            if (seen) { /* as whole numbers, positive ones have the same order */
-                                const __m512i value = _mm512_maskz_loadu_epi16(some, seen + from);
-                                counts = _mm512_mask_cmpgt_epi16_mask(counts, value, none);
-                                counts = _mm512_mask_cmplt_epi16_mask(counts, value, top);
-                            }
-                            const __m512i value = _mm512_maskz_loadu_epi16(counts, y + from);
+                            const long from = (b * out_height + from_row) * out_width + from_column;
+                            const __mmask32 counts = awake ? some & awake[(from * padded + c) / 32] : some;
+                            const __m512i value = _mm512_maskz_loadu_epi16(counts, y + from * channels + c);
                             even = _mm512_fmadd_ps(even_of(value), _mm512_loadu_ps(k + j * padded), even);
                             odd = _mm512_fmadd_ps(odd_of(value), _mm512_loadu_ps(k + j * padded + 16), odd);
                         }
                     }
-                    write(to + c, some, even, odd);
+                    _mm512_mask_storeu_epi16(to + c, some, together(even, odd));
                 }
             }
 }

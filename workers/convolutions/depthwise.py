@@ -13,6 +13,7 @@ from torch import nn
 
 from workers.convolutions import library
 from workers.convolutions.frozen import FrozenConv
+from workers.convolutions.pool import address, room_for_bits
 
 #: Channels that are computed at once.
 _GROUP = 32
@@ -45,23 +46,24 @@ class DepthwiseConv(FrozenConv):
         self._kernels = _grouped(conv.weight.detach().float()[:, 0].permute(1, 2, 0))
         self._bias = _grouped(torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float())
 
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See :class:`FrozenConv`; ``x`` and what comes out are bfloat16."""
         x = x.contiguous(memory_format=torch.channels_last)
-        sizes, shape = self._sizes(x.shape)
-        y = torch.empty((*x.shape[:2], *shape), dtype=x.dtype, memory_format=torch.channels_last)
+        sizes, map_px = self._sizes(x.shape)
+        y = torch.empty((*x.shape[:2], *map_px), dtype=x.dtype, memory_format=torch.channels_last)
+        awake = room_for_bits(y) if self.ceiling else None
         _library().convolve_each(
-            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), *sizes, self.ceiling
-        )
-        return y
+            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), address(awake), *sizes,
+            self.ceiling,
+        )  # fmt: skip
+        return y, awake
 
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         x = torch.empty(x_shape, dtype=gradient.dtype, memory_format=torch.channels_last)
         sizes, _ = self._sizes(x_shape)
-        seen_at = None if seen is None else seen.data_ptr()
-        _library().turn_each(gradient.data_ptr(), seen_at, self._kernels.data_ptr(), x.data_ptr(), *sizes, self.ceiling)
+        _library().turn_each(gradient.data_ptr(), address(awake), self._kernels.data_ptr(), x.data_ptr(), *sizes)
         return x
 
     def _sizes(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:

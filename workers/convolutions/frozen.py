@@ -34,23 +34,23 @@ class FrozenConv(nn.Module, ABC):
         return self
 
     @abstractmethod
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolution and its ReLU: (B, C, H, W) to (B, K, H', W')."""
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The convolution and its ReLU: (B, C, H, W) to (B, K, H', W'); and where there is a ReLU, which were awake."""
 
     @abstractmethod
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """The gradient of the input, whose shape is (B, C, H, W), from that of the output, (B, K, H', W').
 
-        ``seen`` is the output that the gradient is of where there is a ReLU, else None.
+        ``awake`` is what ``convolve`` gave with that output.
         """
 
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, conv: FrozenConv) -> torch.Tensor:
-        y = conv.convolve(x)
+        y, awake = conv.convolve(x)
         ctx.conv, ctx.x_shape = conv, x.shape
-        ctx.save_for_backward(y if conv.ceiling else None)
+        ctx.save_for_backward(awake)
         return y
 
     @staticmethod

@@ -11,7 +11,7 @@ static __m512i ordered(__m512i value) {
 }
 
 void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
-              element *y, uint8_t *places, long out_width) {
+              float ceiling, element *y, uint8_t *places, long out_width) {
     const long h0 = most(top, 0), h1 = least(top + size, height);
     for (long j = 0; j < out_width; j++, y += channels, places += channels) {
         const long left = j * stride - padding, w0 = most(left, 0), w1 = least(left + size, width);
@@ -27,6 +27,7 @@ void pool_row(const element *x, long height, long width, long channels, long siz
                     best = _mm512_max_epi16(best, value);
                     place = _mm256_mask_mov_epi8(place, better, _mm256_set1_epi8((char)((h - top) * size + w - left)));
                 }
+            if (ceiling > 0) place = _mm256_mask_set1_epi8(place, ~between(best, top_of(ceiling)), (char)255);
             _mm512_mask_storeu_epi16(y + c, some, ordered(best));
             _mm256_mask_storeu_epi8(places + c, some, place);
         }
@@ -40,7 +41,7 @@ void pool(const element *x, element *y, uint8_t *places, long batch, long height
 #pragma omp parallel for collapse(2)
     for (long b = 0; b < batch; b++)
         for (long i = 0; i < out_height; i++)
-            pool_row(x + b * one, height, width, channels, size, stride, padding, i * stride - padding,
+            pool_row(x + b * one, height, width, channels, size, stride, padding, i * stride - padding, 0,
                      y + (b * out_height + i) * row, places + (b * out_height + i) * row, out_width);
 }
 

@@ -61,13 +61,14 @@ class WinogradConv(FrozenConv):
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
         self._transformed: dict[tuple[int, bool], torch.Tensor] = {}
 
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """See :class:`FrozenConv`; ``x`` and what comes out are float32."""
-        return self._run(x, None, backward=False)
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See :class:`FrozenConv`; ``x`` and what comes out are float32, and that itself tells what was awake."""
+        y = self._run(x, None, backward=False)
+        return y, y if self.ceiling else None
 
-    def turned(self, gradient: torch.Tensor, seen: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`: a convolution with the turned kernel."""
-        return self._run(gradient, seen, backward=True)
+        return self._run(gradient, awake, backward=True)
 
     def _run(self, x: torch.Tensor, seen: torch.Tensor | None, *, backward: bool) -> torch.Tensor:
         padding = 2 - self._padding if backward else self._padding
