@@ -147,7 +147,7 @@ def job_options(command: Command) -> Command:
         ),
         click.option(
             "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default=_DEFAULTS.precision, show_default=True,
-            help="What the network computes in; auto takes bf16 where the device has it in hardware.",
+            help="What the network computes in; auto takes bf16 where the device is faster in it.",
         ),
         click.option(
             "--grid", default=_DEFAULTS.grid, show_default=True, help="Rows x columns of a sheet, as in 8x8; or auto."

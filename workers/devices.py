@@ -26,10 +26,10 @@ def describe(device: torch.device) -> str:
 
 
 def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What a recipe's precision means on a device: ``auto`` takes bf16 only where the hardware multiplies it."""
+    """What a recipe's precision means on a device: ``auto`` takes bf16 only where that is faster."""
     if wanted != "auto":
         return wanted
-    return "bf16" if _has_bf16(device) else "fp32"
+    return "bf16" if _is_faster_in_bf16(device) else "fp32"
 
 
 @contextmanager
@@ -71,12 +71,13 @@ def has_failed(error: Exception) -> bool:
     return isinstance(error, torch.AcceleratorError) and not is_full(error)
 
 
-def _has_bf16(device: torch.device) -> bool:
+def _is_faster_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
     # The matrix unit alone: by AVX-512's bf16 VGG16's deepest layer took 120 ms on an Intel processor that took 40 in
-    # fp32, where workers.convolutions needs fewer multiplications. Elsewhere torch emulates it.
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    # fp32, where workers.convolutions needs fewer multiplications. Elsewhere torch emulates it. Having the unit is not
+    # all: the system has to let a process use it.
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 if __name__ == "__main__":

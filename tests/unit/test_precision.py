@@ -97,12 +97,15 @@ def test_a_precision_that_is_asked_for_is_taken_everywhere(wanted: str, device: 
     assert devices.precision(wanted, torch.device(device)) == wanted  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("amx", "taken"), [(False, "fp32"), (True, "bf16")])
-def test_auto_takes_bf16_where_the_cpu_has_a_matrix_unit(
-    amx: bool, taken: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("amx", "allowed", "taken"), [(False, False, "fp32"), (True, False, "fp32"), (True, True, "bf16")]
+)
+def test_auto_takes_bf16_where_the_cpu_has_a_matrix_unit_that_may_be_used(
+    amx: bool, allowed: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: allowed)
     # When / Then
     assert devices.precision("auto", CPU) == taken
 

@@ -95,7 +95,7 @@ class Recipe(Frozen):
     #: wake filters that do not answer to the start image: through what they are before their activation function,
     #: then with other start images
     rescue: bool = True
-    #: what the network computes in. auto: bf16 where the device multiplies it in hardware, else fp32. The picture, the
+    #: what the network computes in. auto: bf16 where the device is faster in it, else fp32. The picture, the
     #: optimiser, and every activation that is recorded are fp32 always
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
