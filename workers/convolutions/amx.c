@@ -90,14 +90,17 @@ static void pack(const struct maps *q, long picture, long top, long count, long 
 
 /* The same where the channels of all columns of the kernel go together: one depth, and a pixel for each of y. */
 static void pack_merged(const struct maps *q, long picture, long top, long count, element *a) {
-    for (long h = top; h < top + count; h++)
-        for (long w = -q->beside; w < q->out_width - q->beside; w++, a += DEPTH) {
-            const long from = least(q->columns, w < 0 ? -w : 0), to = least(q->columns, q->width - w);
-            const int inside = h >= 0 && h < q->height && from < to;
-            const __mmask32 some = inside ? first(to * q->channels) & ~first(from * q->channels) : 0;
-            const element *x = q->x + ((picture * q->height + h) * q->width + w) * q->channels;
+    const __mmask32 all = first(q->columns * q->channels);
+    for (long h = top; h < top + count; h++) {
+        const int inside = h >= 0 && h < q->height;
+        const element *x = q->x + ((picture * q->height + h) * q->width - q->beside) * q->channels;
+        for (long w = -q->beside; w < q->out_width - q->beside; w++, a += DEPTH, x += q->channels) {
+            __mmask32 some = inside ? all : 0;
+            if (w < 0) some &= ~first(least(q->columns, -w) * q->channels);
+            if (w + q->columns > q->width) some &= first(most(0, q->width - w) * q->channels);
             _mm512_store_si512(a, _mm512_maskz_loadu_epi16(some, x));
         }
+    }
 }
 
 /* A block of products: their sums, and where they go: so many pixels behind y, or nowhere (-1), as padding does. */
