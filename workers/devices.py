@@ -74,8 +74,8 @@ def has_failed(error: Exception) -> bool:
 def _is_faster_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
-    # The matrix unit alone: by AVX-512's bf16 VGG16's deepest layer took 120 ms on an Intel processor that took 40 in
-    # fp32, where workers.convolutions needs fewer multiplications. Elsewhere torch emulates it. Having the unit is not
+    # The matrix unit alone: by AVX-512's bf16 VGG16's deepest layer takes 36 ms on an Intel processor that takes 38 in
+    # fp32, and other networks' depthwise convolutions take longer. Elsewhere torch emulates it. Having the unit is not
     # all: the system has to let a process use it.
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 

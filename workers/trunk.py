@@ -102,6 +102,8 @@ def _in_half(conv: _ConvNd) -> nn.Module:
         return amx.AmxConv(conv)
     if depthwise.suits(conv):
         return depthwise.DepthwiseConv(conv)
+    if winograd.suits(conv, half=True):
+        return winograd.WinogradConv(conv, half=True)
     return _with(conv, conv.weight.bfloat16(), None if conv.bias is None else conv.bias.bfloat16())
 
 

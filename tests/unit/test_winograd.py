@@ -161,11 +161,13 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     x = torch.zeros(1, 48, 8, 8)
     conv(x)
 
+    width = winograd._library().panel_width()
+
     class Full:
-        panel_width = staticmethod(lambda: winograd._library().panel_width())
+        panel_width = staticmethod(lambda: width)
         convolve = staticmethod(lambda *_: 1)
 
-    monkeypatch.setattr(winograd, "_library", lambda: Full)
+    monkeypatch.setattr(winograd, "_library", lambda **_: Full)
     with pytest.raises(MemoryError, match="tiles"):
         conv(x)
 
@@ -237,3 +239,31 @@ def test_what_is_no_number_stays_that_behind_a_relu() -> None:
     # When / Then
     assert conv.with_relu(float("inf"))(x).isnan().any()
     assert torch.equal(conv.with_relu(6.0)(x).isnan(), conv(x).isnan())
+
+
+@pytest.mark.parametrize("size", [(4, 4), (9, 9), (16, 16), (5, 13), (3, 3), (58, 90)])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("ceiling", [0.0, 6.0])
+def test_maps_and_gradients_in_bf16_are_those_of_a_direct_convolution(
+    size: tuple[int, int], padding: int, ceiling: float
+) -> None:
+    # Given
+    conv = convolution(padding=padding)
+    assert winograd.suits(conv, half=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 48, *size, generator=generator).bfloat16().to(memory_format=torch.channels_last)
+    x.requires_grad_(True)
+    exact = x.detach().double().requires_grad_(True)
+    # When
+    mine = winograd.WinogradConv(conv, half=True)
+    got = (mine.with_relu(ceiling) if ceiling else mine)(x)
+    direction = torch.randn(got.shape, generator=generator).bfloat16()
+    (gradient,) = torch.autograd.grad(got, x, direction)
+    # Then
+    wanted = convolution(padding=padding).double()(exact)
+    awake = (got > 0) & (got < ceiling) if ceiling else torch.ones_like(got, dtype=torch.bool)
+    (exact_gradient,) = torch.autograd.grad(wanted, exact, (direction * awake).double())
+    for result, truth in ((got, wanted.clamp(0, ceiling) if ceiling else wanted), (gradient, exact_gradient)):
+        assert result.dtype == torch.bfloat16
+        assert result.shape == truth.shape
+        assert (result.detach().double() - truth.detach()).norm() < 0.003 * truth.detach().norm()

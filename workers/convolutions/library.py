@@ -16,9 +16,10 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
 
 
 @functools.cache
-def winograd() -> ctypes.CDLL | None:
-    """winograd.c, or None where there is none for this processor."""
+def winograd(*, half: bool = False) -> ctypes.CDLL | None:
+    """winograd.c for float32 or bfloat16 maps, or None where there is none for this processor."""
     name = _WINOGRAD.get(torch.backends.cpu.get_cpu_capability())
+    name = f"{name}_half" if name and half else name
     library = _load(name, "3 x 3 convolutions take about twice as long as they could") if name else None
     if library is not None:
         library.convolve.argtypes = [_POINTER] * 5 + [_NUMBER] * 6 + [ctypes.c_int, ctypes.c_float]

@@ -31,8 +31,8 @@ _WIDTH = 16
 _FEWEST_CHANNELS = 32
 
 
-def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a convolution is one that :class:`WinogradConv` can take over, and gains by it."""
+def suits(conv: nn.Module, *, half: bool = False) -> TypeGuard[nn.Conv2d]:
+    """Whether a convolution in float32 is one that :class:`WinogradConv` can take over, and gains by it."""
     return (
         type(conv) is nn.Conv2d
         and conv.kernel_size == (3, 3)
@@ -44,25 +44,26 @@ def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
-        and library.winograd() is not None
+        and library.winograd(half=half) is not None
     )
 
 
 class WinogradConv(FrozenConv):
-    """A convolution that :func:`suits`, of float32 maps.
+    """A convolution that :func:`suits`, of float32 maps, or where it is ``half`` of bfloat16 maps.
 
     Which tile is used depends on the map's size and on nothing else, so that a picture's map is the same in any batch.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, *, half: bool = False) -> None:
         super().__init__()
+        self._half = half
         self._padding = int(conv.padding[0])
         self._weight = conv.weight.detach()  # (K, C, 3, 3)
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
         self._transformed: dict[tuple[int, bool], torch.Tensor] = {}
 
     def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See :class:`FrozenConv`; ``x`` and what comes out are float32, and that itself tells what was awake."""
+        """See :class:`FrozenConv`; what comes out tells itself what was awake."""
         y = self._run(x, None, backward=False)
         return y, y if self.ceiling else None
 
@@ -79,8 +80,8 @@ class WinogradConv(FrozenConv):
         kernels = int(self._weight.shape[1 if backward else 0])
         bias = None if backward or self._bias is None else self._bias.data_ptr()
         x = x.contiguous(memory_format=torch.channels_last)
-        result = torch.empty((batch, kernels, *above), memory_format=torch.channels_last)
-        failed = _library().convolve(
+        result = torch.empty((batch, kernels, *above), dtype=x.dtype, memory_format=torch.channels_last)
+        failed = _library(half=self._half).convolve(
             x.data_ptr(), None if seen is None else seen.data_ptr(), kernel.data_ptr(), bias, result.data_ptr(),
             batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
@@ -101,8 +102,8 @@ class WinogradConv(FrozenConv):
         return self._transformed[key]
 
 
-def _library() -> Any:
-    return library.winograd()  # suits() has asked
+def _library(*, half: bool = False) -> Any:
+    return library.winograd(half=half)  # suits() has asked
 
 
 def _best_tile(height: int, width: int) -> int:
