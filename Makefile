@@ -24,7 +24,7 @@ test-faults: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak
 
-# How fast the engine is here and the farm around it: half an hour. ARGS=--quick for a rough answer.
+# How fast the engine is here and the farm around it: 20 to 40 minutes. ARGS=--quick for a rough answer.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.speed $(ARGS)
 
