@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers.contract.errors import UnknownLayer
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
-#: What changes nothing in evaluation mode.
-PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
@@ -116,7 +115,7 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
         if is_norm(model, node) and not normed:
             normed = True
             chain.append(node)
-        elif _is_module(model, node, PASS_THROUGH):
+        elif is_pass_through(model, node):
             chain.append(node)
         elif is_activation(model, node):
             return [*chain, node]
@@ -209,6 +208,11 @@ def _is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool
 def is_norm(model: nn.Module, node: fx.Node) -> bool:
     """Whether the node is a batch-norm."""
     return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
+
+
+def is_pass_through(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the node changes nothing in evaluation mode."""
+    return _is_module(model, node, _PASS_THROUGH)
 
 
 def is_activation(model: nn.Module, node: fx.Node) -> bool:

@@ -36,7 +36,7 @@ class Kernels:
         graph.output(graph.graph_copy(trunk.graph, {}))
         fast = fx.GraphModule(trunk, graph)
         for node in list(graph.nodes):
-            if isinstance(_module(fast, node), graphs.PASS_THROUGH) and node.op == "call_module":
+            if graphs.is_pass_through(fast, node):
                 _take_over(node.all_input_nodes[0], node)
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in list(graph.nodes):

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.unit.halves import RELATIVE_ERROR, error, maps
 from workers.convolutions import amx, library
 from workers.convolutions.pool import FastMaxPool
 
 pytestmark = pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
-
-#: A bfloat16 is off by up to 2^-9; of a whole tensor the error is about half of that.
-RELATIVE_ERROR = 0.003
 
 
 def convolution(
@@ -30,17 +28,6 @@ def convolution(
         conv = nn.Conv2d(channels, kernels, size, padding=padding, bias=bias)
         conv.weight.data = conv.weight.data.bfloat16().float()
     return conv.requires_grad_(False)
-
-
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    return noise.to(memory_format=torch.channels_last)
-
-
-def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    assert found.dtype == torch.bfloat16
-    assert found.shape == exact.shape
-    return float((found.detach().double() - exact).norm() / exact.norm())
 
 
 def gradient_of(conv: nn.Conv2d, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:

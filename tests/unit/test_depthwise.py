@@ -7,12 +7,10 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
+from tests.unit.halves import RELATIVE_ERROR, error, maps
 from workers.convolutions import depthwise, library
 
 pytestmark = pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
-
-#: A bfloat16 is off by up to 2^-9; of a whole tensor the error is about half of that.
-RELATIVE_ERROR = 0.003
 
 
 def convolution(
@@ -28,17 +26,6 @@ def convolution(
         )
         conv.weight.data = conv.weight.data.bfloat16().float()
     return conv.requires_grad_(False)
-
-
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    return noise.to(memory_format=torch.channels_last)
-
-
-def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    assert found.dtype == torch.bfloat16
-    assert found.shape == exact.shape
-    return float((found.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
 KINDS = [(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 2), (7, 1, 3), (3, 1, 0), (3, 3, 0), (3, 2, "same"), (5, 2, "same")]

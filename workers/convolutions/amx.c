@@ -132,8 +132,8 @@ INLINE void finish_pixel(const struct block *done, const struct finish *f, long 
     if (done->kept && offset >= 0) done->kept[at * f->panels] = between(both, f->top);
 }
 
-/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16; meanwhile those of
- * another block, which is done, are finished: the matrix unit leaves the vectors' idle. */
+/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16;
+ * meanwhile those of another block, which is done, are finished: the matrix unit leaves the vectors' idle. */
 INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
                      const element *b, int all_pixels, int all_kernels, struct block *now, const struct block *done,
                      const struct finish *f) {

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from workers.convolutions import library
-from workers.convolutions.frozen import FrozenConv
-from workers.convolutions.pool import FastMaxPool, address, room_for_bits
+from workers.convolutions.frozen import FrozenConv, room_for_bits
+from workers.convolutions.pool import FastMaxPool
 
 #: Channels of a step, and kernels of a panel: two registers of 16, of pairs of channels.
 _DEPTH, _PANEL = 32, 32
@@ -60,47 +60,28 @@ class AmxConv(FrozenConv):
         both.pool = pool
         return both
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See :class:`FrozenConv`; what comes out is that of the pooling where there is one."""
-        if self.pool is None:
-            return super().forward(x)
-        result: torch.Tensor = _ConvolveAndPool.apply(x, self)
-        return result
-
     def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See :class:`FrozenConv`, without the pooling; ``x`` and what comes out are bfloat16."""
-        height, width = self._map_px(x.shape[2], x.shape[3], self._padding)
-        y = _maps(len(x), self._weight.shape[0], height, width)
-        awake = room_for_bits(y) if self.ceiling else None
-        self._run(x, y, x.shape[2:], self._padding, kept=awake)
-        return y, awake
+        """See :class:`FrozenConv`; ``x`` and what comes out, behind the pooling where there is one, are bfloat16.
 
-    def convolve_and_pool(self, x: torch.Tensor, pool: FastMaxPool) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the pooling makes of the convolution's maps, and where in their windows the maxima were: uint8.
-
-        With a ReLU, those that were not awake have no place, 255.
+        With a pooling, the second tells where in their windows the maxima were (uint8), or 255 for those not awake.
         """
-        height, width = (pool.outputs(length) for length in self._map_px(x.shape[2], x.shape[3], self._padding))
-        y = _maps(len(x), self._weight.shape[0], height, width)
+        height, width = self._map_px(x.shape[2], x.shape[3], self._padding)
+        if self.pool is None:
+            y = _maps(len(x), self._weight.shape[0], height, width)
+            awake = room_for_bits(y) if self.ceiling else None
+            self._run(x, y, x.shape[2:], self._padding, kept=awake)
+            return y, awake
+        y = _maps(len(x), self._weight.shape[0], self.pool.outputs(height), self.pool.outputs(width))
         found = torch.empty_like(y, dtype=torch.uint8)
         self._run(x, y, x.shape[2:], self._padding, found=found)
         return y, found
 
     def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
-        return self._turned(gradient, x_shape, awake=awake)
-
-    def turned_and_spread(self, gradient: torch.Tensor, places: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
-        """The gradient of the input from that of the pooling's output."""
-        return self._turned(gradient, x_shape, places=places)
-
-    def _turned(
-        self, gradient: torch.Tensor, x_shape: torch.Size, *,
-        awake: torch.Tensor | None = None, places: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
         x = _maps(*x_shape)
         map_px = self._map_px(x_shape[2], x_shape[3], self._padding)
         padding = self._weight.shape[2] - 1 - self._padding[0], self._weight.shape[3] - 1 - self._padding[1]
+        awake, places = (awake, None) if self.pool is None else (None, awake)
         self._run(gradient, x, map_px, padding, backward=True, awake=awake, places=places)
         return x
 
@@ -116,8 +97,8 @@ class AmxConv(FrozenConv):
         """amx.c's ``convolve``, of maps of that height and width, to ``y``."""
         x = x.contiguous(memory_format=torch.channels_last)
         failed = _library().convolve(
-            x.data_ptr(), address(awake), address(places), self._kernels(backward=backward).data_ptr(),
-            None if backward else self._bias.data_ptr(), y.data_ptr(), address(kept), address(found),
+            x.data_ptr(), library.address(awake), library.address(places), self._kernels(backward=backward).data_ptr(),
+            None if backward else self._bias.data_ptr(), y.data_ptr(), library.address(kept), library.address(found),
             len(x), *map_px, self.pool.window[0] if self.pool else 0, x.shape[1], y.shape[1], *self._weight.shape[2:],
             *padding, self._merged and not backward, 0.0 if backward else self.ceiling,
         )  # fmt: skip
@@ -135,19 +116,6 @@ class AmxConv(FrozenConv):
             parts = whole.reshape(-1, 2, _PANEL // 2, whole.shape[1] // _DEPTH, _DEPTH // 2, 2, rows, columns)
             self._panels[backward] = parts.permute(0, 3, 6, 7, 1, 4, 2, 5).bfloat16().contiguous()
         return self._panels[backward]
-
-
-class _ConvolveAndPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, conv: AmxConv) -> torch.Tensor:
-        y, places = conv.convolve_and_pool(x, conv.pool)  # type: ignore[arg-type]  # forward() has asked
-        ctx.conv, ctx.x_shape = conv, x.shape
-        ctx.save_for_backward(places)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.conv.turned_and_spread(gradient, *ctx.saved_tensors, ctx.x_shape), None
 
 
 def _library() -> Any:

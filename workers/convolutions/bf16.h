@@ -1,4 +1,4 @@
-/* What amx.c and pool.c share: 32 bfloat16 at a time. */
+/* What amx.c, depthwise.c and pool.c share: 32 bfloat16 at a time. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -20,6 +20,23 @@ INLINE __m512i top_of(float ceiling) {
 }
 INLINE __mmask32 between(__m512i value, __m512i top) {
     return _mm512_cmpgt_epi16_mask(value, _mm512_setzero_si512()) & _mm512_cmplt_epi16_mask(value, top);
+}
+
+/* Floats of those at even and at odd places, and together again. */
+INLINE __m512 even_of(__m512i value) { return _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)); }
+INLINE __m512 odd_of(__m512i value) {
+    return _mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* The nearest bfloat16, in the upper half; of two that are as near, the even one. */
+INLINE __m512i rounded(__m512 sum) {
+    const __m512i whole = _mm512_castps_si512(sum);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(whole, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(whole, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+
+INLINE __m512i together(__m512 even, __m512 odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(rounded(even), 16), rounded(odd));
 }
 
 /* One row of a max pooling, of a map (height, width, channels) whose windows begin in row top, which may be above it.

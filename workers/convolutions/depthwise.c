@@ -6,22 +6,6 @@
 
 #include "bf16.h"
 
-INLINE __m512 even_of(__m512i value) { return _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)); }
-INLINE __m512 odd_of(__m512i value) {
-    return _mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32((int)0xffff0000)));
-}
-
-/* The nearest bfloat16, in the upper half; of two that are as near, the even one. */
-INLINE __m512i rounded(__m512 sum) {
-    const __m512i whole = _mm512_castps_si512(sum);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(whole, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(whole, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-}
-
-INLINE __m512i together(__m512 even, __m512 odd) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(rounded(even), 16), rounded(odd));
-}
-
 /* x (batch, height, width, channels) to y (batch, out_height, out_width, channels), cut off at 0 and at a ceiling unless
  * that is 0; kept is then a bit for each of y between the two. bias is (channels / 32, 2, 16). */
 void convolve_each(const element *x, const float *u, const float *bias, element *y, uint32_t *kept, long batch, long height, long width,

@@ -12,8 +12,7 @@ from timm.layers.padding import get_same_padding
 from torch import nn
 
 from workers.convolutions import library
-from workers.convolutions.frozen import FrozenConv
-from workers.convolutions.pool import address, room_for_bits
+from workers.convolutions.frozen import FrozenConv, room_for_bits
 
 #: Channels that are computed at once.
 _GROUP = 32
@@ -53,7 +52,7 @@ class DepthwiseConv(FrozenConv):
         y = torch.empty((*x.shape[:2], *map_px), dtype=x.dtype, memory_format=torch.channels_last)
         awake = room_for_bits(y) if self.ceiling else None
         _library().convolve_each(
-            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), address(awake), *sizes,
+            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), library.address(awake), *sizes,
             self.ceiling,
         )  # fmt: skip
         return y, awake
@@ -63,7 +62,9 @@ class DepthwiseConv(FrozenConv):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         x = torch.empty(x_shape, dtype=gradient.dtype, memory_format=torch.channels_last)
         sizes, _ = self._sizes(x_shape)
-        _library().turn_each(gradient.data_ptr(), address(awake), self._kernels.data_ptr(), x.data_ptr(), *sizes)
+        _library().turn_each(
+            gradient.data_ptr(), library.address(awake), self._kernels.data_ptr(), x.data_ptr(), *sizes
+        )
         return x
 
     def _sizes(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:

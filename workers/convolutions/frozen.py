@@ -56,3 +56,9 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.conv.turned(gradient, *ctx.saved_tensors, ctx.x_shape), None
+
+
+def room_for_bits(maps: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, C / 32) for a bit for each value of maps (B, C, H, W): what is left of them for a ReLU's gradient."""
+    batch, channels, height, width = maps.shape
+    return torch.empty((batch, height, width, -(-channels // 32)), dtype=torch.int32)

@@ -41,6 +41,11 @@ def amx() -> ctypes.CDLL | None:
     return library
 
 
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor lies, or null for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
 def _load(name: str, loss: str) -> ctypes.CDLL | None:
     """The module of that name beside this; where installing had no C compiler, the log says what is lost."""
     module = f"{__package__}.{name}"

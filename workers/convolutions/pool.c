@@ -67,17 +67,11 @@ void unpool(const element *y, const uint8_t *places, element *x, long batch, lon
                             const __mmask32 mine = _mm256_mask_cmpeq_epi8_mask(
                                 some, _mm256_maskz_loadu_epi8(some, places + from), _mm256_set1_epi8((char)place));
                             const __m512i value = _mm512_maskz_loadu_epi16(mine, y + from);
-                            even = _mm512_add_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)));
-                            odd = _mm512_add_ps(
-                                odd, _mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32((int)0xffff0000))));
+                            even = _mm512_add_ps(even, even_of(value));
+                            odd = _mm512_add_ps(odd, odd_of(value));
                         }
                     /* Of one window the sum is exact, and of several as near as a bfloat16 can be. */
-                    const __m512i low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_setzero_ps(), even);
-                    const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(_mm512_setzero_ps(), odd);
-                    const __m512i both = _mm512_or_si512(
-                        _mm512_cvtepu16_epi32(_mm512_castsi512_si256(low)),
-                        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), 16));
-                    _mm512_mask_storeu_epi16(x + to + c, some, both);
+                    _mm512_mask_storeu_epi16(x + to + c, some, together(even, odd));
                 }
             }
 }

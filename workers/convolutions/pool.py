@@ -87,17 +87,6 @@ class _Pool(torch.autograd.Function):
         return ctx.pool.turned(gradient, *ctx.saved_tensors, ctx.map_px), None
 
 
-def room_for_bits(maps: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, C / 32) for a bit for each value of maps (B, C, H, W): what is left of them for a ReLU's gradient."""
-    batch, channels, height, width = maps.shape
-    return torch.empty((batch, height, width, -(-channels // 32)), dtype=torch.int32)
-
-
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Where a tensor lies, or null for none."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _library() -> Any:
     return library.amx()  # suits() has asked
 

@@ -1,7 +1,8 @@
 /* 3 x 3 convolutions of maps in channels-last memory, by Winograd's algorithm; winograd.py says how and why.
  *
  * Compiled for each width of vectors, of which WIDTH says how many floats one holds, and each kind of map: float32, or
- * with HALF bfloat16. All else is float32. Channels come in multiples of 16. Nothing here depends on Python: winograd.py calls it through ctypes.
+ * with HALF bfloat16. All else is float32. Channels come in multiples of 16. Nothing here depends on Python: winograd.py
+ * calls it through ctypes.
  */
 
 #include <omp.h>

@@ -82,7 +82,7 @@ class WinogradConv(FrozenConv):
         x = x.contiguous(memory_format=torch.channels_last)
         result = torch.empty((batch, kernels, *above), dtype=x.dtype, memory_format=torch.channels_last)
         failed = _library(half=self._half).convolve(
-            x.data_ptr(), None if seen is None else seen.data_ptr(), kernel.data_ptr(), bias, result.data_ptr(),
+            x.data_ptr(), library.address(seen), kernel.data_ptr(), bias, result.data_ptr(),
             batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
         if failed:
