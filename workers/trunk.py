@@ -66,6 +66,12 @@ class Kernels:
         if isinstance(made, amx.AmxConv) and pool.suits(module) and pool.FastMaxPool(module).tiles:
             made = made.with_pool(pool.FastMaxPool(module))
             _take_over(node, pooling)
+        before = node.all_input_nodes[0]
+        first = _module(trunk, before)
+        if isinstance(made, amx.AmxConv) and made.follows(first) and _reader(before) is node:
+            made = made.behind(first)
+            node.replace_input_with(before, before.all_input_nodes[0])
+            node.graph.erase_node(before)
         trunk.add_submodule(str(node.target), made)
 
     def _halved(self, trunk: fx.GraphModule) -> fx.GraphModule:

@@ -200,9 +200,9 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     found = library.amx()
     assert found is not None
     fresh = ctypes.CDLL(found._name)
-    sizes = [ctypes.c_long(number) for number in (1, 1, 1, 0, 2**44, 16, 3, 3, 1, 1)]
+    step = amx._Step(sizes=(1, 1, 0, 2**44, 16, 3, 3, 1, 1, 1, 1, 0))
     # When
-    failed = fresh.convolve(*[None] * 8, *sizes, ctypes.c_int(0), ctypes.c_float(0))
+    failed = fresh.convolve(ctypes.byref(step), ctypes.c_long(1), ctypes.c_long(1))
     # Then
     assert failed == 1
 

@@ -1,25 +1,18 @@
 /* Convolutions of bfloat16 maps in channels-last memory by the matrix unit of Intel's processors (AMX); amx.py says why.
  *
- * A band of rows is first copied, its padding with it, to where a core has it close by: 32 channels of a pixel behind
- * those of the next, so that what one register of the unit takes lies together for every place of the kernel. Between
- * two rows there is padding but once. Nothing here depends on Python: amx.py calls it through ctypes.
+ * A band of rows is first packed (pack.c), and then multiplied by a panel of kernels after another. Of two convolutions
+ * behind each other, what the first makes of a band is packed as it is finished, and never leaves the core's cache.
+ * Nothing here depends on Python: amx.py calls it through ctypes.
  */
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "bf16.h"
-
-/* Channels that one step takes, and pixels and channels of a block of products, in four registers of 16 x 16. */
-#define DEPTH 32
-#define PIXELS 32
-#define PANEL 32
+#include "amx.h"
 
 /* Of a kernel. */
 #define MOST_PLACES 64
@@ -28,91 +21,23 @@
  * or more, which is 31 steps, its next store takes 850 cycles. By measurement. */
 #define WAKING 16
 
-/* Bytes of a band: with a panel of kernels it should stay in a core's cache of 2 MB. By measurement. */
+/* Bytes of bands: with a panel of kernels they should stay in a core's cache of 2 MB. By measurement. */
 #define BAND_BYTES 800000
 
-struct maps {
-    const element *x; /* (batch, height, width, channels) */
-    /* (batch, height, width, depths) or null: a bit for each channel of x that counts; the others are 0 */
-    const uint32_t *awake;
-    /* as x, or null: x is the gradient of what a max pooling by windows of so many pixels made of maps of that height
-     * and width, and counts at these places of its windows */
-    const uint8_t *places;
-    element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that */
-    uint32_t *kept; /* (batch, out_height, out_width, panels) or null: a bit for each of y between 0 and the ceiling */
-    uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
-    const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2) */
-    const float *bias; /* (panels, PANEL), or null */
-    long batch, height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
-    int merged; /* whether the channels of all columns of the kernel are one depth; then its rows alone are places */
-    int clipped; /* whether y is cut off at 0 and at the ceiling */
-    float ceiling;
+/* Where products go: what lies how far apart, in elements, of rows and pictures in pixels. */
+struct target {
+    element *y;
+    long pixel, panel, row, picture;
+    __mmask32 last; /* channels that the last panel has */
 };
 
-static long ceil_div(long a, long b) { return (a + b - 1) / b; }
-static long depths_of(const struct maps *q) { return q->merged ? 1 : ceil_div(q->channels, DEPTH); }
-
-/* Row h of a picture, 32 channels from c on, to where pixels are DEPTH apart: how many pixels. */
-INLINE long pack_row(const struct maps *q, long picture, long h, long c, element *to) {
-    const __mmask32 some = first(q->channels - c);
-    if (!q->places) {
-        const long row = (picture * q->height + h) * q->width, depths = depths_of(q);
-        for (long w = 0; w < q->width; w++, to += DEPTH) {
-            const __mmask32 counts = q->awake ? some & q->awake[(row + w) * depths + c / DEPTH] : some;
-            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(counts, q->x + (row + w) * q->channels + c));
-        }
-        return q->width;
-    }
-    const long rows = q->height / q->window, columns = q->width / q->window, i = h / q->window;
-    if (i == rows) return 0; /* no window has it */
-    const char first_place = (char)((h - i * q->window) * q->window);
-    for (long j = 0; j < columns; j++) {
-        const long at = ((picture * rows + i) * columns + j) * q->channels + c;
-        const __m512i value = _mm512_maskz_loadu_epi16(some, q->x + at);
-        const __m256i places = _mm256_maskz_loadu_epi8(some, q->places + at);
-        for (char k = 0; k < q->window; k++, to += DEPTH) {
-            const __mmask32 here = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8((char)(first_place + k)));
-            _mm512_store_si512(to, _mm512_maskz_mov_epi16(here, value));
-        }
-    }
-    return columns * q->window;
-}
-
-/* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, pixels, DEPTH). */
-static void pack(const struct maps *q, long picture, long top, long count, long pitch, element *a, long plane) {
-    const __m512i none = _mm512_setzero_si512();
-    for (long c = 0; c < q->channels; c += DEPTH, a += plane) {
-        element *to = a;
-        for (long i = 0; i < q->beside; i++, to += DEPTH) _mm512_store_si512(to, none);
-        for (long h = top; h < top + count; h++, to += pitch * DEPTH) {
-            const int inside = h >= 0 && h < q->height;
-            for (long w = inside ? pack_row(q, picture, h, c, to) : 0; w < pitch; w++)
-                _mm512_store_si512(to + w * DEPTH, none);
-        }
-    }
-}
-
-/* The same where the channels of all columns of the kernel go together: one depth, and a pixel for each of y. */
-static void pack_merged(const struct maps *q, long picture, long top, long count, element *a) {
-    const __mmask32 all = first(q->columns * q->channels);
-    for (long h = top; h < top + count; h++) {
-        const int inside = h >= 0 && h < q->height;
-        const element *x = q->x + ((picture * q->height + h) * q->width - q->beside) * q->channels;
-        for (long w = -q->beside; w < q->out_width - q->beside; w++, a += DEPTH, x += q->channels) {
-            __mmask32 some = inside ? all : 0;
-            if (w < 0) some &= ~first(least(q->columns, -w) * q->channels);
-            if (w + q->columns > q->width) some &= first(most(0, q->width - w) * q->channels);
-            _mm512_store_si512(a, _mm512_maskz_loadu_epi16(some, x));
-        }
-    }
-}
-
-/* A block of products: their sums, and where they go: so many pixels behind y, or nowhere (-1), as padding does. */
+/* A block of products: their sums, and where they go. */
 struct block {
     float sums[2 * PIXELS * 16] __attribute__((aligned(64))); /* (2, PIXELS, 16) */
     element *y;
     uint32_t *kept;
-    const int *offsets; /* (PIXELS) */
+    const uint32_t *counts;
+    const int *to, *bits; /* (PIXELS) each: so many pixels behind y, and behind the other two; -1 is nowhere */
 };
 
 /* What is done to sums before they are rounded. */
@@ -120,20 +45,21 @@ struct finish {
     __m512 bias[2], floor, ceiling;
     __m512i top; /* the ceiling as 32 bfloat16 */
     __mmask32 some; /* of the panel's channels there are */
-    long kernels, panels;
+    long pixel, panels;
 };
 
 INLINE void finish_pixel(const struct block *done, const struct finish *f, long i) {
-    const long offset = done->offsets[i];
+    const int there = done->to[i] >= 0;
+    const long to = there ? done->to[i] : 0, bits = there ? done->bits[i] : 0;
     __m512 half[2];
     for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
         half[k] = _mm512_add_ps(_mm512_load_ps(done->sums + (k * PIXELS + i) * 16), f->bias[k]);
         half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
     }
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
-    const long at = offset < 0 ? 0 : offset;
-    _mm512_mask_storeu_epi16(done->y + at * f->kernels, offset < 0 ? 0 : f->some, both);
-    if (done->kept && offset >= 0) done->kept[at * f->panels] = between(both, f->top);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
+    if (done->counts) both = _mm512_maskz_mov_epi16(done->counts[bits * f->panels], both);
+    _mm512_mask_storeu_epi16(done->y + to * f->pixel, there ? f->some : 0, both);
+    if (done->kept && there) done->kept[bits * f->panels] = between(both, f->top);
 }
 
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16;
@@ -171,51 +97,54 @@ INLINE void multiply(const element *a, long apart, long plane, long depths, cons
     _tile_stored(3, now->sums + PIXELS * 16 + 16 * 16, 64);
 }
 
-/* Output rows top .. top + count - 1 of each of some pictures, to y and kept, where pictures are so many pixels apart. */
-static void band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
-                 element *y, uint32_t *kept, long next_picture) {
+/* What a thread has for itself of each convolution. */
+struct room {
+    element *a; /* as struct layout says, and as many pixels as a block and a row of a kernel reach beyond */
+    int *to, *bits; /* struct block's, for a picture's rows and a block behind */
+};
+
+/* Rows top .. top + count - 1 of each of some pictures, whose input is packed or, as it is, in memory. */
+static void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
+                     long pictures, long top, long count, int as_it_is, const struct target *target) {
     const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
-    const long depths = depths_of(q), panels = ceil_div(q->kernels, PANEL);
-    const long in_rows = count + q->rows - 1, one = (q->beside + in_rows * pitch) * DEPTH;
-    const long last = (count - 1) * pitch + q->out_width;
-    /* where it is enough to read x as it is, and no block reaches beyond its end */
-    const int as_it_is = at_once == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 && last >= PIXELS;
-    const long plane = as_it_is ? DEPTH : pictures * one + (PIXELS + q->columns) * DEPTH;
-    const long apart = as_it_is ? q->channels : DEPTH;
-    int *offsets = (int *)(as_it_is ? a : a + depths * plane);
+    const long plane = as_it_is ? DEPTH : l->plane, apart = as_it_is ? q->channels : DEPTH;
+    const long last = (count - 1) * l->pitch + q->out_width;
+    const long one = q->out_height * q->out_width, pixel = picture * one + top * q->out_width;
     long places[MOST_PLACES];
     for (long i = 0; i < q->rows; i++)
-        for (long j = 0; j < columns; j++) places[i * columns + j] = (i * pitch + j) * DEPTH;
-    for (long p = 0; p < pictures && !as_it_is; p++)
-        if (q->merged) pack_merged(q, picture + p, top - q->above, in_rows, a + p * one);
-        else pack(q, picture + p, top - q->above, in_rows, pitch, a + p * one, plane);
+        for (long j = 0; j < columns; j++) places[i * columns + j] = (i * l->pitch + j) * DEPTH;
     for (long h = 0; h < count; h++)
-        for (long w = 0; w < pitch; w++)
-            offsets[h * pitch + w] = w < q->out_width ? (int)(h * q->out_width + w) : -1;
-    for (long t = last; t < last + PIXELS; t++) offsets[t] = -1;
+        for (long w = 0; w < l->pitch; w++) {
+            room->to[h * l->pitch + w] = w < q->out_width ? (int)(h * target->row + w) : -1;
+            room->bits[h * l->pitch + w] = (int)(h * q->out_width + w);
+        }
+    for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
     struct block blocks[2];
-    for (long panel = 0; panel < panels; panel++) {
-        const element *kernels = q->u + panel * depths * at_once * DEPTH * PANEL;
+    for (long panel = 0; panel < l->panels; panel++) {
+        const element *kernels = q->u + panel * l->depths * at_once * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
-        struct finish f = {.floor = _mm512_set1_ps(q->clipped ? 0 : -INFINITY),
-            .ceiling = _mm512_set1_ps(q->clipped ? q->ceiling : INFINITY), .some = first(q->kernels - panel * PANEL),
-            .top = top_of(q->ceiling), .kernels = q->kernels, .panels = panels};
+        struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
+            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
+            .some = panel == l->panels - 1 ? target->last : 0xffffffffu, .pixel = target->pixel, .panels = l->panels};
         for (int k = 0; k < 2; k++)
             f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
         const struct block *done = 0;
         long turn = 0;
         for (long p = 0; p < pictures; p++) {
+            const long bits = (pixel + p * one) * l->panels + panel;
             for (long next = 0; next < last; next += PIXELS) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
-                const element *from = (as_it_is ? q->x + top * q->width * apart : a + p * one) + t * apart;
+                const element *from = (as_it_is ? q->x + top * q->width * apart : room->a + p * l->one) + t * apart;
                 struct block *now = blocks + turn++ % 2;
-                now->y = y + p * next_picture * q->kernels + panel * PANEL;
-                now->kept = kept ? kept + p * next_picture * panels + panel : 0;
-                now->offsets = offsets + t;
+                now->y = target->y + p * target->picture * target->pixel + panel * target->panel;
+                now->kept = q->kept ? q->kept + bits : 0;
+                now->counts = q->counts ? q->counts + bits : 0;
+                now->to = room->to + t;
+                now->bits = room->bits + t;
                 /* a version for each case that is frequent */
-                if (few) multiply(from, apart, plane, depths, places, at_once, kernels, 1, 0, now, done, &f);
-                else if (last - t > 16) multiply(from, apart, plane, depths, places, at_once, kernels, 1, 1, now, done, &f);
-                else multiply(from, apart, plane, depths, places, at_once, kernels, 0, 1, now, done, &f);
+                if (few) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 0, now, done, &f);
+                else if (last - t > 16) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 1, now, done, &f);
+                else multiply(from, apart, plane, l->depths, places, at_once, kernels, 0, 1, now, done, &f);
                 done = now;
             }
         }
@@ -223,50 +152,103 @@ static void band(const struct maps *q, long picture, long pictures, long top, lo
     }
 }
 
-/* The same, pooled: the rows themselves never leave the core's cache. */
-static void pooled_band(const struct maps *q, long picture, long pictures, long top, long count, element *a, long pitch,
-                        element *y) {
-    const long columns = q->out_width / q->window, line = columns * q->kernels, row = q->out_width * q->kernels;
-    band(q, picture, pictures, top, count, a, pitch, y, 0, count * q->out_width);
+/* The same, from whatever its input is made of; behind the rows above them, of which some were made then, or not. */
+static void band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
+                 long pictures, long top, long count, int behind, int chained, const struct target *target) {
+    const long in_top = top - q->above, in_rows = count + q->rows - 1;
+    /* where it is enough to read x as it is, and no block reaches beyond its end */
+    const int as_it_is = q->x && q->rows * q->columns == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 &&
+        count * l->pitch >= PIXELS;
+    if (!chained) {
+        for (long p = 0; p < pictures && !as_it_is; p++)
+            pack(q, l, picture + p, in_top, in_rows, room->a + p * l->one);
+    } else {
+        const long there = behind ? q->rows - 1 : 0, from = most(in_top + there, 0);
+        const long to = least(in_top + in_rows, q->height), line = l->pitch * DEPTH;
+        for (long depth = 0; depth < l->depths; depth++)
+            for (long p = 0; p < pictures; p++) {
+                element *rows = room->a + depth * l->plane + p * l->one + q->beside * DEPTH;
+                memmove(rows, rows + (l->held - there) * line, there * line * sizeof(element));
+            }
+        for (long p = 0; p < pictures; p++)
+            pad(q, l, in_top + there, in_rows - there, room->a + p * l->one + there * line);
+        const struct target packed = {.y = room->a + (q->beside + (from - in_top) * l->pitch) * DEPTH, .pixel = DEPTH,
+            .panel = l->plane, .row = l->pitch, .picture = l->one / DEPTH, .last = 0xffffffffu};
+        if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, 0, 0, &packed);
+    }
+    products(q, l, room, picture, pictures, top, count, as_it_is, target);
+}
+
+/* The same, of the last convolution, to where its maps go, pooled or not: where they are, the rows themselves never leave
+ * the core's cache. */
+static void finished_band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
+                          long pictures, long top, long count, int behind, int chained, element *pooled) {
+    const long row = q->out_width * q->kernels, pixel = (picture * q->out_height + top) * q->out_width;
+    struct target target = {.y = q->y + pixel * q->kernels, .pixel = q->kernels, .panel = PANEL, .row = q->out_width,
+        .picture = q->out_height * q->out_width, .last = first(q->kernels - (l->panels - 1) * PANEL)};
+    if (q->found) {
+        target.y = pooled;
+        target.picture = count * q->out_width;
+    }
+    band(q, l, room, picture, pictures, top, count, behind, chained, &target);
+    if (!q->found) return;
+    const long columns = q->out_width / q->window, line = columns * q->kernels;
     for (long p = 0; p < pictures; p++)
         for (long i = 0; i < count / q->window; i++) {
             const long to = ((picture + p) * (q->out_height / q->window) + top / q->window + i) * line;
-            pool_row(y + (p * count + i * q->window) * row, q->window, q->out_width, q->kernels, q->window, q->window, 0,
-                     0, q->clipped ? q->ceiling : 0, q->y + to, q->found + to, columns);
+            pool_row(pooled + (p * count + i * q->window) * row, q->window, q->out_width, q->kernels, q->window,
+                     q->window, 0, 0, q->ceiling, q->y + to, q->found + to, columns);
         }
 }
 
 /* Linux lets a process use the unit once it has asked: 0 where it may. */
 int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */); }
 
-/* All as in struct maps; a ceiling of 0 cuts nothing off. 1 where memory does not suffice, else 0. */
-int convolve(const element *x, const uint32_t *awake, const uint8_t *places, const element *u, const float *bias,
-             element *y, uint32_t *kept, uint8_t *found, long batch, long height, long width, long window, long channels, long kernels,
-             long rows, long columns, long above, long beside, int merged, float ceiling) {
-    if (rows * columns == 1 && above + beside == 0 && !places && !found) { /* pictures behind each other are one */
-        height *= batch;
+/* Bytes of a table of places in rows, and a block behind. */
+static long table_bytes(const struct layout *l, long rows) {
+    return ceil_div((rows * l->pitch + PIXELS) * sizeof(int), 64) * 64;
+}
+
+/* A convolution, or two behind each other, of pictures of a batch: 1 where memory does not suffice, else 0. */
+int convolve(const struct convolution *given, long count, long batch) {
+    struct convolution chain[2];
+    for (long k = 0; k < count; k++) chain[k] = given[k];
+    const struct convolution *q = chain + count - 1; /* the last */
+    if (count == 1 && q->rows * q->columns == 1 && q->above + q->beside == 0 && !q->places && !q->found) {
+        chain[0].height = chain[0].out_height = q->height * batch; /* pictures behind each other are one */
         batch = 1;
     }
-    const struct maps q = {.x = x, .awake = awake, .places = places, .y = y, .kept = kept, .found = found, .u = u, .bias = bias,
-        .batch = batch, .height = height, .width = width, .window = window, .channels = channels, .kernels = kernels,
-        .rows = rows, .columns = columns, .above = above, .beside = beside, .out_height = height + 2 * above - rows + 1,
-        .out_width = width + 2 * beside - columns + 1, .merged = merged, .clipped = ceiling > 0,
-        .ceiling = ceiling};
-    const int threads = omp_get_max_threads();
-    const long pitch = merged ? q.out_width : width + beside, depths = depths_of(&q);
-    const long picture_bytes = depths * (q.out_height + rows - 1) * pitch * DEPTH * sizeof(element);
+    struct layout layouts[2];
+    long picture_bytes = 0;
+    for (long k = 0; k < count; k++) {
+        const struct convolution *c = chain + k;
+        layouts[k].pitch = c->merged ? c->out_width : c->width + c->beside;
+        layouts[k].depths = c->merged ? 1 : ceil_div(c->channels, DEPTH);
+        layouts[k].panels = ceil_div(c->kernels, PANEL);
+        picture_bytes += layouts[k].depths * (c->out_height + c->rows - 1) * layouts[k].pitch * DEPTH * sizeof(element);
+    }
     /* large pictures in bands, small ones as many together as are in a band's size and leave work for all threads */
+    const int threads = omp_get_max_threads();
     const long fitting = most(1, BAND_BYTES / picture_bytes);
     const long turns = ceil_div(batch, least(fitting, ceil_div(batch, threads)) * threads);
     const long pictures = picture_bytes > BAND_BYTES ? 1 : ceil_div(batch, turns * threads);
-    const long bands = least(q.out_height, most(ceil_div(picture_bytes, BAND_BYTES), ceil_div(threads, batch)));
-    const long unit = found ? window : 1, items = ceil_div(batch, pictures) * bands;
-    const long band_rows = ceil_div(ceil_div(q.out_height, bands), unit) * unit;
-    const long pixels = pictures * (beside + (band_rows + rows - 1) * pitch) + PIXELS + columns;
-    const long offsets = ceil_div((band_rows * pitch + PIXELS) * sizeof(int), 64) * 64;
-    const long in_bytes = depths * pixels * DEPTH * sizeof(element) + offsets;
-    const long out_elements = found ? pictures * band_rows * q.out_width * kernels : 0;
-    const long bytes = in_bytes + ceil_div(out_elements * sizeof(element), 64) * 64;
+    const long bands = least(q->out_height, most(ceil_div(picture_bytes, BAND_BYTES), ceil_div(threads, batch)));
+    const long unit = q->found ? q->window : 1;
+    const long band_rows = ceil_div(ceil_div(q->out_height, bands), unit) * unit;
+    /* bands that a thread takes behind each other, so that a chain's second convolution finds rows of the one above */
+    const long strip = count == 1 ? 1 : most(1, bands * batch / (4 * threads)), strips = ceil_div(bands, strip);
+    long bytes = 0, rows[2], a_bytes[2];
+    for (long k = count - 1, out = band_rows; k >= 0; k--, out = layouts[k + 1].held) {
+        struct layout *l = layouts + k;
+        rows[k] = out;
+        l->held = out + chain[k].rows - 1;
+        l->one = (chain[k].beside + l->held * l->pitch) * DEPTH;
+        l->plane = pictures * l->one + (PIXELS + chain[k].columns) * DEPTH;
+        a_bytes[k] = l->depths * l->plane * sizeof(element);
+        bytes += a_bytes[k] + 2 * table_bytes(l, out);
+    }
+    const long pooled = q->found ? pictures * band_rows * q->out_width * q->kernels : 0;
+    bytes += ceil_div(pooled * sizeof(element), 64) * 64;
     char *memory = aligned_alloc(64, threads * bytes);
     if (!memory) return 1;
 #pragma omp parallel num_threads(threads)
@@ -276,17 +258,20 @@ int convolve(const element *x, const uint32_t *awake, const uint8_t *places, con
             .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 4}, .rows = {16, 16, 16, 16, 16, 16, 16, 1}};
         _tile_loadconfig(&all);
         char *mine = memory + omp_get_thread_num() * bytes;
+        struct room rooms[2];
+        for (long k = 0; k < count; k++) {
+            rooms[k].a = (element *)mine;
+            rooms[k].to = (int *)(mine + a_bytes[k]);
+            rooms[k].bits = (int *)(mine + a_bytes[k] + table_bytes(layouts + k, rows[k]));
+            mine += a_bytes[k] + 2 * table_bytes(layouts + k, rows[k]);
+        }
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < items; i++) {
-            const long picture = i / bands * pictures, top = i % bands * band_rows;
-            const long some = least(pictures, batch - picture), count = least(band_rows, q.out_height - top);
-            const long pixel = (picture * q.out_height + top) * q.out_width, apart = q.out_height * q.out_width;
-            if (count <= 0) continue;
-            if (found)
-                pooled_band(&q, picture, some, top, count, (element *)mine, pitch, (element *)(mine + in_bytes));
-            else
-                band(&q, picture, some, top, count, (element *)mine, pitch, y + pixel * kernels,
-                     kept ? kept + pixel * ceil_div(kernels, PANEL) : 0, apart);
+        for (long i = 0; i < ceil_div(batch, pictures) * strips; i++) {
+            const long picture = i / strips * pictures, some = least(pictures, batch - picture);
+            const long begin = i % strips * strip * band_rows, end = least(q->out_height, begin + strip * band_rows);
+            for (long top = begin; top < end; top += band_rows)
+                finished_band(q, layouts + count - 1, rooms + count - 1, picture, some, top,
+                              least(band_rows, end - top), top > begin, count > 1, (element *)mine);
         }
         _tile_release();
     }

@@ -7,7 +7,7 @@ picture. amx.c, beside this, takes bands of rows that stay in a core's cache, wi
 saves.)
 """
 
-import copy
+import ctypes
 from typing import Any, TypeGuard
 
 import torch
@@ -51,71 +51,113 @@ class AmxConv(FrozenConv):
         self._panels: dict[bool, torch.Tensor] = {}
         #: max pooling behind it
         self.pool: FastMaxPool | None = None
+        #: the convolution before it, whose maps never leave a core's cache
+        self.before: AmxConv | None = None
         #: whether the channels of a whole row of the kernel are few enough for one step, as of RGB pictures
-        self._merged = self._weight.shape[1] * self._weight.shape[3] <= _DEPTH
+        self.merged = self._weight.shape[1] * self._weight.shape[3] <= _DEPTH
 
     def with_pool(self, pool: FastMaxPool) -> "AmxConv":
         """The same, sharing its kernels, with a max pooling behind it whose windows do not meet."""
-        both = copy.copy(self)
-        both.pool = pool
-        return both
+        return self._but(pool=pool)
 
-    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def behind(self, before: "AmxConv") -> "AmxConv":
+        """Both in one, sharing their kernels: one that it :meth:`follows`, and behind it this one."""
+        return self._but(before=before)
+
+    def follows(self, before: nn.Module) -> TypeGuard["AmxConv"]:
+        """Whether another one before this is best taken with it: its maps cost more than to compute them."""
+        return isinstance(before, AmxConv) and before.merged and before.pool is None and not self.merged
+
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See :class:`FrozenConv`; ``x`` and what comes out, behind the pooling where there is one, are bfloat16.
 
-        With a pooling, the second tells where in their windows the maxima were (uint8), or 255 for those not awake.
+        Kept are a bit for each unit, or with a pooling, where in their windows the maxima were (uint8), or 255 for those
+        not awake; and bits of the convolution before.
         """
-        height, width = self._map_px(x.shape[2], x.shape[3], self._padding)
+        steps, kept = [], []
+        shape = x.shape
+        if self.before is not None:
+            kept.append(room_for_bits(self.before._out_shape(shape)))
+            steps.append(self.before._step(shape, kept=kept[0]))
+            shape = self.before._out_shape(shape)
+        height, width = self._out_shape(shape)[2:]
         if self.pool is None:
             y = _maps(len(x), self._weight.shape[0], height, width)
-            awake = room_for_bits(y) if self.ceiling else None
-            self._run(x, y, x.shape[2:], self._padding, kept=awake)
-            return y, awake
-        y = _maps(len(x), self._weight.shape[0], self.pool.outputs(height), self.pool.outputs(width))
-        found = torch.empty_like(y, dtype=torch.uint8)
-        self._run(x, y, x.shape[2:], self._padding, found=found)
-        return y, found
+            bits = [room_for_bits(y.shape)] if self.ceiling else []
+            steps.append(self._step(shape, y=y, kept=bits[0] if bits else None))
+            kept += bits
+        else:
+            y = _maps(len(x), self._weight.shape[0], self.pool.outputs(height), self.pool.outputs(width))
+            kept.append(torch.empty_like(y, dtype=torch.uint8))
+            steps.append(self._step(shape, y=y, found=kept[-1]))
+        _run(steps, x)
+        return y, tuple(kept)
 
-    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, kept: tuple[torch.Tensor, ...], x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
         x = _maps(*x_shape)
-        map_px = self._map_px(x_shape[2], x_shape[3], self._padding)
-        padding = self._weight.shape[2] - 1 - self._padding[0], self._weight.shape[3] - 1 - self._padding[1]
-        awake, places = (awake, None) if self.pool is None else (None, awake)
-        self._run(gradient, x, map_px, padding, backward=True, awake=awake, places=places)
+        own = {"awake" if self.pool is None else "places": kept[-1]} if self.ceiling or self.pool else {}
+        if self.before is None:
+            steps = [self._step(x_shape, backward=True, y=x, **own)]
+        else:
+            shape = self.before._out_shape(x_shape)
+            steps = [
+                self._step(shape, backward=True, counts=kept[0], **own),
+                self.before._step(x_shape, backward=True, y=x),
+            ]
+        _run(steps, gradient)
         return x
 
-    def _map_px(self, height: int, width: int, padding: tuple[int, int]) -> tuple[int, int]:
-        rows, columns = self._weight.shape[2:]
-        return height + 2 * padding[0] - rows + 1, width + 2 * padding[1] - columns + 1
+    def _out_shape(self, x_shape: torch.Size) -> torch.Size:
+        """Of the maps, before a pooling."""
+        batch, _, height, width = x_shape
+        kernels, _, rows, columns = self._weight.shape
+        above, beside = self._padding
+        return torch.Size((batch, kernels, height + 2 * above - rows + 1, width + 2 * beside - columns + 1))
 
-    def _run(
-        self, x: torch.Tensor, y: torch.Tensor, map_px: tuple[int, ...], padding: tuple[int, int], *,
-        backward: bool = False, awake: torch.Tensor | None = None, places: torch.Tensor | None = None,
-        kept: torch.Tensor | None = None, found: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """amx.c's ``convolve``, of maps of that height and width, to ``y``."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        failed = _library().convolve(
-            x.data_ptr(), library.address(awake), library.address(places), self._kernels(backward=backward).data_ptr(),
-            None if backward else self._bias.data_ptr(), y.data_ptr(), library.address(kept), library.address(found),
-            len(x), *map_px, self.pool.window[0] if self.pool else 0, x.shape[1], y.shape[1], *self._weight.shape[2:],
-            *padding, self._merged and not backward, 0.0 if backward else self.ceiling,
+    def _step(self, x_shape: torch.Size, *, backward: bool = False, **tensors: torch.Tensor | None) -> "_Step":
+        """This convolution of maps of that shape, or back to them; ``tensors`` are the step's, by name."""
+        shapes = x_shape, self._out_shape(x_shape)
+        (_, channels, *map_px), (_, kernels, *out_px) = reversed(shapes) if backward else shapes
+        size = self._weight.shape[2:]
+        padding = [side - 1 - before if backward else before for side, before in zip(size, self._padding, strict=True)]
+        return _Step(
+            u=self._kernels(backward=backward).data_ptr(), bias=None if backward else self._bias.data_ptr(),
+            sizes=(*map_px, self.pool.window[0] if self.pool else 0, channels, kernels, *size, *padding, *out_px,
+                   self.merged and not backward),
+            ceiling=0.0 if backward else self.ceiling,
+            **{name: library.address(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
-        if failed:
-            raise MemoryError("the memory for a convolution's bands")
 
     def _kernels(self, *, backward: bool) -> torch.Tensor:
         """(panels, depths, R, S, 2, pairs of channels, kernels, 2): two registers after another, as the unit reads."""
         if backward not in self._panels:
             weight = self._weight.flip(2, 3).transpose(0, 1) if backward else self._weight
-            if self._merged and not backward:  # (K, S x C, R, 1)
+            if self.merged and not backward:  # (K, S x C, R, 1)
                 weight = weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
             kernels, channels, rows, columns = weight.shape
             whole = nn.functional.pad(weight, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
             parts = whole.reshape(-1, 2, _PANEL // 2, whole.shape[1] // _DEPTH, _DEPTH // 2, 2, rows, columns)
             self._panels[backward] = parts.permute(0, 3, 6, 7, 1, 4, 2, 5).bfloat16().contiguous()
         return self._panels[backward]
+
+
+class _Step(ctypes.Structure):
+    """amx.h's ``struct convolution``: where its tensors lie, its sizes, and the ceiling."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "awake", "places", "u", "bias", "y", "kept", "counts", "found")),
+        ("sizes", ctypes.c_long * 12),
+        ("ceiling", ctypes.c_float),
+    ]
+
+
+def _run(steps: list[_Step], x: torch.Tensor) -> None:
+    """The steps behind each other, the first one from ``x``."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    steps[0].x = x.data_ptr()
+    if _library().convolve((_Step * len(steps))(*steps), len(steps), len(x)):
+        raise MemoryError("the memory for a convolution's bands")
 
 
 def _library() -> Any:

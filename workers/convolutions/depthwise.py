@@ -45,25 +45,25 @@ class DepthwiseConv(FrozenConv):
         self._kernels = _grouped(conv.weight.detach().float()[:, 0].permute(1, 2, 0))
         self._bias = _grouped(torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float())
 
-    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See :class:`FrozenConv`; ``x`` and what comes out are bfloat16."""
         x = x.contiguous(memory_format=torch.channels_last)
         sizes, map_px = self._sizes(x.shape)
         y = torch.empty((*x.shape[:2], *map_px), dtype=x.dtype, memory_format=torch.channels_last)
-        awake = room_for_bits(y) if self.ceiling else None
+        kept = (room_for_bits(y.shape),) if self.ceiling else ()
         _library().convolve_each(
-            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), library.address(awake), *sizes,
+            x.data_ptr(), self._kernels.data_ptr(), self._bias.data_ptr(), y.data_ptr(), library.address(*kept), *sizes,
             self.ceiling,
         )  # fmt: skip
-        return y, awake
+        return y, kept
 
-    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, kept: tuple[torch.Tensor, ...], x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         x = torch.empty(x_shape, dtype=gradient.dtype, memory_format=torch.channels_last)
         sizes, _ = self._sizes(x_shape)
         _library().turn_each(
-            gradient.data_ptr(), library.address(awake), self._kernels.data_ptr(), x.data_ptr(), *sizes
+            gradient.data_ptr(), library.address(*kept), self._kernels.data_ptr(), x.data_ptr(), *sizes
         )
         return x
 

@@ -34,14 +34,14 @@ def amx() -> ctypes.CDLL | None:
     library = _load("_amx", "networks in bf16 take about twice as long as they could")
     if library is None or library.ask() != 0:
         return None
-    library.convolve.argtypes = [_POINTER] * 8 + [_NUMBER] * 10 + [ctypes.c_int, ctypes.c_float]
+    library.convolve.argtypes = [_POINTER, _NUMBER, _NUMBER]
     library.pool.argtypes = library.unpool.argtypes = [_POINTER] * 3 + [_NUMBER] * 9
     library.convolve_each.argtypes = [_POINTER] * 5 + [_NUMBER] * 11 + [ctypes.c_float]
     library.turn_each.argtypes = [_POINTER] * 4 + [_NUMBER] * 11
     return library
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
+def address(tensor: torch.Tensor | None = None) -> int | None:
     """Where a tensor lies, or null for none."""
     return None if tensor is None else tensor.data_ptr()
 

@@ -62,16 +62,16 @@ class WinogradConv(FrozenConv):
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
         self._transformed: dict[tuple[int, bool], torch.Tensor] = {}
 
-    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See :class:`FrozenConv`; what comes out tells itself what was awake."""
-        y = self._run(x, None, backward=False)
-        return y, y if self.ceiling else None
+        y = self._run(x, (), backward=False)
+        return y, (y,) if self.ceiling else ()
 
-    def turned(self, gradient: torch.Tensor, awake: torch.Tensor | None, x_shape: torch.Size) -> torch.Tensor:
+    def turned(self, gradient: torch.Tensor, kept: tuple[torch.Tensor, ...], x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`: a convolution with the turned kernel."""
-        return self._run(gradient, awake, backward=True)
+        return self._run(gradient, kept, backward=True)
 
-    def _run(self, x: torch.Tensor, seen: torch.Tensor | None, *, backward: bool) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, kept: tuple[torch.Tensor, ...], *, backward: bool) -> torch.Tensor:
         padding = 2 - self._padding if backward else self._padding
         batch, channels, height, width = x.shape
         above = height + 2 * padding - 2, width + 2 * padding - 2
@@ -82,7 +82,7 @@ class WinogradConv(FrozenConv):
         x = x.contiguous(memory_format=torch.channels_last)
         result = torch.empty((batch, kernels, *above), dtype=x.dtype, memory_format=torch.channels_last)
         failed = _library(half=self._half).convolve(
-            x.data_ptr(), library.address(seen), kernel.data_ptr(), bias, result.data_ptr(),
+            x.data_ptr(), library.address(*kept), kernel.data_ptr(), bias, result.data_ptr(),
             batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
         if failed:

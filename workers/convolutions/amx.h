@@ -1,0 +1,42 @@
+/* What pack.c and amx.c share: a convolution, and how it lies in the memory of a thread. */
+
+#include "bf16.h"
+
+/* Channels that one step takes, and kernels of a panel: so the panel of one convolution is a depth of the next. */
+#define DEPTH 32
+#define PANEL 32
+
+/* Pixels of a block of products, in two registers of 16. */
+#define PIXELS 32
+
+/* amx.py fills it in. */
+struct convolution {
+    const element *x; /* (batch, height, width, channels), or null: what the convolution before this one makes */
+    /* (batch, height, width, depths) or null: a bit for each channel of x that counts; the others are 0 */
+    const uint32_t *awake;
+    /* as x, or null: x is the gradient of what a max pooling by windows of so many pixels made of maps of that height
+     * and width, and counts at these places of its windows */
+    const uint8_t *places;
+    const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2) */
+    const float *bias; /* (panels, PANEL), or null */
+    element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that, or null */
+    uint32_t *kept; /* (batch, out_height, out_width, panels) or null: a bit for each of y between 0 and the ceiling */
+    const uint32_t *counts; /* the same or null: where a bit is 0, y is 0 */
+    uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
+    long height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
+    long merged; /* whether the channels of all columns of the kernel are one depth; then its rows alone are places */
+    float ceiling; /* where y is cut off above, as at 0 below, or 0 where it is not */
+};
+
+/* How bands of some pictures lie: (depths, pictures, held rows, pitch, DEPTH), with padding around and between rows. */
+struct layout {
+    long depths, panels, pitch, held, one, plane; /* one picture and one depth, in elements */
+};
+
+INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+/* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, rows, pitch, DEPTH). */
+void pack(const struct convolution *q, const struct layout *l, long picture, long top, long count, element *to);
+
+/* Zeros to the padding of such rows. */
+void pad(const struct convolution *q, const struct layout *l, long top, long count, element *to);
