@@ -31,13 +31,13 @@ struct target {
     __mmask32 last; /* channels that the last panel has */
 };
 
-/* A block of products: their sums, and where they go. */
+/* A block of products: where they go, and their sums. */
 struct block {
-    float sums[2 * PIXELS * 16] __attribute__((aligned(64))); /* (2, PIXELS, 16) */
     element *y;
     uint32_t *kept;
     const uint32_t *counts;
-    const int *to, *bits; /* (PIXELS) each: so many pixels behind y, and behind the other two; -1 is nowhere */
+    const int *to, *bits; /* (PIXELS) each: so far behind y, or nowhere (-1), and behind the other two */
+    float *sums; /* (2, PIXELS, 16) */
 };
 
 /* What is done to sums before they are rounded. */
@@ -45,30 +45,28 @@ struct finish {
     __m512 bias[2], floor, ceiling;
     __m512i top; /* the ceiling as 32 bfloat16 */
     __mmask32 some; /* of the panel's channels there are */
-    long pixel, panels;
 };
 
-INLINE void finish_pixel(const struct block *done, const struct finish *f, long i) {
-    const int there = done->to[i] >= 0;
-    const long to = there ? done->to[i] : 0, bits = there ? done->bits[i] : 0;
+INLINE void finish_pixel(struct block done, const struct finish *f, long i) {
+    const long to = done.to[i];
     __m512 half[2];
     for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
-        half[k] = _mm512_add_ps(_mm512_load_ps(done->sums + (k * PIXELS + i) * 16), f->bias[k]);
+        half[k] = _mm512_add_ps(_mm512_load_ps(done.sums + (k * PIXELS + i) * 16), f->bias[k]);
         half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
     }
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
-    if (done->counts) both = _mm512_maskz_mov_epi16(done->counts[bits * f->panels], both);
-    _mm512_mask_storeu_epi16(done->y + to * f->pixel, there ? f->some : 0, both);
-    if (done->kept && there) done->kept[bits * f->panels] = between(both, f->top);
+    if (to < 0) return;
+    if (done.counts) both = _mm512_maskz_mov_epi16(done.counts[done.bits[i]], both);
+    _mm512_mask_storeu_epi16(done.y + to, f->some, both);
+    if (done.kept) done.kept[done.bits[i]] = between(both, f->top);
 }
 
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16;
  * meanwhile those of another block, which is done, are finished: the matrix unit leaves the vectors' idle. */
 INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
-                     const element *b, int all_pixels, int all_kernels, struct block *now, const struct block *done,
-                     const struct finish *f) {
+                     const element *b, int all_pixels, int all_kernels, float *sums, struct block done, const struct finish *f) {
     const long each = ceil_div(PIXELS, depths * count);
-    long finished = done ? 0 : PIXELS, steps = 0;
+    long finished = done.y ? 0 : PIXELS, steps = 0;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -88,13 +86,13 @@ INLINE void multiply(const element *a, long apart, long plane, long depths, cons
                 _tile_dpbf16ps(1, 4, 6);
                 if (all_pixels) _tile_dpbf16ps(3, 5, 6);
             }
-            if (++steps % WAKING == 0) _tile_stored(7, now->sums, 64);
+            if (++steps % WAKING == 0) _tile_stored(7, sums, 64);
             for (long end = least(PIXELS, finished + each); finished < end; finished++) finish_pixel(done, f, finished);
         }
-    _tile_stored(0, now->sums, 64);
-    _tile_stored(1, now->sums + PIXELS * 16, 64);
-    _tile_stored(2, now->sums + 16 * 16, 64);
-    _tile_stored(3, now->sums + PIXELS * 16 + 16 * 16, 64);
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + PIXELS * 16, 64);
+    _tile_stored(2, sums + 16 * 16, 64);
+    _tile_stored(3, sums + PIXELS * 16 + 16 * 16, 64);
 }
 
 /* What a thread has for itself of each convolution. */
@@ -115,37 +113,34 @@ static void products(const struct convolution *q, const struct layout *l, const 
         for (long j = 0; j < columns; j++) places[i * columns + j] = (i * l->pitch + j) * DEPTH;
     for (long h = 0; h < count; h++)
         for (long w = 0; w < l->pitch; w++) {
-            room->to[h * l->pitch + w] = w < q->out_width ? (int)(h * target->row + w) : -1;
-            room->bits[h * l->pitch + w] = (int)(h * q->out_width + w);
+            room->to[h * l->pitch + w] = w < q->out_width ? (int)((h * target->row + w) * target->pixel) : -1;
+            room->bits[h * l->pitch + w] = (int)((h * q->out_width + w) * l->panels);
         }
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
-    struct block blocks[2];
+    float sums[2][2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
         const element *kernels = q->u + panel * l->depths * at_once * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
             .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
-            .some = panel == l->panels - 1 ? target->last : 0xffffffffu, .pixel = target->pixel, .panels = l->panels};
+            .some = panel == l->panels - 1 ? target->last : 0xffffffffu};
         for (int k = 0; k < 2; k++)
             f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
-        const struct block *done = 0;
+        struct block done = {0};
         long turn = 0;
         for (long p = 0; p < pictures; p++) {
             const long bits = (pixel + p * one) * l->panels + panel;
             for (long next = 0; next < last; next += PIXELS) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = (as_it_is ? q->x + top * q->width * apart : room->a + p * l->one) + t * apart;
-                struct block *now = blocks + turn++ % 2;
-                now->y = target->y + p * target->picture * target->pixel + panel * target->panel;
-                now->kept = q->kept ? q->kept + bits : 0;
-                now->counts = q->counts ? q->counts + bits : 0;
-                now->to = room->to + t;
-                now->bits = room->bits + t;
+                float *now = sums[turn++ % 2];
                 /* a version for each case that is frequent */
                 if (few) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 0, now, done, &f);
                 else if (last - t > 16) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 1, now, done, &f);
                 else multiply(from, apart, plane, l->depths, places, at_once, kernels, 0, 1, now, done, &f);
-                done = now;
+                done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
+                    .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
+                    .to = room->to + t, .bits = room->bits + t, .sums = now};
             }
         }
         for (long i = 0; i < PIXELS; i++) finish_pixel(done, &f, i);
