@@ -6,6 +6,7 @@ Skipped where the processor has none: nothing can stand in for it there.
 import ctypes
 import itertools
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,60 @@ def test_a_pooling_behind_it_is_that_of_its_maps(window: int, map_px: tuple[int,
     assert torch.equal(y.float(), wanted)
     (before,) = torch.autograd.grad(wanted, values, direction.float())
     assert error(gradient, gradient_of(conv, x, before * (values > 0) if relu else before)) < RELATIVE_ERROR
+
+
+#: Channels, kernels, size and padding of two convolutions behind each other, and height and width of a map.
+CHAINS = [
+    ((3, 64, 3, 1), (64, 64, 3, 1), (150, 140)),  # in bands, a thread taking one behind another
+    ((40, 72, 3, 1), (72, 40, 3, 1), (20, 17)),
+    ((40, 72, 1, 0), (72, 40, 3, 1), (20, 17)),
+    ((64, 72, 3, 1), (72, 96, 1, 0), (9, 9)),
+    ((32, 40, 3, 0), (40, 33, 5, 2), (12, 11)),
+    ((32, 40, 2, 1), (40, 33, (3, 1), (2, 0)), (12, 11)),
+    ((64, 40, (1, 7), (0, 3)), (40, 64, (7, 1), (3, 0)), (17, 17)),
+    ((192, 192, 3, 1), (192, 192, 3, 1), (4, 4)),  # several pictures at once
+    ((64, 64, 3, 1), (64, 64, 3, 1), (90, 300)),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize(("first", "second", "map_px"), CHAINS)
+@pytest.mark.parametrize("window", [0, 2])
+def test_two_in_one_are_the_two_to_the_last_bit(
+    first: tuple[Any, ...], second: tuple[Any, ...], map_px: tuple[int, int], window: int, batch: int
+) -> None:
+    # Given
+    before = amx.AmxConv(convolution(*first)).with_relu(1.0)
+    conv = amx.AmxConv(convolution(*second)).with_relu(float("inf"))
+    assert conv.follows(before)
+    if window:
+        conv = conv.with_pool(FastMaxPool(nn.MaxPool2d(window)))
+    x = maps(batch, first[0], *map_px).requires_grad_(True)
+    # When
+    y = conv.behind(before)(x)
+    direction = maps(*y.shape, seed=1)
+    (gradient,) = torch.autograd.grad(y, x, direction)
+    # Then
+    apart = conv(before(x))
+    assert torch.equal(y, apart)
+    assert torch.equal(gradient, *torch.autograd.grad(apart, x, direction))
+    assert y.count_nonzero() > 0.1 * y.numel()
+    assert gradient.count_nonzero() > 0.1 * gradient.numel()
+
+
+def test_two_are_taken_apart_where_that_gains_nothing_or_cannot_be() -> None:
+    # Given
+    conv, inner = amx.AmxConv(convolution(72, 40)), amx.AmxConv(convolution(40, 72))
+    fitting = inner.with_relu(6.0)
+    wide = amx.AmxConv(convolution(40, 256)).with_relu(6.0)
+    # When / Then
+    assert conv.follows(fitting)
+    assert not conv.follows(inner)  # no ReLU
+    assert not conv.follows(fitting.with_pool(FastMaxPool(nn.MaxPool2d(2))))
+    assert not conv.follows(fitting.behind(amx.AmxConv(convolution(3, 40)).with_relu(6.0)))
+    assert not amx.AmxConv(convolution(256, 40)).follows(wide)
+    assert not amx.AmxConv(convolution(3, 40)).follows(amx.AmxConv(convolution(40, 3)).with_relu(6.0))
+    assert not conv.follows(nn.Conv2d(40, 72, 3))
 
 
 POOLINGS = [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 0)]

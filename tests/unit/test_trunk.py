@@ -178,16 +178,35 @@ def test_relus_go_into_compiled_convolutions_unless_they_are_wanted_apart() -> N
 
 
 @pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
-def test_poolings_go_into_convolutions_of_the_matrix_unit_where_their_windows_do_not_meet() -> None:
+def test_convolutions_of_the_matrix_unit_take_in_those_before_them_and_poolings_whose_windows_do_not_meet() -> None:
     # Given
     model = pooled()
     x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     # When
     half = Kernels().quicken(whole(model), "bf16")
     # Then
-    assert operations(half) == ["first", "second", "read_twice", "relu", "meeting", "add"]
+    assert operations(half) == ["second", "read_twice", "relu", "meeting", "add"]
     assert isinstance(half.get_submodule("meeting"), FastMaxPool)
     torch.testing.assert_close(half(x.bfloat16()).float(), model(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
+def test_a_convolution_whose_maps_others_read_as_well_stays_on_its_own() -> None:
+    # Given
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            return torch.relu(self.second(x)) + torch.relu(self.third(x))
+
+    model = Fork().requires_grad_(False)
+    # When
+    half = Kernels().quicken(whole(model), "bf16")
+    # Then
+    assert operations(half) == ["first", "second", "third", "add"]
 
 
 @pytest.mark.skipif(library.amx() is None, reason="no AMX on this machine")
