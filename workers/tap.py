@@ -126,8 +126,10 @@ class SlicedTap:
         self._tap = tap
         self._place = place
         self._conv = _rows(tap._conv, distinct, tap.channels)
-        self._norm = _rows(tap._norm, distinct, tap.channels)
-        self._activation = _rows(tap._activation, distinct, tap.channels)
+        self._all, self._own = (
+            (_rows(tap._norm, which, tap.channels), _rows(tap._activation, which, tap.channels))
+            for which in (distinct, filters)
+        )
         self._inputs, self._groups = _group_inputs(tap._conv, tap._groups, distinct)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -136,22 +138,23 @@ class SlicedTap:
 
     def both(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
-        maps = self._before(pictures, leak)
-        before = self._own(maps)  # a copy by indexing, and so safe from an activation that works in place
-        return self._own(functional_call(self._tap._activation, self._activation, (maps,))), before
+        with self._exactly():
+            maps = self._convolved(pictures, leak)
+            # To what follows, pictures are channels: each with its own filter's parameters.
+            maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
+            after, before = self._followed(maps.to(pictures.dtype), *self._own)
+        return after[0], before[0]
 
     def whole(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps of all of the filters for each picture, after and before the activation function.
 
         (B, K, H', W') each, with the filters in ascending order and without repeats.
         """
-        maps = self._before(pictures, leak)
-        before = maps.clone()
-        return functional_call(self._tap._activation, self._activation, (maps,)), before
+        with self._exactly():
+            return self._followed(self._convolved(pictures, leak).to(pictures.dtype), *self._all)
 
-    def _before(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
-        with contextlib.nullcontext() if torch.is_grad_enabled() else devices.exact():
-            return self._convolved(pictures, leak)
+    def _exactly(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if torch.is_grad_enabled() else devices.exact()
 
     def _convolved(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
         features = self._tap.features(pictures, leak)
@@ -159,12 +162,15 @@ class SlicedTap:
             features = features[:, self._inputs]
         self._tap._conv.groups = self._groups
         rows = {name: tensor.to(features.dtype) for name, tensor in self._conv.items()}
-        maps = functional_call(self._tap._conv, rows, (features,)).to(pictures.dtype)
-        return functional_call(self._tap._norm, self._norm, (maps,))  # type: ignore[no-any-return]
+        return functional_call(self._tap._conv, rows, (features,))  # type: ignore[no-any-return]
 
-    def _own(self, maps: torch.Tensor) -> torch.Tensor:
-        """Each picture's own filter: (B, K, H', W') -> (B, H', W')"""
-        return maps[torch.arange(len(maps), device=maps.device), self._place]
+    def _followed(
+        self, maps: torch.Tensor, norm: dict[str, torch.Tensor], activation: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's maps after and before its activation function."""
+        before = functional_call(self._tap._norm, norm, (maps,))
+        # A copy, because an activation may work in place.
+        return functional_call(self._tap._activation, activation, (before.clone(),)), before
 
 
 def _inert(statistics: tuple[torch.Tensor, torch.Tensor] | None, channels: int) -> torch.Tensor:

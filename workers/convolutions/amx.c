@@ -130,9 +130,10 @@ static void products(const struct convolution *q, const struct layout *l, const 
         long turn = 0;
         for (long p = 0; p < pictures; p++) {
             const long bits = (pixel + p * one) * l->panels + panel;
+            const element *rows = as_it_is ? q->x + (pixel + p * one) * apart : room->a + p * l->one;
             for (long next = 0; next < last; next += PIXELS) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
-                const element *from = (as_it_is ? q->x + top * q->width * apart : room->a + p * l->one) + t * apart;
+                const element *from = rows + t * apart;
                 float *now = sums[turn++ % 2];
                 /* a version for each case that is frequent */
                 if (few) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 0, now, done, &f);
