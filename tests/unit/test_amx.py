@@ -195,8 +195,10 @@ def test_max_pooling_is_torchs(size: int, stride: int, padding: int, ceil_mode: 
     assert error(gradient, wanted_gradient) < RELATIVE_ERROR
 
 
-def test_maps_that_are_too_small_for_a_pooling_are_refused() -> None:
+def test_maps_that_are_too_small_are_refused() -> None:
     # When / Then
+    with pytest.raises(RuntimeError, match="4 x 9 px is too small for kernels of 5 x 5"):
+        amx.AmxConv(convolution(size=5, padding=0))(maps(1, 40, 4, 9))
     with pytest.raises(RuntimeError, match="2 px is too small for windows of 3"):
         FastMaxPool(nn.MaxPool2d(3))(maps(1, 8, 2, 5))
 

@@ -124,7 +124,10 @@ class AmxConv(FrozenConv):
         batch, _, height, width = x_shape
         kernels, _, rows, columns = self._weight.shape
         above, beside = self._padding
-        return torch.Size((batch, kernels, height + 2 * above - rows + 1, width + 2 * beside - columns + 1))
+        map_px = height + 2 * above - rows + 1, width + 2 * beside - columns + 1
+        if min(map_px) < 1:
+            raise RuntimeError(f"a map of {height} x {width} px is too small for kernels of {rows} x {columns}")
+        return torch.Size((batch, kernels, *map_px))
 
     def _step(self, x_shape: torch.Size, *, backward: bool = False, **tensors: torch.Tensor | None) -> "_Step":
         """This convolution of maps of that shape, or back to them; ``tensors`` are the step's, by name."""
