@@ -31,13 +31,12 @@ struct target {
     __mmask32 last; /* channels that the last panel has */
 };
 
-/* A block of products: where they go, and their sums. */
+/* Where a block of products goes. */
 struct block {
     element *y;
     uint32_t *kept;
     const uint32_t *counts;
     const int *to, *bits; /* (PIXELS) each: so far behind y, or nowhere (-1), and behind the other two */
-    float *sums; /* (2, PIXELS, 16) */
 };
 
 /* What is done to sums before they are rounded. */
@@ -47,11 +46,11 @@ struct finish {
     __mmask32 some; /* of the panel's channels there are */
 };
 
-INLINE void finish_pixel(struct block done, const struct finish *f, long i) {
+INLINE void finish_pixel(const float *sums, struct block done, const struct finish *f, long i) {
     const long to = done.to[i];
     __m512 half[2];
     for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
-        half[k] = _mm512_add_ps(_mm512_load_ps(done.sums + (k * PIXELS + i) * 16), f->bias[k]);
+        half[k] = _mm512_add_ps(_mm512_load_ps(sums + (k * PIXELS + i) * 16), f->bias[k]);
         half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
     }
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
@@ -61,8 +60,8 @@ INLINE void finish_pixel(struct block done, const struct finish *f, long i) {
     if (done.kept) done.kept[done.bits[i]] = between(both, f->top);
 }
 
-/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16;
- * meanwhile those of another block, which is done, are finished: the matrix unit leaves the vectors' idle. */
+/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16, to
+ * sums (2, PIXELS, 16); meanwhile what was there, of another block, is finished: the unit leaves the vectors' idle. */
 INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
                      const element *b, int all_pixels, int all_kernels, float *sums, struct block done, const struct finish *f) {
     const long each = ceil_div(PIXELS, depths * count);
@@ -86,8 +85,8 @@ INLINE void multiply(const element *a, long apart, long plane, long depths, cons
                 _tile_dpbf16ps(1, 4, 6);
                 if (all_pixels) _tile_dpbf16ps(3, 5, 6);
             }
-            if (++steps % WAKING == 0) _tile_stored(7, sums, 64);
-            for (long end = least(PIXELS, finished + each); finished < end; finished++) finish_pixel(done, f, finished);
+            if (++steps % WAKING == 0) _tile_stored(7, sums, 64); /* over a pixel that has been finished */
+            for (long end = least(PIXELS, finished + each); finished < end; finished++) finish_pixel(sums, done, f, finished);
         }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + PIXELS * 16, 64);
@@ -117,7 +116,7 @@ static void products(const struct convolution *q, const struct layout *l, const 
             room->bits[h * l->pitch + w] = (int)((h * q->out_width + w) * l->panels);
         }
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
-    float sums[2][2 * PIXELS * 16] __attribute__((aligned(64)));
+    float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
         const element *kernels = q->u + panel * l->depths * at_once * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
@@ -127,24 +126,22 @@ static void products(const struct convolution *q, const struct layout *l, const 
         for (int k = 0; k < 2; k++)
             f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
         struct block done = {0};
-        long turn = 0;
         for (long p = 0; p < pictures; p++) {
             const long bits = (pixel + p * one) * l->panels + panel;
             const element *rows = as_it_is ? q->x + (pixel + p * one) * apart : room->a + p * l->one;
             for (long next = 0; next < last; next += PIXELS) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = rows + t * apart;
-                float *now = sums[turn++ % 2];
                 /* a version for each case that is frequent */
-                if (few) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 0, now, done, &f);
-                else if (last - t > 16) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 1, now, done, &f);
-                else multiply(from, apart, plane, l->depths, places, at_once, kernels, 0, 1, now, done, &f);
+                if (few) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 0, sums, done, &f);
+                else if (last - t > 16) multiply(from, apart, plane, l->depths, places, at_once, kernels, 1, 1, sums, done, &f);
+                else multiply(from, apart, plane, l->depths, places, at_once, kernels, 0, 1, sums, done, &f);
                 done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
                     .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
-                    .to = room->to + t, .bits = room->bits + t, .sums = now};
+                    .to = room->to + t, .bits = room->bits + t};
             }
         }
-        for (long i = 0; i < PIXELS; i++) finish_pixel(done, &f, i);
+        for (long i = 0; i < PIXELS; i++) finish_pixel(sums, done, &f, i);
     }
 }
 
