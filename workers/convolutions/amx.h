@@ -1,4 +1,4 @@
-/* What pack.c and amx.c share: a convolution, and how it lies in the memory of a thread. */
+/* What amx.c, pack.c and products.c share: a convolution, and how it lies in the memory of a thread. */
 
 #include "bf16.h"
 
@@ -33,6 +33,19 @@ struct layout {
     long depths, panels, pitch, held, one, plane; /* one picture and one depth, in elements */
 };
 
+/* What a thread has for itself of each convolution. */
+struct room {
+    element *a; /* as struct layout says, and as many pixels as a block and a row of a kernel reach beyond */
+    int *to, *bits; /* of each pixel of a picture's rows, and a block's behind: where its products go, and its bits */
+};
+
+/* Where products go: what lies how far apart, in elements, of rows and pictures in pixels. */
+struct target {
+    element *y;
+    long pixel, panel, row, picture;
+    __mmask32 last; /* channels that the last panel has */
+};
+
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 /* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, rows, pitch, DEPTH). */
@@ -40,3 +53,7 @@ void pack(const struct convolution *q, const struct layout *l, long picture, lon
 
 /* Zeros to the padding of such rows. */
 void pad(const struct convolution *q, const struct layout *l, long top, long count, element *to);
+
+/* Rows top .. top + count - 1 of each of some pictures, whose input is packed or, as it is, in memory. */
+void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture, long pictures,
+              long top, long count, int as_it_is, const struct target *target);

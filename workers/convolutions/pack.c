@@ -1,6 +1,6 @@
-/* Bands of rows, copied with their padding to where a core has them close by: 32 channels of a pixel behind those of the
- * next, so that what one register of the matrix unit takes lies together for every place of the kernel. Between two rows
- * there is padding but once.
+/* Bands of rows, copied with their padding to where a core has them close by: 32 channels of a pixel behind those of
+ * the next, so that what one register of the matrix unit takes lies together for every place of the kernel. Between two
+ * rows there is padding but once.
  */
 
 #include "amx.h"

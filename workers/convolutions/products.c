@@ -1,0 +1,123 @@
+/* Products of packed pixels and panels of kernels by Intel's matrix unit (AMX), with what is done to them on their way. */
+
+#include <math.h>
+
+#include "amx.h"
+
+/* Of a kernel. */
+#define MOST_PLACES 64
+
+/* Steps after which something is stored from the unit, if only four bytes: where it has stored nothing for 2,500 cycles
+ * or more, which is 31 steps, its next store takes 850 cycles. By measurement. */
+#define WAKING 16
+
+/* Where a block of products goes. */
+struct block {
+    element *y;
+    uint32_t *kept;
+    const uint32_t *counts;
+    const int *to, *bits; /* (PIXELS) each: so far behind y, or nowhere (-1), and behind the other two */
+};
+
+/* What is done to sums before they are rounded. */
+struct finish {
+    __m512 bias[2], floor, ceiling;
+    __m512i top; /* the ceiling as 32 bfloat16 */
+    __mmask32 some; /* of the panel's channels there are */
+};
+
+INLINE void finish_pixel(const float *sums, struct block done, const struct finish *f, long i) {
+    const long to = done.to[i];
+    __m512 half[2];
+    for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
+        half[k] = _mm512_add_ps(_mm512_load_ps(sums + (k * PIXELS + i) * 16), f->bias[k]);
+        half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
+    }
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
+    if (to < 0) return;
+    if (done.counts) both = _mm512_maskz_mov_epi16(done.counts[done.bits[i]], both);
+    _mm512_mask_storeu_epi16(done.y + to, f->some, both);
+    if (done.kept) done.kept[done.bits[i]] = between(both, f->top);
+}
+
+/* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16,
+ * to sums (2, PIXELS, 16); meanwhile what was there, of another block, is finished: the unit leaves the vectors' idle. */
+INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
+                     const element *b, int all_pixels, int all_kernels, float *sums, struct block done,
+                     const struct finish *f) {
+    const long each = ceil_div(PIXELS, depths * count);
+    long finished = done.y ? 0 : PIXELS, steps = 0;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long c = 0; c < depths; c++, a += plane)
+        for (long i = 0; i < count; i++, b += 2 * 16 * 32) {
+            const element *from = a + places[i];
+            _tile_loadd(6, b, 64);
+            _tile_loadd(4, from, apart * sizeof(element));
+            _tile_dpbf16ps(0, 4, 6);
+            if (all_pixels) {
+                _tile_loadd(5, from + 16 * apart, apart * sizeof(element));
+                _tile_dpbf16ps(2, 5, 6);
+            }
+            if (all_kernels) {
+                _tile_loadd(6, b + 16 * 32, 64);
+                _tile_dpbf16ps(1, 4, 6);
+                if (all_pixels) _tile_dpbf16ps(3, 5, 6);
+            }
+            if (++steps % WAKING == 0) _tile_stored(7, sums, 64); /* over a pixel that has been finished */
+            const long end = least(PIXELS, finished + each);
+            for (; finished < end; finished++) finish_pixel(sums, done, f, finished);
+        }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + PIXELS * 16, 64);
+    _tile_stored(2, sums + 16 * 16, 64);
+    _tile_stored(3, sums + PIXELS * 16 + 16 * 16, 64);
+}
+
+void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture, long pictures,
+              long top, long count, int as_it_is, const struct target *target) {
+    const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
+    const long plane = as_it_is ? DEPTH : l->plane, apart = as_it_is ? q->channels : DEPTH;
+    const long last = (count - 1) * l->pitch + q->out_width;
+    const long one = q->out_height * q->out_width, pixel = picture * one + top * q->out_width;
+    long places[MOST_PLACES];
+    for (long i = 0; i < q->rows; i++)
+        for (long j = 0; j < columns; j++) places[i * columns + j] = (i * l->pitch + j) * DEPTH;
+    for (long h = 0; h < count; h++)
+        for (long w = 0; w < l->pitch; w++) {
+            room->to[h * l->pitch + w] = w < q->out_width ? (int)((h * target->row + w) * target->pixel) : -1;
+            room->bits[h * l->pitch + w] = (int)((h * q->out_width + w) * l->panels);
+        }
+    for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
+    float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
+    for (long panel = 0; panel < l->panels; panel++) {
+        const element *kernels = q->u + panel * l->depths * at_once * DEPTH * PANEL;
+        const int few = q->kernels - panel * PANEL <= 16;
+        struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
+            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
+            .some = panel == l->panels - 1 ? target->last : 0xffffffffu};
+        for (int k = 0; k < 2; k++)
+            f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
+        struct block done = {0};
+        for (long p = 0; p < pictures; p++) {
+            const long bits = (pixel + p * one) * l->panels + panel;
+            const element *rows = as_it_is ? q->x + (pixel + p * one) * apart : room->a + p * l->one;
+            for (long next = 0; next < last; next += PIXELS) {
+                const long t = as_it_is ? least(next, last - PIXELS) : next;
+                const element *from = rows + t * apart;
+                /* a version for each case that is frequent */
+#define MULTIPLY(all_pixels, all_kernels) multiply(from, apart, plane, l->depths, places, at_once, kernels, \
+                                                   all_pixels, all_kernels, sums, done, &f)
+                if (few) MULTIPLY(1, 0);
+                else if (last - t > 16) MULTIPLY(1, 1);
+                else MULTIPLY(0, 1);
+                done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
+                    .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
+                    .to = room->to + t, .bits = room->bits + t};
+            }
+        }
+        for (long i = 0; i < PIXELS; i++) finish_pixel(sums, done, &f, i);
+    }
+}
