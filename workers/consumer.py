@@ -20,8 +20,8 @@ from kombu.exceptions import DecodeError
 from workers.contract import keys
 from workers.contract.broker import job_queue
 
-#: How soon a worker learns of new jobs and of ended ones.
-FOLLOW_S = 0.5
+#: How soon a worker learns of new jobs and of ended ones, and how long it may still wait at the queues that it knew.
+FOLLOW_S = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Consumer(CeleryConsumer):
         # Kombu makes one for every message that it takes, and one more to acknowledge it: a sixth of all that a tile
         # costs around the engine. They are thread-safe, and share their pool anyway.
         channel._create_client = functools.cache(channel._create_client)
+        channel.brpop_timeout = FOLLOW_S
         handlers = channel.handlers
         handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])
         return super().create_task_handler(*args, **kwargs)

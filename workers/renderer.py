@@ -41,6 +41,10 @@ MAX_ATTEMPTS = 3
 #: How often the parent looks whether the child goes on; a hang is noticed that much later.
 _LOOK_S = 0.5
 
+#: The child takes up a batch within a few milliseconds, as long as no other thread of this process has much to do; what
+#: waits for that waits no longer than this.
+_START_S = 0.1
+
 Result = TypeVar("Result")
 
 #: Spawned, because neither CUDA nor OpenMP survives a fork.
@@ -72,14 +76,20 @@ class Renderer:
         self._stopped = False
         self._lock = threading.Lock()
         self._pace = Pace(sizes)
+        #: to be called once the device is at work
+        self._begun: Callable[[], None] | None = None
         #: counts what the child has done; that it changes is all that is asked of it
         self._progress = _SPAWN.Value("Q", 0, lock=False)
         for name, value in child.ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # a child inherits it
         self._pool = self._new_pool()
 
-    def render(self, batch: Batch) -> "dict[int, Tile | FilterfarmError]":
-        """Filter -> its tile, or why it has none. Raises DeviceLost, and Draining once the renderer was stopped."""
+    def render(self, batch: Batch, begun: Callable[[], None] | None = None) -> "dict[int, Tile | FilterfarmError]":
+        """Filter -> its tile, or why it has none. Raises DeviceLost, and Draining once the renderer was stopped.
+
+        ``begun`` is called when the device has something to do.
+        """
+        self._begun = begun
         return self._in_parts(batch, len(batch.filters), deaths=0)
 
     def check(self, device: str) -> None:
@@ -151,6 +161,12 @@ class Renderer:
             if not self._pool.active:  # pebble gives a pool up whose child died before it took any work
                 self._pool = self._new_pool()
             future: Future[Result] = self._pool.schedule(function, args=arguments)
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            until = time.monotonic() + _START_S
+            while not future.running() and time.monotonic() < until:
+                time.sleep(0.001)
+            begun()
         try:
             return self._await(future)
         except DeviceFailed:

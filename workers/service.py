@@ -223,7 +223,7 @@ class Service:
         checkpoint = self._jobs.checkpoint(job)
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
         try:
-            tiles = self._renderer.render(batch)
+            tiles = self._renderer.render(batch, self._batcher.settle)
         except DeviceLost as error:
             log.error("stopping: %s", error)
             os.kill(os.getpid(), signal.SIGTERM)

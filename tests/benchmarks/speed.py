@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> None:
         rows += mine
     figures: dict[str, Any] = {
         "farm": farm.job_against_engine(
-            bench.ours, filters=32 if options.quick else 96, steps=8 if options.quick else 20
+            bench.ours, filters=32 if options.quick else 96, steps=8 if options.quick else 40
         ),
         "interpreter": farm.interpreter_ms(),
         "memory": {model: farm.renderer_growth(model) for model in ("efficientnet_lite0", "vgg16")},

@@ -303,6 +303,31 @@ def test_a_renderer_that_goes_on_is_not_hung_however_long_it_takes(
         assert len(child.calls()) == 1
 
 
+def test_who_asks_is_told_once_while_the_device_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a child that goes on when that has been told, and then has no memory for more than half of a batch
+    told = tmp_path / "told"
+    fault = f"""
+        import pathlib
+        while not pathlib.Path({str(told)!r}).exists():
+            time.sleep(0.01)
+        if len(filters) > 4:
+            raise MemoryError("too many")
+    """
+    times = []
+
+    def begun() -> None:
+        times.append(time.monotonic())
+        told.touch()
+
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When
+        results = child.render(a_batch(a_job()), begun)
+        # Then
+        assert not errors(results)
+        assert child.calls() == [list(FILTERS), list(FILTERS[:4]), list(FILTERS[4:])]
+    assert len(times) == 1
+
+
 def test_stopping_hands_back_the_batch_that_is_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a renderer in the middle of a batch
     with a_child(tmp_path, monkeypatch, "time.sleep(600)") as child:

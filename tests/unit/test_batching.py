@@ -217,6 +217,59 @@ def test_closing_hands_back_what_waits_and_lets_the_running_batch_end() -> None:
         assert device.batches == []
 
 
+def test_callers_of_a_batch_are_told_once_the_next_one_is_on_the_device() -> None:
+    # Given a device that is held with each batch before it begins, and again once it has
+    steps: list[threading.Event] = []
+    arrived = threading.Semaphore(0)
+    batchers: list[Batcher[str]] = []
+
+    def pause() -> None:
+        steps.append(threading.Event())
+        arrived.release()
+        assert steps[-1].wait(PATIENCE_S)
+
+    def run(group: Group, filters: tuple[int, ...]) -> "dict[int, str | FilterfarmError]":
+        pause()
+        batchers[0].settle()
+        pause()
+        return dict.fromkeys(filters, group[0])
+
+    with batching(run, size=1) as batcher:
+        batchers.append(batcher)
+        first, second = batcher.submit(ONE, 0), batcher.submit(THREE, 0)
+        for _ in range(2):
+            assert arrived.acquire(timeout=PATIENCE_S)
+            steps[-1].set()
+        # When the second batch is to begin
+        assert arrived.acquire(timeout=PATIENCE_S)
+        # Then nobody has been told of the first one
+        assert not first.done()
+        # And when it has begun, they have
+        steps[-1].set()
+        assert arrived.acquire(timeout=PATIENCE_S)
+        assert (first.result(0), second.done()) == ("job", False)
+        # And of the last one, which none follows, when it ends
+        steps[-1].set()
+        assert second.result(PATIENCE_S) == "other"
+
+
+def test_callers_of_a_batch_are_told_when_the_next_one_never_comes_to_the_device() -> None:
+    # Given
+    device = Device()
+
+    def run(group: Group, filters: tuple[int, ...]) -> "dict[int, str | FilterfarmError]":
+        if group == TWO:
+            raise WeightsMissing("no weights")
+        return device(group, filters)
+
+    with batching(run, size=1) as batcher:
+        with held(device, batcher, size=1):
+            first, second = batcher.submit(ONE, 0), batcher.submit(TWO, 0)
+        # When / Then
+        assert first.result(PATIENCE_S) == "job features.0 0"
+        assert isinstance(second.exception(PATIENCE_S), WeightsMissing)
+
+
 def test_a_closed_batcher_takes_no_work() -> None:
     # Given a batcher that was closed, twice
     with batching(Device(), size=2) as batcher:
