@@ -42,11 +42,12 @@ class Consumer(CeleryConsumer):
             self.strategies[name] = _raising_invalid_task(strategy)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
-        """Called on every new connection, whose channel then reads the queue with care, and makes one client."""
+        """Called on every new connection, whose channel then reads with care, not for long, and by one client."""
         channel = self.task_consumer.channel
         # Kombu makes one for every message that it takes, and one more to acknowledge it: a sixth of all that a tile
         # costs around the engine. They are thread-safe, and share their pool anyway.
         channel._create_client = functools.cache(channel._create_client)
+        # What it waits for meanwhile are the queues that it knew when it began to.
         channel.brpop_timeout = FOLLOW_S
         handlers = channel.handlers
         handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])

@@ -17,16 +17,16 @@
 /* Bytes of bands: with a panel of kernels they should stay in a core's cache of 2 MB. By measurement. */
 #define BAND_BYTES 800000
 
-/* Rows top .. top + count - 1 of each of some pictures, from whatever their input is made of. Where they are behind a band
- * of the rows above them, its last rows of input are there already. (Where they are not, another thread may make the same
- * rows, and keep the same bits.) */
+/* Rows top .. top + count - 1 of each of some pictures, from whatever their input is made of. Where they are behind a
+ * band of the rows above them, its last rows of input are there already. (Where they are not, another thread may make
+ * the same rows, and keep the same bits.) */
 static void band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
-                 long pictures, long top, long count, int behind, int chained, const struct target *target) {
+                 long pictures, long top, long count, int behind, const struct target *target) {
     const long in_top = top - q->above, in_rows = count + q->rows - 1;
     /* where it is enough to read x as it is, and no block reaches beyond its end */
     const int as_it_is = q->x && q->rows * q->columns == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 &&
         count * l->pitch >= PIXELS;
-    if (!chained) {
+    if (q->x) {
         for (long p = 0; p < pictures && !as_it_is; p++)
             pack(q, l, picture + p, in_top, in_rows, room->a + p * l->one);
     } else {
@@ -41,14 +41,14 @@ static void band(const struct convolution *q, const struct layout *l, const stru
             pad(q, l, in_top + there, in_rows - there, room->a + p * l->one + there * line);
         const struct target packed = {.y = room->a + (q->beside + (from - in_top) * l->pitch) * DEPTH, .pixel = DEPTH,
             .panel = l->plane, .row = l->pitch, .picture = l->one / DEPTH, .last = 0xffffffffu};
-        if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, 0, 0, &packed);
+        if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, 0, &packed);
     }
     products(q, l, room, picture, pictures, top, count, as_it_is, target);
 }
 
 /* The same to where the last convolution's maps go; rows that are pooled never leave the core's cache. */
 static void finished_band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
-                          long pictures, long top, long count, int behind, int chained, element *pooled) {
+                          long pictures, long top, long count, int behind, element *pooled) {
     const long row = q->out_width * q->kernels, pixel = (picture * q->out_height + top) * q->out_width;
     struct target target = {.y = q->y + pixel * q->kernels, .pixel = q->kernels, .panel = PANEL, .row = q->out_width,
         .picture = q->out_height * q->out_width, .last = first(q->kernels - (l->panels - 1) * PANEL)};
@@ -56,7 +56,7 @@ static void finished_band(const struct convolution *q, const struct layout *l, c
         target.y = pooled;
         target.picture = count * q->out_width;
     }
-    band(q, l, room, picture, pictures, top, count, behind, chained, &target);
+    band(q, l, room, picture, pictures, top, count, behind, &target);
     if (!q->found) return;
     const long columns = q->out_width / q->window, line = columns * q->kernels;
     for (long p = 0; p < pictures; p++)
@@ -69,11 +69,6 @@ static void finished_band(const struct convolution *q, const struct layout *l, c
 
 /* Linux lets a process use the unit once it has asked: 0 where it may. */
 int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */); }
-
-/* Bytes of a table of places in rows, and a block behind. */
-static long table_bytes(const struct layout *l, long rows) {
-    return ceil_div((rows * l->pitch + PIXELS) * sizeof(int), 64) * 64;
-}
 
 /* A convolution, or two behind each other, of pictures of a batch: 1 where memory does not suffice, else 0. */
 int convolve(const struct convolution *given, long count, long batch) {
@@ -103,15 +98,15 @@ int convolve(const struct convolution *given, long count, long batch) {
     const long band_rows = ceil_div(ceil_div(q->out_height, bands), unit) * unit;
     /* bands that a thread takes behind each other, so that a chain's second convolution finds rows of the one above */
     const long strip = count == 1 ? 1 : most(1, bands * batch / (4 * threads)), strips = ceil_div(bands, strip);
-    long bytes = 0, rows[2], a_bytes[2];
+    long bytes = 0, a_bytes[2], table_bytes[2];
     for (long k = count - 1, out = band_rows; k >= 0; k--, out = layouts[k + 1].held) {
         struct layout *l = layouts + k;
-        rows[k] = out;
         l->held = out + chain[k].rows - 1;
         l->one = (chain[k].beside + l->held * l->pitch) * DEPTH;
         l->plane = pictures * l->one + (PIXELS + chain[k].columns) * DEPTH;
         a_bytes[k] = l->depths * l->plane * sizeof(element);
-        bytes += a_bytes[k] + 2 * table_bytes(l, out);
+        table_bytes[k] = ceil_div((out * l->pitch + PIXELS) * sizeof(int), 64) * 64;
+        bytes += a_bytes[k] + 2 * table_bytes[k];
     }
     const long pooled = q->found ? pictures * band_rows * q->out_width * q->kernels : 0;
     bytes += ceil_div(pooled * sizeof(element), 64) * 64;
@@ -128,8 +123,8 @@ int convolve(const struct convolution *given, long count, long batch) {
         for (long k = 0; k < count; k++) {
             rooms[k].a = (element *)mine;
             rooms[k].to = (int *)(mine + a_bytes[k]);
-            rooms[k].bits = (int *)(mine + a_bytes[k] + table_bytes(layouts + k, rows[k]));
-            mine += a_bytes[k] + 2 * table_bytes(layouts + k, rows[k]);
+            rooms[k].bits = (int *)(mine + a_bytes[k] + table_bytes[k]);
+            mine += a_bytes[k] + 2 * table_bytes[k];
         }
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < ceil_div(batch, pictures) * strips; i++) {
@@ -137,7 +132,7 @@ int convolve(const struct convolution *given, long count, long batch) {
             const long begin = i % strips * strip * band_rows, end = least(q->out_height, begin + strip * band_rows);
             for (long top = begin; top < end; top += band_rows)
                 finished_band(q, layouts + count - 1, rooms + count - 1, picture, some, top,
-                              least(band_rows, end - top), top > begin, count > 1, (element *)mine);
+                              least(band_rows, end - top), top > begin, (element *)mine);
         }
         _tile_release();
     }

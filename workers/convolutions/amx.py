@@ -88,17 +88,17 @@ class AmxConv(FrozenConv):
         steps, kept = [], []
         shape = x.shape
         if self.before is not None:
-            kept.append(room_for_bits(self.before._out_shape(shape)))
-            steps.append(self.before._step(shape, kept=kept[0]))
-            shape = self.before._out_shape(shape)
-        height, width = self._out_shape(shape)[2:]
+            shape = self.before._out_shape(x.shape)
+            kept.append(room_for_bits(shape))
+            steps.append(self.before._step(x.shape, kept=kept[0]))
+        batch, kernels, height, width = self._out_shape(shape)
         if self.pool is None:
-            y = _maps(len(x), self._weight.shape[0], height, width)
+            y = _maps(batch, kernels, height, width)
             bits = [room_for_bits(y.shape)] if self.ceiling else []
             steps.append(self._step(shape, y=y, kept=bits[0] if bits else None))
             kept += bits
         else:
-            y = _maps(len(x), self._weight.shape[0], self.pool.outputs(height), self.pool.outputs(width))
+            y = _maps(batch, kernels, self.pool.outputs(height), self.pool.outputs(width))
             kept.append(torch.empty_like(y, dtype=torch.uint8))
             steps.append(self._step(shape, y=y, found=kept[-1]))
         _run(steps, x)

@@ -50,22 +50,6 @@ static void clear(element *to, long pixels) {
     for (long i = 0; i < pixels; i++) _mm512_store_si512(to + i * DEPTH, _mm512_setzero_si512());
 }
 
-void pack(const struct convolution *q, const struct layout *l, long picture, long top, long count, element *to) {
-    if (q->merged) {
-        pack_merged(q, picture, top, count, to);
-        return;
-    }
-    for (long c = 0; c < q->channels; c += DEPTH, to += l->plane) {
-        clear(to, q->beside);
-        for (long i = 0; i < count; i++) {
-            const long h = top + i;
-            element *row = to + (q->beside + i * l->pitch) * DEPTH;
-            const long there = h >= 0 && h < q->height ? pack_row(q, l, picture, h, c, row) : 0;
-            clear(row + there * DEPTH, l->pitch - there);
-        }
-    }
-}
-
 void pad(const struct convolution *q, const struct layout *l, long top, long count, element *to) {
     for (long depth = 0; depth < l->depths; depth++, to += l->plane) {
         clear(to, q->beside);
@@ -74,4 +58,18 @@ void pad(const struct convolution *q, const struct layout *l, long top, long cou
             clear(to + (q->beside + i * l->pitch + there) * DEPTH, l->pitch - there);
         }
     }
+}
+
+void pack(const struct convolution *q, const struct layout *l, long picture, long top, long count, element *to) {
+    if (q->merged) {
+        pack_merged(q, picture, top, count, to);
+        return;
+    }
+    pad(q, l, top, count, to);
+    for (long c = 0; c < q->channels; c += DEPTH, to += l->plane)
+        for (long h = most(top, 0); h < least(top + count, q->height); h++) {
+            element *row = to + (q->beside + (h - top) * l->pitch) * DEPTH;
+            const long there = pack_row(q, l, picture, h, c, row);
+            clear(row + there * DEPTH, q->width - there); /* pixels that no window has */
+        }
 }

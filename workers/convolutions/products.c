@@ -1,4 +1,4 @@
-/* Products of packed pixels and panels of kernels by Intel's matrix unit (AMX), with what is done to them on their way. */
+/* Products of packed pixels and panels of kernels by Intel's matrix unit (AMX), and what is done to them. */
 
 #include <math.h>
 
@@ -41,7 +41,7 @@ INLINE void finish_pixel(const float *sums, struct block done, const struct fini
 }
 
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16,
- * to sums (2, PIXELS, 16); meanwhile what was there, of another block, is finished: the unit leaves the vectors' idle. */
+ * to sums (2, PIXELS, 16). Meanwhile what was there, of another block, is finished: vectors' units are idle. */
 INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
                      const element *b, int all_pixels, int all_kernels, float *sums, struct block done,
                      const struct finish *f) {
@@ -113,6 +113,7 @@ void products(const struct convolution *q, const struct layout *l, const struct 
                 if (few) MULTIPLY(1, 0);
                 else if (last - t > 16) MULTIPLY(1, 1);
                 else MULTIPLY(0, 1);
+#undef MULTIPLY
                 done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
                     .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
                     .to = room->to + t, .bits = room->bits + t};
