@@ -98,7 +98,7 @@ int convolve(const struct convolution *given, long count, long batch) {
     const long band_rows = ceil_div(ceil_div(q->out_height, bands), unit) * unit;
     /* bands that a thread takes behind each other, so that a chain's second convolution finds rows of the one above */
     const long strip = count == 1 ? 1 : most(1, bands * batch / (4 * threads)), strips = ceil_div(bands, strip);
-    long bytes = 0, a_bytes[2], table_bytes[2];
+    long bytes = 0, a_bytes[2], table_bytes[2], begins_bytes[2];
     for (long k = count - 1, out = band_rows; k >= 0; k--, out = layouts[k + 1].held) {
         struct layout *l = layouts + k;
         l->held = out + chain[k].rows - 1;
@@ -106,7 +106,8 @@ int convolve(const struct convolution *given, long count, long batch) {
         l->plane = pictures * l->one + (PIXELS + chain[k].columns) * DEPTH;
         a_bytes[k] = l->depths * l->plane * sizeof(element);
         table_bytes[k] = ceil_div((out * l->pitch + PIXELS) * sizeof(int), 64) * 64;
-        bytes += a_bytes[k] + 2 * table_bytes[k];
+        begins_bytes[k] = ceil_div((l->depths * chain[k].rows * chain[k].columns + 1) * sizeof(int), 64) * 64;
+        bytes += a_bytes[k] + begins_bytes[k] + 2 * table_bytes[k];
     }
     const long pooled = q->found ? pictures * band_rows * q->out_width * q->kernels : 0;
     bytes += ceil_div(pooled * sizeof(element), 64) * 64;
@@ -114,17 +115,18 @@ int convolve(const struct convolution *given, long count, long batch) {
     if (!memory) return 1;
 #pragma omp parallel num_threads(threads)
     {
-        /* seven registers of 16 rows of 64 bytes; of the last one something is stored, no matter what */
+        /* eight registers of 16 rows of 64 bytes */
         static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } all = {
-            .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 4}, .rows = {16, 16, 16, 16, 16, 16, 16, 1}};
+            .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
         _tile_loadconfig(&all);
         char *mine = memory + omp_get_thread_num() * bytes;
         struct room rooms[2];
         for (long k = 0; k < count; k++) {
             rooms[k].a = (element *)mine;
-            rooms[k].to = (int *)(mine + a_bytes[k]);
-            rooms[k].bits = (int *)(mine + a_bytes[k] + table_bytes[k]);
-            mine += a_bytes[k] + 2 * table_bytes[k];
+            rooms[k].begins = (int *)(mine += a_bytes[k]);
+            rooms[k].to = (int *)(mine += begins_bytes[k]);
+            rooms[k].bits = (int *)(mine += table_bytes[k]);
+            mine += table_bytes[k];
         }
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < ceil_div(batch, pictures) * strips; i++) {

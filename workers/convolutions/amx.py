@@ -24,9 +24,6 @@ _DEPTH, _PANEL = 32, 32
 #: products take longer than maps on their way through memory, and kernels come in twice as often. By measurement.
 _MOST_BETWEEN = 192
 
-#: The most places of a kernel that the compiled code takes.
-_MOST_PLACES = 64
-
 
 def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a convolution, in float32 yet, is one that :class:`AmxConv` can take over, and gains by it."""
@@ -37,7 +34,6 @@ def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and isinstance(conv.padding, tuple)
         and all(padding < size for padding, size in zip(conv.padding, conv.kernel_size, strict=True))
         and conv.padding_mode == "zeros"
-        and conv.kernel_size[0] * conv.kernel_size[1] <= _MOST_PLACES
         and conv.weight.device.type == "cpu"
         and library.amx() is not None
     )

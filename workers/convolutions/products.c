@@ -4,10 +4,7 @@
 
 #include "amx.h"
 
-/* Of a kernel. */
-#define MOST_PLACES 64
-
-/* Steps after which something is stored from the unit, if only four bytes: where it has stored nothing for 2,500 cycles
+/* Steps after which something is stored from the unit, no matter what: where it has stored nothing for 2,500 cycles
  * or more, which is 31 steps, its next store takes 850 cycles. By measurement. */
 #define WAKING 16
 
@@ -41,35 +38,40 @@ INLINE void finish_pixel(const float *sums, struct block done, const struct fini
 }
 
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16,
- * to sums (2, PIXELS, 16). Meanwhile what was there, of another block, is finished: vectors' units are idle. */
-INLINE void multiply(const element *a, long apart, long plane, long depths, const long *places, long count,
-                     const element *b, int all_pixels, int all_kernels, float *sums, struct block done,
-                     const struct finish *f) {
-    const long each = ceil_div(PIXELS, depths * count);
-    long finished = done.y ? 0 : PIXELS, steps = 0;
+ * to sums (2, PIXELS, 16). What a step multiplies is loaded during the one before it. Meanwhile what was there, of
+ * another block, is finished: vectors' units are idle. */
+INLINE void multiply(const element *a, long apart, const int *begins, long steps, const element *b, int all_pixels,
+                     int all_kernels, float *sums, struct block done, const struct finish *f) {
+    const long each = most(2, ceil_div(PIXELS, steps));
+    long finished = done.y ? 0 : PIXELS;
+#define LOAD_PIXELS(tile, half) _tile_loadd(tile, a + begin + half * 16 * apart, apart * sizeof(element))
+#define LOAD_KERNELS(tile, half) _tile_loadd(tile, b + half * 16 * DEPTH, 64)
+    long begin = begins[0];
+    LOAD_PIXELS(4, 0);
+    if (all_pixels) LOAD_PIXELS(5, 1);
+    LOAD_KERNELS(6, 0);
+    if (all_kernels) LOAD_KERNELS(7, 1);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (long c = 0; c < depths; c++, a += plane)
-        for (long i = 0; i < count; i++, b += 2 * 16 * 32) {
-            const element *from = a + places[i];
-            _tile_loadd(6, b, 64);
-            _tile_loadd(4, from, apart * sizeof(element));
-            _tile_dpbf16ps(0, 4, 6);
-            if (all_pixels) {
-                _tile_loadd(5, from + 16 * apart, apart * sizeof(element));
-                _tile_dpbf16ps(2, 5, 6);
-            }
-            if (all_kernels) {
-                _tile_loadd(6, b + 16 * 32, 64);
-                _tile_dpbf16ps(1, 4, 6);
-                if (all_pixels) _tile_dpbf16ps(3, 5, 6);
-            }
-            if (++steps % WAKING == 0) _tile_stored(7, sums, 64); /* over a pixel that has been finished */
-            const long end = least(PIXELS, finished + each);
-            for (; finished < end; finished++) finish_pixel(sums, done, f, finished);
-        }
+    for (long i = 1; i <= steps; i++) {
+        begin = begins[i];
+        b += i == steps ? 0 : PANEL * DEPTH; /* something, where there is no next step */
+        _tile_dpbf16ps(0, 4, 6);
+        if (all_pixels) _tile_dpbf16ps(2, 5, 6);
+        LOAD_KERNELS(6, 0);
+        if (all_kernels) _tile_dpbf16ps(1, 4, 7);
+        LOAD_PIXELS(4, 0);
+        if (all_kernels && all_pixels) _tile_dpbf16ps(3, 5, 7);
+        if (all_pixels) LOAD_PIXELS(5, 1);
+        if (all_kernels) LOAD_KERNELS(7, 1);
+        if (i % WAKING == 0) _tile_stored(7, sums, 64); /* over pixels that have been finished */
+        const long end = least(PIXELS, finished + each);
+        for (; finished < end; finished++) finish_pixel(sums, done, f, finished);
+    }
+#undef LOAD_PIXELS
+#undef LOAD_KERNELS
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + PIXELS * 16, 64);
     _tile_stored(2, sums + 16 * 16, 64);
@@ -78,13 +80,15 @@ INLINE void multiply(const element *a, long apart, long plane, long depths, cons
 
 void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture, long pictures,
               long top, long count, int as_it_is, const struct target *target) {
-    const long columns = q->merged ? 1 : q->columns, at_once = q->rows * columns;
+    const long columns = q->merged ? 1 : q->columns, steps = l->depths * q->rows * columns;
     const long plane = as_it_is ? DEPTH : l->plane, apart = as_it_is ? q->channels : DEPTH;
     const long last = (count - 1) * l->pitch + q->out_width;
     const long one = q->out_height * q->out_width, pixel = picture * one + top * q->out_width;
-    long places[MOST_PLACES];
-    for (long i = 0; i < q->rows; i++)
-        for (long j = 0; j < columns; j++) places[i * columns + j] = (i * l->pitch + j) * DEPTH;
+    for (long k = 0; k < steps; k++) {
+        const long depth = k / columns / q->rows, i = k / columns % q->rows, j = k % columns;
+        room->begins[k] = (int)(depth * plane + (i * l->pitch + j) * DEPTH);
+    }
+    room->begins[steps] = 0;
     for (long h = 0; h < count; h++)
         for (long w = 0; w < l->pitch; w++) {
             room->to[h * l->pitch + w] = w < q->out_width ? (int)((h * target->row + w) * target->pixel) : -1;
@@ -93,7 +97,7 @@ void products(const struct convolution *q, const struct layout *l, const struct 
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
     float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
-        const element *kernels = q->u + panel * l->depths * at_once * DEPTH * PANEL;
+        const element *kernels = q->u + panel * steps * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
             .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
@@ -108,8 +112,8 @@ void products(const struct convolution *q, const struct layout *l, const struct 
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = rows + t * apart;
                 /* a version for each case that is frequent */
-#define MULTIPLY(all_pixels, all_kernels) multiply(from, apart, plane, l->depths, places, at_once, kernels, \
-                                                   all_pixels, all_kernels, sums, done, &f)
+#define MULTIPLY(all_pixels, all_kernels) multiply(from, apart, room->begins, steps, kernels, all_pixels, all_kernels, \
+                                                   sums, done, &f)
                 if (few) MULTIPLY(1, 0);
                 else if (last - t > 16) MULTIPLY(1, 1);
                 else MULTIPLY(0, 1);
