@@ -13,7 +13,8 @@ from torch import fx, nn
 from workers import devices, images
 from workers import graph as graphs
 from workers.contract.recipe import Recipe
-from workers.tap import Tap, subgraph
+from workers.parts import subgraph
+from workers.tap import Tap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

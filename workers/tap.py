@@ -6,6 +6,7 @@ per-channel parameter of the batch-norm and activation behind it.
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -15,8 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from workers import devices
 from workers import graph as graphs
 from workers.contract.tile import Precision
+from workers.convolutions import amx
 from workers.leak import Leak, leaking, set_leak
-from workers.trunk import Kernels
+from workers.parts import part, subgraph
+from workers.trunk import Kernels, parted
 
 
 class Tap(nn.Module):
@@ -53,6 +56,8 @@ class Tap(nn.Module):
         self._trunk = self._kernels.quicken(trunk, "fp32")
         self.precision = precision
         self._half = self._kernels.quicken(trunk, "bf16") if precision == "bf16" else None
+        #: the same in two, where a filter alone may follow its last convolution in one
+        self._parted = None if self._half is None else parted(self._half)
         self._leaky: fx.GraphModule | None = None
         # Its own shallow copy, because slicing a grouped convolution changes its group count.
         self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
@@ -60,9 +65,9 @@ class Tap(nn.Module):
         #: whether each filter sees but one group of the channels before it
         self.grouped = self._groups > 1
         #: the batch-norm, or nothing
-        self._norm = _part(model, before)
+        self._norm = part(model, before)
         #: the activation function, or nothing
-        self._activation = _part(model, chain[len(before) - 1 :])
+        self._activation = part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
         #: size of a picture -> of the layer's map
         self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
@@ -109,6 +114,27 @@ class Tap(nn.Module):
                 self._refused.add((height, width))
         return (height, width) not in self._refused
 
+    def of_each(self, filters: torch.Tensor) -> Callable[[torch.Tensor, Leak | None], torch.Tensor] | None:
+        """What makes of pictures (B, 3, H, W) the map of one filter for each, (B, H', W') float32; in bfloat16, where
+        compiled code does not compute the others' filters for each picture too.
+        """
+        conv = self._conv
+        if self._half is None or not amx.suits(conv):
+            return None
+        own = amx.AmxConv(conv).of_each(filters)
+        body, last = self._parted or (self._half, nn.Identity())
+        fused = own.behind(last) if own.follows(last) else None
+
+        def maps(pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+            if fused is None or leak is not None:
+                made = own(self.features(pictures, leak))
+            else:
+                made = fused(body(pictures.to(torch.bfloat16)))
+            alone: torch.Tensor = made[:, 0].float()
+            return alone if conv.bias is None else alone + conv.bias[filters, None, None]
+
+        return maps
+
     def slice(self, filters: torch.Tensor) -> "SlicedTap":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
         return SlicedTap(self, filters)
@@ -132,6 +158,8 @@ class SlicedTap:
         )
         self._inputs, self._groups = _group_inputs(tap._conv, tap._groups, distinct)
 
+        self._alone = tap.of_each(filters)
+
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Maps (B, H', W') for network input (B, 3, H, W), both in the network's dtype; picture b sees filter b."""
         return self.both(pictures)[0]
@@ -139,9 +167,12 @@ class SlicedTap:
     def both(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
         with self._exactly():
-            maps = self._convolved(pictures, leak)
             # To what follows, pictures are channels: each with its own filter's parameters.
-            maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
+            if self._alone is not None and torch.is_grad_enabled():
+                maps = self._alone(pictures, leak)[None]
+            else:
+                maps = self._convolved(pictures, leak)
+                maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
             after, before = self._followed(maps.to(pictures.dtype), *self._own)
         return after[0], before[0]
 
@@ -198,35 +229,3 @@ def _group_inputs(conv: _ConvNd, groups: int, filters: torch.Tensor) -> tuple[to
     first = filters // per_group_out * per_group_in
     inputs = first[:, None] + torch.arange(per_group_in, device=filters.device)  # (K, in channels per group)
     return inputs.flatten(), len(filters)
-
-
-def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
-    """The model's operations that node ``upto`` depends on, and that node itself."""
-    needed, todo = {upto}, [upto]
-    while todo:
-        for source in todo.pop().all_input_nodes:
-            if source not in needed:
-                needed.add(source)
-                todo.append(source)
-    part = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in needed:
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[upto])
-    return fx.GraphModule(model, part)
-
-
-def _part(model: nn.Module, chain: list[fx.Node]) -> nn.Module:
-    """What turns the first node's tensor into the last's, as a module of its own."""
-    if len(chain) == 1:
-        return nn.Identity()
-    part = fx.Graph()
-    copies = {chain[0]: part.placeholder("maps")}
-    for node in chain[1:]:
-        for source in node.all_input_nodes:
-            if source not in copies and source.op == "get_attr":
-                copies[source] = part.node_copy(source)
-        copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[chain[-1]])
-    return fx.GraphModule(model, part)

@@ -94,6 +94,20 @@ class Kernels:
         return self._made[key]
 
 
+def parted(trunk: fx.GraphModule) -> tuple[fx.GraphModule, amx.AmxConv] | None:
+    """A trunk in bfloat16 up to its last operation, and that, where it is one that others may follow in one."""
+    (last,) = next(node for node in reversed(trunk.graph.nodes) if node.op == "output").all_input_nodes
+    conv = _module(trunk, last)
+    if not isinstance(conv, amx.AmxConv) or len(last.users) > 1:
+        return None
+    graph = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(trunk.graph, places)
+    graph.output(places[last].all_input_nodes[0])
+    graph.erase_node(places[last])
+    return fx.GraphModule(trunk, graph), conv
+
+
 def _module(trunk: fx.GraphModule, node: fx.Node) -> nn.Module:
     """What a node calls, where that is a module."""
     return trunk.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()

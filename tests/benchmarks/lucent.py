@@ -16,7 +16,7 @@ from torchvision.transforms import Normalize
 
 from workers import graph as graphs
 from workers.contract.recipe import Preprocess
-from workers.tap import subgraph
+from workers.parts import subgraph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

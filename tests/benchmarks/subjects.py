@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from workers import child, devices, graph, models, tuning, weights
 from workers.contract.recipe import Recipe
+from workers.parts import subgraph
 from workers.render import render_tapped
-from workers.tap import Tap, subgraph
+from workers.tap import Tap
 from workers.trunk import Kernels
 
 #: Pictures (B, 3, H, W) -> the mean of each one's own map, (B,).

@@ -159,6 +159,37 @@ def test_two_in_one_are_the_two_to_the_last_bit(
     assert gradient.count_nonzero() > 0.1 * gradient.numel()
 
 
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize(("first", "second", "map_px"), CHAINS)
+@pytest.mark.parametrize("window", [0, 2, 3])
+@pytest.mark.parametrize("size", [3, 1])
+def test_a_filter_of_its_own_for_each_picture_is_that_of_the_whole_convolution(
+    first: tuple[Any, ...], second: tuple[Any, ...], map_px: tuple[int, int], window: int, batch: int, size: int
+) -> None:
+    # Given three behind each other, and three apart whose last has all the filters
+    before = amx.AmxConv(convolution(*first)).with_relu(float("inf"))
+    conv = amx.AmxConv(convolution(*second)).with_relu(float("inf"))
+    conv = (conv.with_pool(FastMaxPool(nn.MaxPool2d(window))) if window else conv).behind(before)
+    last = amx.AmxConv(convolution(second[1], 40, size, size // 2, bias=False))
+    filters = torch.arange(batch) * 11 % 40
+    own = last.of_each(filters)
+    assert own.follows(conv)
+    x = maps(batch, first[0], *map_px).requires_grad_(True)
+    # When
+    y = own.behind(conv)(x)
+    direction = maps(*y.shape, seed=1)
+    (gradient,) = torch.autograd.grad(y, x, direction)
+    # Then
+    apart = last(conv(x))[torch.arange(batch), filters][:, None]
+    assert torch.equal(y, apart)
+    assert y.count_nonzero() > 0.1 * y.numel()
+    (wanted,) = torch.autograd.grad(apart, x, direction)
+    assert error(gradient, wanted.double()) < RELATIVE_ERROR  # whose sums are in another order
+    assert gradient.count_nonzero() > 0.1 * gradient.numel()
+    # And to the last bit those of the same apart
+    assert torch.equal(gradient, *torch.autograd.grad(own(conv(x)), x, direction))
+
+
 def test_two_are_taken_apart_where_that_gains_nothing_or_cannot_be() -> None:
     # Given
     conv, inner = amx.AmxConv(convolution(72, 40)), amx.AmxConv(convolution(40, 72))
@@ -259,7 +290,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     found = library.amx()
     assert found is not None
     fresh = ctypes.CDLL(found._name)
-    step = amx._Step(sizes=(1, 1, 0, 2**44, 16, 3, 3, 1, 1, 1, 1, 0))
+    step = amx._Step(sizes=(1, 1, 0, 2**44, 16, 3, 3, 1, 1, 1, 1, 0, 0))
     # When
     failed = fresh.convolve(ctypes.byref(step), ctypes.c_long(1), ctypes.c_long(1))
     # Then

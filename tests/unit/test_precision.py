@@ -47,6 +47,51 @@ def test_gradients_in_bf16_are_nearly_those_in_fp32(layer: str) -> None:
     assert not torch.equal(*gradients)
 
 
+def chain_network() -> nn.Sequential:
+    """Convolutions as VGG16 has them: two and a pooling, two more, and one without a bias."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        layers = nn.Sequential(
+            nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 40, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(40, 33, 3, padding=1), nn.ReLU(), nn.Conv2d(33, 40, 1), nn.ReLU(),
+            nn.Conv2d(40, 20, 3, bias=False), nn.BatchNorm2d(20), nn.ReLU6(),
+        )  # fmt: skip
+    return layers.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("layer", ["0", "2", "5", "7", "9"])
+@pytest.mark.parametrize("tap", ["conv", "activation"])
+def test_in_bf16_a_filter_alone_has_the_maps_and_gradients_that_it_has_among_all(layer: str, tap: str) -> None:
+    # Given
+    model = chain_network()
+    chosen = torch.tensor([14, 0, 14])
+    sliced = Tap(model, graph.trace(model), layer, tap, "bf16").slice(chosen)
+    variable = pictures().requires_grad_(True)
+    # When
+    alone = sliced.both(variable)
+    among = [maps[torch.arange(3), torch.tensor([1, 0, 1])] for maps in sliced.whole(variable)]
+    # Then
+    for mine, wanted in zip(alone, among, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - wanted).norm() < 0.02 * wanted.norm()
+        found, expected = (torch.autograd.grad(maps.sum(), variable, retain_graph=True)[0] for maps in (mine, wanted))
+        assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("layer", ["0", "2", "5", "7", "9"])
+def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(layer: str) -> None:
+    # Given
+    model = chain_network()
+    sliced = Tap(model, graph.trace(model), layer, "activation", "bf16").slice(torch.tensor([14, 0, 14]))
+    variable = pictures().requires_grad_(True)
+    # When
+    plain, leaky = sliced(variable), sliced.both(variable, Leak(torch.tensor([False] * 3)))[0]
+    # Then
+    assert torch.equal(plain, leaky)
+    gradients = [torch.autograd.grad(maps.sum(), variable)[0] for maps in (plain, leaky)]
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
+
+
 @pytest.mark.parametrize("layer", ["0", "3", "5"])
 def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> None:
     # Given

@@ -14,7 +14,7 @@ from workers.convolutions.depthwise import DepthwiseConv
 from workers.convolutions.pool import FastMaxPool
 from workers.convolutions.winograd import WinogradConv
 from workers.graph import is_norm
-from workers.tap import subgraph
+from workers.parts import subgraph
 from workers.trunk import Kernels
 
 

@@ -1,6 +1,6 @@
 /* Convolutions of bfloat16 maps in channels-last memory by Intel's matrix unit (AMX); amx.py says why.
  *
- * A band of rows is first packed (pack.c), and then multiplied by a panel of kernels after another (products.c). Of two
+ * A band of rows is first packed (pack.c), and then multiplied by a panel of kernels after another (products.c). Of
  * convolutions behind each other, what the first makes of a band is packed as it is finished, and never leaves the
  * core's cache.
  * Nothing here depends on Python: amx.py calls it through ctypes.
@@ -17,69 +17,101 @@
 /* Bytes of bands: with a panel of kernels they should stay in a core's cache of 2 MB. By measurement. */
 #define BAND_BYTES 800000
 
-/* Rows top .. top + count - 1 of each of some pictures, from whatever their input is made of. Where they are behind a
- * band of the rows above them, its last rows of input are there already. (Where they are not, another thread may make
- * the same rows, and keep the same bits.) */
-static void band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
-                 long pictures, long top, long count, int behind, const struct target *target) {
+/* The most convolutions behind each other. */
+#define LONGEST 3
+
+/* Bytes of whole lines of the cache. */
+INLINE long lines(long bytes) { return ceil_div(bytes, 64) * 64; }
+
+static void band(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
+                 long top, long count, const struct target *target);
+
+/* Where rows go that lie in memory as all maps do. */
+static struct target as_maps(element *y, long channels, long width, long rows) {
+    return (struct target){.y = y, .pixel = channels, .panel = PANEL, .row = width, .picture = rows * width,
+        .last = first(channels - (ceil_div(channels, PANEL) - 1) * PANEL)};
+}
+
+/* Rows of input that the convolution before makes, packed as they are finished. Those that the rows above needed too
+ * are there already. (At the top of a strip they are not: another thread may make the same, and keep the same bits.) */
+static void follow(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
+                   long top, long count) {
+    const long there = room->count ? most(0, room->top + room->count - top) : 0, gone = room->count - there;
+    const long from = most(top + there, 0), to = least(top + count, q->height), line = l->pitch * DEPTH;
+    for (long depth = 0; depth < l->depths; depth++)
+        for (long p = 0; p < pictures; p++) {
+            element *rows = room->a + depth * l->plane + p * l->one + q->beside * DEPTH;
+            memmove(rows, rows + gone * line, there * line * sizeof(element));
+        }
+    for (long p = 0; p < pictures; p++)
+        pad(q, l, top + there, count - there, room->a + p * l->one + there * line);
+    const struct target packed = {.y = room->a + (q->beside + (from - top) * l->pitch) * DEPTH, .pixel = DEPTH,
+        .panel = l->plane, .row = l->pitch, .picture = l->one / DEPTH, .last = 0xffffffffu};
+    if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, &packed);
+    room->top = top;
+    room->count = count;
+}
+
+/* Rows of input that lie spread in windows, from the maps of these that the convolution before makes. */
+static void spread(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
+                   long top, long count) {
+    const long columns = q->width / q->window, from = most(top, 0) / q->window;
+    const long to = least(q->height / q->window, ceil_div(least(top + count, q->height), q->window));
+    const struct target maps = as_maps(room->maps, q->channels, columns, to - from);
+    if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, &maps);
+    for (long p = 0; p < pictures; p++)
+        pack(q, l, picture + p, top, count, room->maps + p * maps.picture * q->channels, from, room->a + p * l->one);
+}
+
+/* Rows top .. top + count - 1 of each of some pictures, from whatever their input is made of. */
+static void rows(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
+                 long top, long count, const struct target *target) {
     const long in_top = top - q->above, in_rows = count + q->rows - 1;
+    const long in_picture = q->places ? (q->height / q->window) * (q->width / q->window) : q->height * q->width;
     /* where it is enough to read x as it is, and no block reaches beyond its end */
     const int as_it_is = q->x && q->rows * q->columns == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 &&
         count * l->pitch >= PIXELS;
-    if (q->x) {
+    if (!q->x && q->places) spread(q, l, room, picture, pictures, in_top, in_rows);
+    else if (!q->x) follow(q, l, room, picture, pictures, in_top, in_rows);
+    else
         for (long p = 0; p < pictures && !as_it_is; p++)
-            pack(q, l, picture + p, in_top, in_rows, room->a + p * l->one);
-    } else {
-        const long there = behind ? q->rows - 1 : 0, from = most(in_top + there, 0);
-        const long to = least(in_top + in_rows, q->height), line = l->pitch * DEPTH;
-        for (long depth = 0; depth < l->depths; depth++)
-            for (long p = 0; p < pictures; p++) {
-                element *rows = room->a + depth * l->plane + p * l->one + q->beside * DEPTH;
-                memmove(rows, rows + (l->held - there) * line, there * line * sizeof(element));
-            }
-        for (long p = 0; p < pictures; p++)
-            pad(q, l, in_top + there, in_rows - there, room->a + p * l->one + there * line);
-        const struct target packed = {.y = room->a + (q->beside + (from - in_top) * l->pitch) * DEPTH, .pixel = DEPTH,
-            .panel = l->plane, .row = l->pitch, .picture = l->one / DEPTH, .last = 0xffffffffu};
-        if (to > from) band(q - 1, l - 1, room - 1, picture, pictures, from, to - from, 0, &packed);
-    }
+            pack(q, l, picture + p, in_top, in_rows, q->x + (picture + p) * in_picture * q->channels, 0,
+                 room->a + p * l->one);
     products(q, l, room, picture, pictures, top, count, as_it_is, target);
 }
 
-/* The same to where the last convolution's maps go; rows that are pooled never leave the core's cache. */
-static void finished_band(const struct convolution *q, const struct layout *l, const struct room *room, long picture,
-                          long pictures, long top, long count, int behind, element *pooled) {
-    const long row = q->out_width * q->kernels, pixel = (picture * q->out_height + top) * q->out_width;
-    struct target target = {.y = q->y + pixel * q->kernels, .pixel = q->kernels, .panel = PANEL, .row = q->out_width,
-        .picture = q->out_height * q->out_width, .last = first(q->kernels - (l->panels - 1) * PANEL)};
-    if (q->found) {
-        target.y = pooled;
-        target.picture = count * q->out_width;
+/* The same, pooled where they are to be: then rows of windows. */
+static void band(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
+                 long top, long count, const struct target *target) {
+    if (!q->found) {
+        rows(q, l, room, picture, pictures, top, count, target);
+        return;
     }
-    band(q, l, room, picture, pictures, top, count, behind, &target);
-    if (!q->found) return;
-    const long columns = q->out_width / q->window, line = columns * q->kernels;
+    const long columns = q->out_width / q->window, line = q->window * q->out_width * q->kernels;
+    const struct target pooled = as_maps(room->pooled, q->kernels, q->out_width, count * q->window);
+    rows(q, l, room, picture, pictures, top * q->window, count * q->window, &pooled);
     for (long p = 0; p < pictures; p++)
-        for (long i = 0; i < count / q->window; i++) {
-            const long to = ((picture + p) * (q->out_height / q->window) + top / q->window + i) * line;
-            pool_row(pooled + (p * count + i * q->window) * row, q->window, q->out_width, q->kernels, q->window,
-                     q->window, 0, 0, q->ceiling, q->y + to, q->found + to, columns);
+        for (long i = 0; i < count; i++) {
+            const long places = ((picture + p) * (q->out_height / q->window) + top + i) * columns * q->kernels;
+            pool_row(room->pooled + (p * count + i) * line, q->window, q->out_width, q->kernels, q->window, q->window,
+                     0, 0, q->ceiling, target->y + (p * target->picture + i * target->row) * target->pixel,
+                     target->pixel, target->panel, q->found + places, columns);
         }
 }
 
 /* Linux lets a process use the unit once it has asked: 0 where it may. */
 int ask(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */); }
 
-/* A convolution, or two behind each other, of pictures of a batch: 1 where memory does not suffice, else 0. */
+/* Some convolutions behind each other, of pictures of a batch: 1 where memory does not suffice, else 0. */
 int convolve(const struct convolution *given, long count, long batch) {
-    struct convolution chain[2];
+    struct convolution chain[LONGEST];
     for (long k = 0; k < count; k++) chain[k] = given[k];
     const struct convolution *q = chain + count - 1; /* the last */
-    if (count == 1 && q->rows * q->columns == 1 && q->above + q->beside == 0 && !q->places && !q->found) {
+    if (count == 1 && q->rows * q->columns == 1 && q->above + q->beside == 0 && !q->places && !q->found && !q->own) {
         chain[0].height = chain[0].out_height = q->height * batch; /* pictures behind each other are one */
         batch = 1;
     }
-    struct layout layouts[2];
+    struct layout layouts[LONGEST];
     long picture_bytes = 0;
     for (long k = 0; k < count; k++) {
         const struct convolution *c = chain + k;
@@ -93,24 +125,33 @@ int convolve(const struct convolution *given, long count, long batch) {
     const long fitting = most(1, BAND_BYTES / picture_bytes);
     const long turns = ceil_div(batch, least(fitting, ceil_div(batch, threads)) * threads);
     const long pictures = picture_bytes > BAND_BYTES ? 1 : ceil_div(batch, turns * threads);
-    const long bands = least(q->out_height, most(ceil_div(picture_bytes, BAND_BYTES), ceil_div(threads, batch)));
-    const long unit = q->found ? q->window : 1;
-    const long band_rows = ceil_div(ceil_div(q->out_height, bands), unit) * unit;
-    /* bands that a thread takes behind each other, so that a chain's second convolution finds rows of the one above */
+    const long height = q->found ? q->out_height / q->window : q->out_height;
+    const long width = q->found ? q->out_width / q->window : q->out_width;
+    const long bands = least(height, most(ceil_div(picture_bytes, BAND_BYTES), ceil_div(threads, batch)));
+    const long band_rows = ceil_div(height, bands);
+    /* bands that a thread takes behind each other, so that a follower finds rows that the band above needed too */
     const long strip = count == 1 ? 1 : most(1, bands * batch / (4 * threads)), strips = ceil_div(bands, strip);
-    long bytes = 0, a_bytes[2], table_bytes[2], begins_bytes[2];
-    for (long k = count - 1, out = band_rows; k >= 0; k--, out = layouts[k + 1].held) {
+    struct parts { long a, begins, table, pooled, maps; } parts[LONGEST]; /* bytes */
+    long bytes = 0;
+    for (long k = count - 1, out = band_rows; k >= 0; k--) {
+        const struct convolution *c = chain + k;
         struct layout *l = layouts + k;
-        l->held = out + chain[k].rows - 1;
-        l->one = (chain[k].beside + l->held * l->pitch) * DEPTH;
-        l->plane = pictures * l->one + (PIXELS + chain[k].columns) * DEPTH;
-        a_bytes[k] = l->depths * l->plane * sizeof(element);
-        table_bytes[k] = ceil_div((out * l->pitch + PIXELS) * sizeof(int), 64) * 64;
-        begins_bytes[k] = ceil_div((l->depths * chain[k].rows * chain[k].columns + 1) * sizeof(int), 64) * 64;
-        bytes += a_bytes[k] + begins_bytes[k] + 2 * table_bytes[k];
+        const long made = c->found ? out * c->window : out, held = made + c->rows - 1;
+        const long windows = c->places ? held / c->window + 2 : 0; /* whose rows may be among those */
+        l->one = (c->beside + held * l->pitch) * DEPTH;
+        l->plane = pictures * l->one + (PIXELS + c->columns) * DEPTH;
+        parts[k] = (struct parts){
+            .a = l->depths * l->plane * (long)sizeof(element),
+            .begins = (l->depths * c->rows * c->columns + 1) * (long)sizeof(int),
+            .table = (made * l->pitch + PIXELS) * (long)sizeof(int),
+            .pooled = c->found ? pictures * made * c->out_width * c->kernels * (long)sizeof(element) : 0,
+            .maps = c->x || !windows ? 0 : pictures * windows * (c->width / c->window) * c->channels *
+                (long)sizeof(element),
+        };
+        bytes += lines(parts[k].a) + lines(parts[k].begins) + 2 * lines(parts[k].table) + lines(parts[k].pooled) +
+            lines(parts[k].maps);
+        out = windows ? windows : held;
     }
-    const long pooled = q->found ? pictures * band_rows * q->out_width * q->kernels : 0;
-    bytes += ceil_div(pooled * sizeof(element), 64) * 64;
     char *memory = aligned_alloc(64, threads * bytes);
     if (!memory) return 1;
 #pragma omp parallel num_threads(threads)
@@ -120,21 +161,26 @@ int convolve(const struct convolution *given, long count, long batch) {
             .palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
         _tile_loadconfig(&all);
         char *mine = memory + omp_get_thread_num() * bytes;
-        struct room rooms[2];
+        struct room rooms[LONGEST];
         for (long k = 0; k < count; k++) {
             rooms[k].a = (element *)mine;
-            rooms[k].begins = (int *)(mine += a_bytes[k]);
-            rooms[k].to = (int *)(mine += begins_bytes[k]);
-            rooms[k].bits = (int *)(mine += table_bytes[k]);
-            mine += table_bytes[k];
+            rooms[k].begins = (int *)(mine += lines(parts[k].a));
+            rooms[k].to = (int *)(mine += lines(parts[k].begins));
+            rooms[k].bits = (int *)(mine += lines(parts[k].table));
+            rooms[k].pooled = (element *)(mine += lines(parts[k].table));
+            rooms[k].maps = (element *)(mine += lines(parts[k].pooled));
+            mine += lines(parts[k].maps);
         }
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < ceil_div(batch, pictures) * strips; i++) {
             const long picture = i / strips * pictures, some = least(pictures, batch - picture);
-            const long begin = i % strips * strip * band_rows, end = least(q->out_height, begin + strip * band_rows);
-            for (long top = begin; top < end; top += band_rows)
-                finished_band(q, layouts + count - 1, rooms + count - 1, picture, some, top,
-                              least(band_rows, end - top), top > begin, (element *)mine);
+            const long begin = i % strips * strip * band_rows, end = least(height, begin + strip * band_rows);
+            for (long k = 0; k < count; k++) rooms[k].count = 0;
+            for (long top = begin; top < end; top += band_rows) {
+                const struct target maps = as_maps(q->y + (picture * height + top) * width * q->kernels, q->kernels,
+                                                   width, height);
+                band(q, layouts + count - 1, rooms + count - 1, picture, some, top, least(band_rows, end - top), &maps);
+            }
         }
         _tile_release();
     }

@@ -17,7 +17,7 @@ struct convolution {
     /* as x, or null: x is the gradient of what a max pooling by windows of so many pixels made of maps of that height
      * and width, and counts at these places of its windows */
     const uint8_t *places;
-    const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2) */
+    const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2), or own: for each picture */
     const float *bias; /* (panels, PANEL), or null */
     element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that, or null */
     uint32_t *kept; /* (batch, out_height, out_width, panels) or null: a bit for each of y between 0 and the ceiling */
@@ -25,12 +25,13 @@ struct convolution {
     uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
     long height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
     long merged; /* whether the channels of all columns of the kernel are one depth; then its rows alone are places */
+    long own; /* whether each picture of the batch has kernels of its own */
     float ceiling; /* where y is cut off above, as at 0 below, or 0 where it is not */
 };
 
 /* How bands of some pictures lie: (depths, pictures, held rows, pitch, DEPTH), with padding around and between rows. */
 struct layout {
-    long depths, panels, pitch, held, one, plane; /* one picture and one depth, in elements */
+    long depths, panels, pitch, one, plane; /* one picture and one depth, in elements */
 };
 
 /* What a thread has for itself of each convolution. */
@@ -38,6 +39,9 @@ struct room {
     element *a; /* as struct layout says, and as many pixels as a block and a row of a kernel reach beyond */
     int *begins; /* of each step: where its pixels begin, behind those of the first, and anywhere behind the last */
     int *to, *bits; /* of each pixel of a picture's rows, and a block's behind: where its products go, and its bits */
+    element *pooled; /* (pictures, rows, out_width, kernels) that are to be pooled */
+    element *maps; /* (pictures, rows, width, channels) of windows, where the convolution before makes them */
+    long top, count; /* of the rows of input that are in a, where the convolution before makes them: 0 if it has none */
 };
 
 /* Where products go: what lies how far apart, in elements, of rows and pictures in pixels. */
@@ -49,8 +53,10 @@ struct target {
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
-/* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, rows, pitch, DEPTH). */
-void pack(const struct convolution *q, const struct layout *l, long picture, long top, long count, element *to);
+/* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, rows, pitch, DEPTH), from
+ * x, which begins with the picture's row x_top (of windows, where q has places). */
+void pack(const struct convolution *q, const struct layout *l, long picture, long top, long count, const element *x,
+          long x_top, element *to);
 
 /* Zeros to the padding of such rows. */
 void pad(const struct convolution *q, const struct layout *l, long top, long count, element *to);

@@ -24,6 +24,9 @@ _DEPTH, _PANEL = 32, 32
 #: products take longer than maps on their way through memory, and kernels come in twice as often. By measurement.
 _MOST_BETWEEN = 192
 
+#: The most convolutions that the compiled code takes behind each other.
+_LONGEST = 3
+
 
 def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a convolution, in float32 yet, is one that :class:`AmxConv` can take over, and gains by it."""
@@ -44,17 +47,15 @@ class AmxConv(FrozenConv):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self._weight = conv.weight.detach()  # (K, C, R, S)
+        self._weights = conv.weight.detach()[None]  # (1, K, C, R, S), or own: for each picture (B, 1, C, R, S)
         self._padding = int(conv.padding[0]), int(conv.padding[1])
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
-        self._bias = nn.functional.pad(bias, (0, -len(bias) % _PANEL)).contiguous()
+        self._bias: torch.Tensor | None = nn.functional.pad(bias, (0, -len(bias) % _PANEL)).contiguous()
         self._panels: dict[bool, torch.Tensor] = {}
         #: max pooling behind it
         self.pool: FastMaxPool | None = None
         #: the convolution before it, whose maps never leave a core's cache
         self.before: AmxConv | None = None
-        #: whether the channels of a whole row of the kernel are few enough for one step, as of RGB pictures
-        self.merged = self._weight.shape[1] * self._weight.shape[3] <= _DEPTH
 
     def with_pool(self, pool: FastMaxPool) -> "AmxConv":
         """The same, sharing its kernels, with a max pooling behind it whose windows do not meet."""
@@ -69,86 +70,122 @@ class AmxConv(FrozenConv):
         return (
             isinstance(before, AmxConv)
             and before.ceiling > 0
-            and before.pool is None
-            and before.before is None
-            and before._weight.shape[0] <= _MOST_BETWEEN
-            and not self.merged
+            and (self._own or before.pool is None)
+            and len(before._chain()) < (_LONGEST if self._own else 2)
+            and (self._own or before._weights.shape[1] <= _MOST_BETWEEN)
+            and not self._merged(backward=False)
         )
+
+    def of_each(self, filters: torch.Tensor) -> "AmxConv":
+        """For each picture of a batch one filter alone, without its bias: (B, C, H, W) to (B, 1, H', W').
+
+        ``filters`` is (B,) int64.
+        """
+        return self._but(_weights=self._weights[0, filters][:, None], _bias=None, _panels={})
 
     def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """See :class:`FrozenConv`; ``x`` and what comes out, behind the pooling where there is one, are bfloat16.
 
-        Kept are bits of the convolution before, and a bit for each unit, or with a pooling where in their windows the
-        maxima were (uint8), or 255 for those not awake.
+        Kept is of each convolution a bit for each unit that was awake, with a pooling where in their windows the maxima
+        were (uint8), or 255 for those not awake, and nothing without a ReLU.
         """
-        steps, kept = [], []
+        steps: list[_Step] = []
+        kept: list[torch.Tensor] = []
         shape = x.shape
-        if self.before is not None:
-            shape = self.before._out_shape(x.shape)
-            kept.append(room_for_bits(shape))
-            steps.append(self.before._step(x.shape, kept=kept[0]))
-        batch, kernels, height, width = self._out_shape(shape)
-        if self.pool is None:
-            y = _maps(batch, kernels, height, width)
-            bits = [room_for_bits(y.shape)] if self.ceiling else []
-            steps.append(self._step(shape, y=y, kept=bits[0] if bits else None))
-            kept += bits
-        else:
-            y = _maps(batch, kernels, self.pool.outputs(height), self.pool.outputs(width))
-            kept.append(torch.empty_like(y, dtype=torch.uint8))
-            steps.append(self._step(shape, y=y, found=kept[-1]))
+        for conv in self._chain():
+            x_shape, shape = shape, conv._out_shape(shape)
+            if conv.pool is None:
+                kept.append(room_for_bits(shape) if conv.ceiling else torch.empty(0))
+                steps.append(conv._step(x_shape, kept=kept[-1] if conv.ceiling else None))
+            else:
+                kept.append(_maps(*shape, dtype=torch.uint8))
+                steps.append(conv._step(x_shape, found=kept[-1]))
+        y = _maps(*shape)
+        steps[-1].y = y.data_ptr()
         _run(steps, x)
         return y, tuple(kept)
 
     def turned(self, gradient: torch.Tensor, kept: tuple[torch.Tensor, ...], x_shape: torch.Size) -> torch.Tensor:
         """See :class:`FrozenConv`."""
+        chain = self._chain()
+        shapes = [x_shape]
+        for conv in chain[:-1]:
+            shapes.append(conv._out_shape(shapes[-1]))
         x = _maps(*x_shape)
-        own = {"awake" if self.pool is None else "places": kept[-1]} if self.ceiling or self.pool else {}
-        if self.before is None:
-            steps = [self._step(x_shape, backward=True, y=x, **own)]
-        else:
-            shape = self.before._out_shape(x_shape)
-            steps = [
-                self._step(shape, backward=True, counts=kept[0], **own),
-                self.before._step(x_shape, backward=True, y=x),
-            ]
+        steps: list[_Step] = []
+        for place, conv in reversed(list(enumerate(chain))):
+            tensors = {"y": x} if place == 0 else {}
+            if conv.pool is not None:
+                tensors["places"] = kept[place]
+            elif not steps and conv.ceiling:
+                tensors["awake"] = kept[place]
+            if place > 0 and chain[place - 1].pool is None:
+                tensors["counts"] = kept[place - 1]
+            steps.append(conv._step(shapes[place], backward=True, **tensors))
         _run(steps, gradient)
         return x
 
-    def _out_shape(self, x_shape: torch.Size) -> torch.Size:
+    @property
+    def _own(self) -> bool:
+        """Whether each picture of a batch has kernels of its own."""
+        return self._bias is None
+
+    def _merged(self, *, backward: bool) -> bool:
+        """Whether the channels of a whole row of the kernel are few enough for one step, as of RGB pictures."""
+        _, kernels, channels, _, columns = self._weights.shape
+        # What gradients of ordinary ones are read for is told for all their channels.
+        return (kernels if backward else channels) * columns <= _DEPTH and (self._own or not backward)
+
+    def _chain(self) -> list["AmxConv"]:
+        """Those before it, the first one first, and itself."""
+        return [*(self.before._chain() if self.before else []), self]
+
+    def _map_shape(self, x_shape: torch.Size) -> torch.Size:
         """Of the maps, before a pooling."""
         batch, _, height, width = x_shape
-        kernels, _, rows, columns = self._weight.shape
+        pictures, kernels, _, rows, columns = self._weights.shape
+        if self._own and pictures != batch:
+            raise RuntimeError(f"{batch} pictures have {pictures} kernels of their own")
         above, beside = self._padding
         map_px = height + 2 * above - rows + 1, width + 2 * beside - columns + 1
         if min(map_px) < 1:
             raise RuntimeError(f"a map of {height} x {width} px is too small for kernels of {rows} x {columns}")
         return torch.Size((batch, kernels, *map_px))
 
+    def _out_shape(self, x_shape: torch.Size) -> torch.Size:
+        """The same behind the pooling, where there is one."""
+        batch, kernels, height, width = shape = self._map_shape(x_shape)
+        if self.pool is None:
+            return shape
+        return torch.Size((batch, kernels, self.pool.outputs(height), self.pool.outputs(width)))
+
     def _step(self, x_shape: torch.Size, *, backward: bool = False, **tensors: torch.Tensor | None) -> "_Step":
         """This convolution of maps of that shape, or back to them; ``tensors`` are the step's, by name."""
-        shapes = x_shape, self._out_shape(x_shape)
+        shapes = x_shape, self._map_shape(x_shape)
         (_, channels, *map_px), (_, kernels, *out_px) = reversed(shapes) if backward else shapes
-        size = self._weight.shape[2:]
+        size = self._weights.shape[3:]
         padding = [side - 1 - before if backward else before for side, before in zip(size, self._padding, strict=True)]
         return _Step(
-            u=self._kernels(backward=backward).data_ptr(), bias=None if backward else self._bias.data_ptr(),
+            u=self._kernels(backward=backward).data_ptr(), bias=None if backward else library.address(self._bias),
             sizes=(*map_px, self.pool.window[0] if self.pool else 0, channels, kernels, *size, *padding, *out_px,
-                   self.merged and not backward),
+                   self._merged(backward=backward), self._own),
             ceiling=0.0 if backward else self.ceiling,
             **{name: library.address(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
 
     def _kernels(self, *, backward: bool) -> torch.Tensor:
-        """(panels, depths, R, S, 2, pairs of channels, kernels, 2): two registers after another, as the unit reads."""
+        """(1 or B, panels, depths, R, S, 2, pairs of channels, kernels, 2): two registers after another, as the unit
+        reads.
+        """
         if backward not in self._panels:
-            weight = self._weight.flip(2, 3).transpose(0, 1) if backward else self._weight
-            if self.merged and not backward:  # (K, S x C, R, 1)
-                weight = weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
-            kernels, channels, rows, columns = weight.shape
-            whole = nn.functional.pad(weight, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
-            parts = whole.reshape(-1, 2, _PANEL // 2, whole.shape[1] // _DEPTH, _DEPTH // 2, 2, rows, columns)
-            self._panels[backward] = parts.permute(0, 3, 6, 7, 1, 4, 2, 5).bfloat16().contiguous()
+            weights = self._weights.flip(3, 4).transpose(1, 2) if backward else self._weights
+            if self._merged(backward=backward):  # (1 or B, K, S x C, R, 1)
+                weights = weights.permute(0, 1, 4, 2, 3).flatten(2, 3)[..., None]
+            pictures, kernels, channels, rows, columns = weights.shape
+            whole = nn.functional.pad(weights, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
+            panels, depths = whole.shape[1] // _PANEL, whole.shape[2] // _DEPTH
+            parts = whole.reshape(pictures, panels, 2, _PANEL // 2, depths, _DEPTH // 2, 2, rows, columns)
+            self._panels[backward] = parts.permute(0, 1, 4, 7, 8, 2, 5, 3, 6).bfloat16().contiguous()
         return self._panels[backward]
 
 
@@ -157,7 +194,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "awake", "places", "u", "bias", "y", "kept", "counts", "found")),
-        ("sizes", ctypes.c_long * 12),
+        ("sizes", ctypes.c_long * 13),
         ("ceiling", ctypes.c_float),
     ]
 
@@ -174,6 +211,5 @@ def _library() -> Any:
     return library.amx()  # suits() has asked
 
 
-def _maps(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
-    shape = batch, channels, height, width
-    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+def _maps(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)

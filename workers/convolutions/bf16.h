@@ -39,7 +39,8 @@ INLINE __m512i together(__m512 even, __m512 odd) {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(rounded(even), 16), rounded(odd));
 }
 
-/* One row of a max pooling, of a map (height, width, channels) whose windows begin in row top, which may be above it.
+/* One row of a max pooling, of a map (height, width, channels) whose windows begin in row top, which may be above it, to
+ * pixels that are so far apart, as are 32 channels of one (behind the last ones zeros, where there is room for them).
  * With a ceiling, maxima that are not above 0 and below it have no place (255). */
 void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
-              float ceiling, element *y, uint8_t *places, long out_width);
+              float ceiling, element *y, long pixel, long panel, uint8_t *places, long out_width);

@@ -11,12 +11,12 @@ static __m512i ordered(__m512i value) {
 }
 
 void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
-              float ceiling, element *y, uint8_t *places, long out_width) {
+              float ceiling, element *y, long pixel, long panel, uint8_t *places, long out_width) {
     const long h0 = most(top, 0), h1 = least(top + size, height);
-    for (long j = 0; j < out_width; j++, y += channels, places += channels) {
+    for (long j = 0; j < out_width; j++, y += pixel, places += channels) {
         const long left = j * stride - padding, w0 = most(left, 0), w1 = least(left + size, width);
         for (long c = 0; c < channels; c += 32) {
-            const __mmask32 some = first(channels - c);
+            const __mmask32 some = first(channels - c), written = panel > 32 ? 0xffffffffu : some;
             __m512i best = _mm512_set1_epi16(INT16_MIN);
             __m256i place = _mm256_set1_epi8((char)((h0 - top) * size + w0 - left));
             for (long h = h0; h < h1; h++)
@@ -28,7 +28,7 @@ void pool_row(const element *x, long height, long width, long channels, long siz
                     place = _mm256_mask_mov_epi8(place, better, _mm256_set1_epi8((char)((h - top) * size + w - left)));
                 }
             if (ceiling > 0) place = _mm256_mask_set1_epi8(place, ~between(best, top_of(ceiling)), (char)255);
-            _mm512_mask_storeu_epi16(y + c, some, ordered(best));
+            _mm512_mask_storeu_epi16(y + c / 32 * panel, written, ordered(best));
             _mm256_mask_storeu_epi8(places + c, some, place);
         }
     }
@@ -42,7 +42,7 @@ void pool(const element *x, element *y, uint8_t *places, long batch, long height
     for (long b = 0; b < batch; b++)
         for (long i = 0; i < out_height; i++)
             pool_row(x + b * one, height, width, channels, size, stride, padding, i * stride - padding, 0,
-                     y + (b * out_height + i) * row, places + (b * out_height + i) * row, out_width);
+                     y + (b * out_height + i) * row, channels, 32, places + (b * out_height + i) * row, out_width);
 }
 
 /* The gradient of y to that of x: to each place what the windows whose maximum it was have. */

@@ -97,7 +97,6 @@ void products(const struct convolution *q, const struct layout *l, const struct 
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
     float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
-        const element *kernels = q->u + panel * steps * DEPTH * PANEL;
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
             .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
@@ -107,6 +106,8 @@ void products(const struct convolution *q, const struct layout *l, const struct 
         struct block done = {0};
         for (long p = 0; p < pictures; p++) {
             const long bits = (pixel + p * one) * l->panels + panel;
+            const long place = (q->own ? (picture + p) * l->panels : 0) + panel;
+            const element *kernels = q->u + place * steps * DEPTH * PANEL;
             const element *rows = as_it_is ? q->x + (pixel + p * one) * apart : room->a + p * l->one;
             for (long next = 0; next < last; next += PIXELS) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;

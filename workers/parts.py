@@ -1,0 +1,35 @@
+"""Parts of a traced network as modules of their own, which share its parameters."""
+
+from torch import fx, nn
+
+
+def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
+    """The model's operations that node ``upto`` depends on, and that node itself."""
+    needed, todo = {upto}, [upto]
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in needed:
+                needed.add(source)
+                todo.append(source)
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in needed:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[upto])
+    return fx.GraphModule(model, part)
+
+
+def part(model: nn.Module, chain: list[fx.Node]) -> nn.Module:
+    """What turns the first node's tensor into the last's, as a module of its own."""
+    if len(chain) == 1:
+        return nn.Identity()
+    part = fx.Graph()
+    copies = {chain[0]: part.placeholder("maps")}
+    for node in chain[1:]:
+        for source in node.all_input_nodes:
+            if source not in copies and source.op == "get_attr":
+                copies[source] = part.node_copy(source)
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[chain[-1]])
+    return fx.GraphModule(model, part)
