@@ -66,7 +66,7 @@ static void spread(const struct convolution *q, const struct layout *l, struct r
 /* Rows top .. top + count - 1 of each of some pictures, from whatever their input is made of. */
 static void rows(const struct convolution *q, const struct layout *l, struct room *room, long picture, long pictures,
                  long top, long count, const struct target *target) {
-    const long in_top = top - q->above, in_rows = count + q->rows - 1;
+    const long in_top = top - q->above, in_rows = count + more_rows(q);
     const long in_picture = q->places ? (q->height / q->window) * (q->width / q->window) : q->height * q->width;
     /* where it is enough to read x as it is, and no block reaches beyond its end */
     const int as_it_is = q->x && q->rows * q->columns == 1 && !q->awake && !q->places && q->channels % DEPTH == 0 &&
@@ -118,7 +118,7 @@ int convolve(const struct convolution *given, long count, long batch) {
         layouts[k].pitch = c->merged ? c->out_width : c->width + c->beside;
         layouts[k].depths = c->merged ? 1 : ceil_div(c->channels, DEPTH);
         layouts[k].panels = ceil_div(c->kernels, PANEL);
-        picture_bytes += layouts[k].depths * (c->out_height + c->rows - 1) * layouts[k].pitch * DEPTH * sizeof(element);
+        picture_bytes += layouts[k].depths * (c->out_height + more_rows(c)) * layouts[k].pitch * DEPTH * sizeof(element);
     }
     /* large pictures in bands, small ones as many together as are in a band's size and leave work for all threads */
     const int threads = omp_get_max_threads();
@@ -136,7 +136,7 @@ int convolve(const struct convolution *given, long count, long batch) {
     for (long k = count - 1, out = band_rows; k >= 0; k--) {
         const struct convolution *c = chain + k;
         struct layout *l = layouts + k;
-        const long made = c->found ? out * c->window : out, held = made + c->rows - 1;
+        const long made = c->found ? out * c->window : out, held = made + more_rows(c);
         const long windows = c->places ? held / c->window + 2 : 0; /* whose rows may be among those */
         l->one = (c->beside + held * l->pitch) * DEPTH;
         l->plane = pictures * l->one + (PIXELS + c->columns) * DEPTH;

@@ -24,7 +24,7 @@ struct convolution {
     const uint32_t *counts; /* the same or null: where a bit is 0, y is 0 */
     uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
     long height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
-    long merged; /* whether the channels of all columns of the kernel are one depth; then its rows alone are places */
+    long merged; /* rows of the kernel whose channels, of all columns, are one depth, and one place: 0 where none are */
     long own; /* whether each picture of the batch has kernels of its own */
     float ceiling; /* where y is cut off above, as at 0 below, or 0 where it is not */
 };
@@ -52,6 +52,9 @@ struct target {
 };
 
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+/* Packed rows that a row of y is made from, but for the first. */
+INLINE long more_rows(const struct convolution *q) { return q->rows - most(1, q->merged); }
 
 /* Rows top .. top + count - 1 of a picture with padding, of which some lie outside, to (depths, rows, pitch, DEPTH), from
  * x, which begins with the picture's row x_top (of windows, where q has places). */

@@ -130,11 +130,13 @@ class AmxConv(FrozenConv):
         """Whether each picture of a batch has kernels of its own."""
         return self._bias is None
 
-    def _merged(self, *, backward: bool) -> bool:
-        """Whether the channels of a whole row of the kernel are few enough for one step, as of RGB pictures."""
-        _, kernels, channels, _, columns = self._weights.shape
-        # What gradients of ordinary ones are read for is told for all their channels.
-        return (kernels if backward else channels) * columns <= _DEPTH and (self._own or not backward)
+    def _merged(self, *, backward: bool) -> int:
+        """How many rows of the kernel have few enough channels for one step, as of RGB pictures: all, one or none."""
+        _, kernels, channels, rows, columns = self._weights.shape
+        if backward and not self._own:
+            return 0  # what gradients are read for is told for all their channels
+        row = columns * (kernels if backward else channels)
+        return rows if rows * row <= _DEPTH else int(row <= _DEPTH)
 
     def _chain(self) -> list["AmxConv"]:
         """Those before it, the first one first, and itself."""
@@ -179,8 +181,9 @@ class AmxConv(FrozenConv):
         """
         if backward not in self._panels:
             weights = self._weights.flip(3, 4).transpose(1, 2) if backward else self._weights
-            if self._merged(backward=backward):  # (1 or B, K, S x C, R, 1)
-                weights = weights.permute(0, 1, 4, 2, 3).flatten(2, 3)[..., None]
+            merged = self._merged(backward=backward)
+            if merged:  # (1 or B, K, rows x S x C, R / rows, 1)
+                weights = weights.permute(0, 1, 3, 4, 2).unflatten(2, (-1, merged)).flatten(3).transpose(2, 3)[..., None]
             pictures, kernels, channels, rows, columns = weights.shape
             whole = nn.functional.pad(weights, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
             panels, depths = whole.shape[1] // _PANEL, whole.shape[2] // _DEPTH

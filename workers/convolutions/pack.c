@@ -34,19 +34,19 @@ INLINE long pack_row(const struct convolution *q, const struct layout *l, long p
     return columns * q->window;
 }
 
-/* Where the channels of all columns of the kernel go together: one depth, and a pixel for each of y. */
+/* Where the channels of all columns of some rows of the kernel go together: one depth, and a pixel for each of y. */
 static void pack_merged(const struct convolution *q, long top, long count, const element *x, element *to) {
-    const __mmask32 all = first(q->columns * q->channels);
-    for (long h = top; h < top + count; h++) {
-        const int inside = h >= 0 && h < q->height;
-        const element *from = x + (h * q->width - q->beside) * q->channels;
-        for (long w = -q->beside; w < q->out_width - q->beside; w++, to += DEPTH, from += q->channels) {
-            __mmask32 some = inside ? all : 0;
+    const long row = q->columns * q->channels;
+    for (long h = top; h < top + count; h++)
+        for (long w = -q->beside; w < q->out_width - q->beside; w++, to += DEPTH) {
+            __mmask32 some = first(row);
             if (w < 0) some &= ~first(least(q->columns, -w) * q->channels);
             if (w + q->columns > q->width) some &= first(most(0, q->width - w) * q->channels);
-            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(some, from));
+            __m512i all = _mm512_setzero_si512();
+            for (long i = most(0, -h); i < least(q->merged, q->height - h); i++)
+                all = _mm512_mask_loadu_epi16(all, some << i * row, x + ((h + i) * q->width + w) * q->channels - i * row);
+            _mm512_store_si512(to, all);
         }
-    }
 }
 
 static void clear(element *to, long pixels) {

@@ -56,16 +56,17 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
     _tile_zero(2);
     _tile_zero(3);
     for (long i = 1; i <= steps; i++) {
+        const int more = i < steps;
         begin = begins[i];
-        b += i == steps ? 0 : PANEL * DEPTH; /* something, where there is no next step */
+        b += PANEL * DEPTH;
         _tile_dpbf16ps(0, 4, 6);
         if (all_pixels) _tile_dpbf16ps(2, 5, 6);
-        LOAD_KERNELS(6, 0);
+        if (more) LOAD_KERNELS(6, 0);
         if (all_kernels) _tile_dpbf16ps(1, 4, 7);
-        LOAD_PIXELS(4, 0);
+        if (more) LOAD_PIXELS(4, 0);
         if (all_kernels && all_pixels) _tile_dpbf16ps(3, 5, 7);
-        if (all_pixels) LOAD_PIXELS(5, 1);
-        if (all_kernels) LOAD_KERNELS(7, 1);
+        if (more && all_pixels) LOAD_PIXELS(5, 1);
+        if (more && all_kernels) LOAD_KERNELS(7, 1);
         if (i % WAKING == 0) _tile_stored(7, sums, 64); /* over pixels that have been finished */
         const long end = least(PIXELS, finished + each);
         for (; finished < end; finished++) finish_pixel(sums, done, f, finished);
@@ -80,12 +81,13 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
 
 void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture, long pictures,
               long top, long count, int as_it_is, const struct target *target) {
-    const long columns = q->merged ? 1 : q->columns, steps = l->depths * q->rows * columns;
+    const long together = most(1, q->merged), columns = q->merged ? 1 : q->columns;
+    const long at_once = q->rows / together, steps = l->depths * at_once * columns;
     const long plane = as_it_is ? DEPTH : l->plane, apart = as_it_is ? q->channels : DEPTH;
     const long last = (count - 1) * l->pitch + q->out_width;
     const long one = q->out_height * q->out_width, pixel = picture * one + top * q->out_width;
     for (long k = 0; k < steps; k++) {
-        const long depth = k / columns / q->rows, i = k / columns % q->rows, j = k % columns;
+        const long depth = k / columns / at_once, i = k / columns % at_once * together, j = k % columns;
         room->begins[k] = (int)(depth * plane + (i * l->pitch + j) * DEPTH);
     }
     room->begins[steps] = 0;
