@@ -138,6 +138,13 @@ class AmxConv(FrozenConv):
         row = columns * (kernels if backward else channels)
         return rows if rows * row <= _DEPTH else int(row <= _DEPTH)
 
+    def _joined(self, *, backward: bool) -> bool:
+        """Whether the kernels of all columns are few enough for one place, as where there is one, or a picture's."""
+        _, kernels, channels, _, columns = self._weights.shape
+        made = channels if backward else kernels
+        plain = self._own or (backward and self.before is None)
+        return plain and made * columns <= _PANEL // 2 and not self._merged(backward=backward)
+
     def _chain(self) -> list["AmxConv"]:
         """Those before it, the first one first, and itself."""
         return [*(self.before._chain() if self.before else []), self]
@@ -170,7 +177,7 @@ class AmxConv(FrozenConv):
         return _Step(
             u=self._kernels(backward=backward).data_ptr(), bias=None if backward else library.address(self._bias),
             sizes=(*map_px, self.pool.window[0] if self.pool else 0, channels, kernels, *size, *padding, *out_px,
-                   self._merged(backward=backward), self._own),
+                   self._merged(backward=backward), self._joined(backward=backward), self._own),
             ceiling=0.0 if backward else self.ceiling,
             **{name: library.address(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
@@ -182,7 +189,9 @@ class AmxConv(FrozenConv):
         if backward not in self._panels:
             weights = self._weights.flip(3, 4).transpose(1, 2) if backward else self._weights
             merged = self._merged(backward=backward)
-            if merged:  # (1 or B, K, rows x S x C, R / rows, 1)
+            if self._joined(backward=backward):  # (1 or B, S x K, C, R, 1)
+                weights = weights.permute(0, 4, 1, 2, 3).flatten(1, 2)[..., None]
+            elif merged:  # (1 or B, K, rows x S x C, R / rows, 1)
                 weights = weights.permute(0, 1, 3, 4, 2).unflatten(2, (-1, merged)).flatten(3).transpose(2, 3)[..., None]
             pictures, kernels, channels, rows, columns = weights.shape
             whole = nn.functional.pad(weights, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
@@ -197,7 +206,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "awake", "places", "u", "bias", "y", "kept", "counts", "found")),
-        ("sizes", ctypes.c_long * 13),
+        ("sizes", ctypes.c_long * 14),
         ("ceiling", ctypes.c_float),
     ]
 

@@ -21,6 +21,7 @@ struct finish {
     __m512 bias[2], floor, ceiling;
     __m512i top; /* the ceiling as 32 bfloat16 */
     __mmask32 some; /* of the panel's channels there are */
+    long pixels, columns, kernels; /* that a block has; and where products are joined, of how many columns and kernels */
 };
 
 INLINE void finish_pixel(const float *sums, struct block done, const struct finish *f, long i) {
@@ -37,13 +38,23 @@ INLINE void finish_pixel(const float *sums, struct block done, const struct fini
     if (done.kept) done.kept[done.bits[i]] = between(both, f->top);
 }
 
+/* The same where products are joined: of each column of the kernel those of another pixel. */
+INLINE void finish_joined(const float *sums, struct block done, const struct finish *f, long i) {
+    const long to = done.to[i];
+    if (to < 0) return;
+    __m256 sum = _mm256_loadu_ps(sums + i * 16);
+    for (long j = 1; j < f->columns; j++)
+        sum = _mm256_add_ps(sum, _mm256_loadu_ps(sums + (i + j) * 16 + j * f->kernels));
+    _mm_mask_storeu_epi16(done.y + to, (__mmask8)f->some, (__m128i)_mm256_cvtneps_pbh(sum));
+}
+
 /* Products of PIXELS pixels, which are so far apart, or the first 16 of them, with a panel of kernels, or its first 16,
  * to sums (2, PIXELS, 16). What a step multiplies is loaded during the one before it. Meanwhile what was there, of
  * another block, is finished: vectors' units are idle. */
 INLINE void multiply(const element *a, long apart, const int *begins, long steps, const element *b, int all_pixels,
-                     int all_kernels, float *sums, struct block done, const struct finish *f) {
-    const long each = most(2, ceil_div(PIXELS, steps));
-    long finished = done.y ? 0 : PIXELS;
+                     int all_kernels, int joined, float *sums, struct block done, const struct finish *f) {
+    const long each = most(2, ceil_div(PIXELS, steps)), pixels = joined ? f->pixels : PIXELS;
+    long finished = done.y ? 0 : pixels;
 #define LOAD_PIXELS(tile, half) _tile_loadd(tile, a + begin + half * 16 * apart, apart * sizeof(element))
 #define LOAD_KERNELS(tile, half) _tile_loadd(tile, b + half * 16 * DEPTH, 64)
     long begin = begins[0];
@@ -68,8 +79,10 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
         if (more && all_pixels) LOAD_PIXELS(5, 1);
         if (more && all_kernels) LOAD_KERNELS(7, 1);
         if (i % WAKING == 0) _tile_stored(7, sums, 64); /* over pixels that have been finished */
-        const long end = least(PIXELS, finished + each);
-        for (; finished < end; finished++) finish_pixel(sums, done, f, finished);
+        const long end = least(pixels, finished + each);
+        for (; finished < end; finished++)
+            if (joined) finish_joined(sums, done, f, finished);
+            else finish_pixel(sums, done, f, finished);
     }
 #undef LOAD_PIXELS
 #undef LOAD_KERNELS
@@ -81,7 +94,7 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
 
 void products(const struct convolution *q, const struct layout *l, const struct room *room, long picture, long pictures,
               long top, long count, int as_it_is, const struct target *target) {
-    const long together = most(1, q->merged), columns = q->merged ? 1 : q->columns;
+    const long together = most(1, q->merged), columns = q->merged || q->joined ? 1 : q->columns;
     const long at_once = q->rows / together, steps = l->depths * at_once * columns;
     const long plane = as_it_is ? DEPTH : l->plane, apart = as_it_is ? q->channels : DEPTH;
     const long last = (count - 1) * l->pitch + q->out_width;
@@ -97,12 +110,14 @@ void products(const struct convolution *q, const struct layout *l, const struct 
             room->bits[h * l->pitch + w] = (int)((h * q->out_width + w) * l->panels);
         }
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
+    const long pixels = PIXELS - (q->joined ? q->columns - 1 : 0); /* that a block of products is enough for */
     float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
             .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
-            .some = panel == l->panels - 1 ? target->last : 0xffffffffu};
+            .some = panel == l->panels - 1 ? target->last : 0xffffffffu,
+            .pixels = pixels, .columns = q->columns, .kernels = q->kernels};
         for (int k = 0; k < 2; k++)
             f.bias[k] = q->bias ? _mm512_loadu_ps(q->bias + panel * PANEL + k * 16) : _mm512_setzero_ps();
         struct block done = {0};
@@ -111,21 +126,24 @@ void products(const struct convolution *q, const struct layout *l, const struct 
             const long place = (q->own ? (picture + p) * l->panels : 0) + panel;
             const element *kernels = q->u + place * steps * DEPTH * PANEL;
             const element *rows = as_it_is ? q->x + (pixel + p * one) * apart : room->a + p * l->one;
-            for (long next = 0; next < last; next += PIXELS) {
+            for (long next = 0; next < last; next += pixels) {
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = rows + t * apart;
                 /* a version for each case that is frequent */
-#define MULTIPLY(all_pixels, all_kernels) multiply(from, apart, room->begins, steps, kernels, all_pixels, all_kernels, \
-                                                   sums, done, &f)
-                if (few) MULTIPLY(1, 0);
-                else if (last - t > 16) MULTIPLY(1, 1);
-                else MULTIPLY(0, 1);
+#define MULTIPLY(all_pixels, all_kernels, joined) multiply(from, apart, room->begins, steps, kernels, all_pixels, \
+                                                           all_kernels, joined, sums, done, &f)
+                if (q->joined) MULTIPLY(1, 0, 1);
+                else if (few) MULTIPLY(1, 0, 0);
+                else if (last - t > 16) MULTIPLY(1, 1, 0);
+                else MULTIPLY(0, 1, 0);
 #undef MULTIPLY
                 done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
                     .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
                     .to = room->to + t, .bits = room->bits + t};
             }
         }
-        for (long i = 0; i < PIXELS; i++) finish_pixel(sums, done, &f, i);
+        for (long i = 0; i < pixels; i++)
+            if (q->joined) finish_joined(sums, done, &f, i);
+            else finish_pixel(sums, done, &f, i);
     }
 }
