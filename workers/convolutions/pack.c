@@ -5,6 +5,19 @@
 
 #include "amx.h"
 
+/* A row of windows to the row of their pixels whose first place that is. */
+INLINE void unpool_row(const struct convolution *q, const element *x, const uint8_t *found, __mmask32 some,
+                       long columns, long window, char first_place, element *to) {
+    for (long j = 0; j < columns; j++, x += q->channels, found += q->channels) {
+        const __m512i value = _mm512_maskz_loadu_epi16(some, x);
+        const __m256i places = _mm256_maskz_loadu_epi8(some, found);
+        for (char k = 0; k < window; k++, to += DEPTH) {
+            const __mmask32 here = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8((char)(first_place + k)));
+            _mm512_store_si512(to, _mm512_maskz_mov_epi16(here, value));
+        }
+    }
+}
+
 /* Row h of a picture, 32 channels from c on, to where pixels are DEPTH apart: how many pixels. */
 INLINE long pack_row(const struct convolution *q, const struct layout *l, long picture, long h, long c,
                      const element *x, long x_top, element *to) {
@@ -23,30 +36,39 @@ INLINE long pack_row(const struct convolution *q, const struct layout *l, long p
     const char first_place = (char)((h - i * q->window) * q->window);
     const uint8_t *found = q->places + (picture * rows + i) * columns * q->channels + c;
     x += (i - x_top) * columns * q->channels + c;
-    for (long j = 0; j < columns; j++) {
-        const __m512i value = _mm512_maskz_loadu_epi16(some, x + j * q->channels);
-        const __m256i places = _mm256_maskz_loadu_epi8(some, found + j * q->channels);
-        for (char k = 0; k < q->window; k++, to += DEPTH) {
-            const __mmask32 here = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8((char)(first_place + k)));
-            _mm512_store_si512(to, _mm512_maskz_mov_epi16(here, value));
-        }
-    }
+    if (q->window == 2) unpool_row(q, x, found, some, columns, 2, first_place, to); /* the most frequent case */
+    else unpool_row(q, x, found, some, columns, q->window, first_place, to);
     return columns * q->window;
 }
 
-/* Where the channels of all columns of some rows of the kernel go together: one depth, and a pixel for each of y. */
+/* Pixels of row h where the channels of all columns of rows above .. below - 1 of the kernel go together, each row's
+ * behind those of the one before. */
+INLINE void merge(const struct convolution *q, const element *x, long h, long from, long until, long above, long below,
+                  int inside, element *to) {
+    const long row = q->columns * q->channels, line = q->width * q->channels;
+    for (long w = from; w < until; w++) {
+        __mmask32 some = first(row);
+        if (!inside && w < 0) some &= ~first(least(q->columns, -w) * q->channels);
+        if (!inside && w + q->columns > q->width) some &= first(most(0, q->width - w) * q->channels);
+        __m512i all = _mm512_setzero_si512();
+        for (long i = above; i < below; i++)
+            all = _mm512_mask_loadu_epi16(all, some << i * row, x + h * line + w * q->channels + i * (line - row));
+        _mm512_store_si512(to + w * DEPTH, all);
+    }
+}
+
+/* One depth, and a pixel for each of y. */
 static void pack_merged(const struct convolution *q, long top, long count, const element *x, element *to) {
-    const long row = q->columns * q->channels;
-    for (long h = top; h < top + count; h++)
-        for (long w = -q->beside; w < q->out_width - q->beside; w++, to += DEPTH) {
-            __mmask32 some = first(row);
-            if (w < 0) some &= ~first(least(q->columns, -w) * q->channels);
-            if (w + q->columns > q->width) some &= first(most(0, q->width - w) * q->channels);
-            __m512i all = _mm512_setzero_si512();
-            for (long i = most(0, -h); i < least(q->merged, q->height - h); i++)
-                all = _mm512_mask_loadu_epi16(all, some << i * row, x + ((h + i) * q->width + w) * q->channels - i * row);
-            _mm512_store_si512(to, all);
-        }
+    const long begin = -q->beside, end = q->out_width - q->beside; /* between these two a whole row is inside */
+    const long left = least(0, end), right = most(left, least(q->width - q->columns + 1, end));
+    to += q->beside * DEPTH;
+    for (long h = top; h < top + count; h++, to += q->out_width * DEPTH) {
+        const long above = most(0, -h), below = least(q->merged, q->height - h);
+        merge(q, x, h, begin, left, above, below, 0, to);
+        if (above == 0 && below == 3) merge(q, x, h, left, right, 0, 3, 1, to); /* the most frequent case */
+        else merge(q, x, h, left, right, above, below, 1, to);
+        merge(q, x, h, right, end, above, below, 0, to);
+    }
 }
 
 static void clear(element *to, long pixels) {

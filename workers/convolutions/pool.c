@@ -10,26 +10,39 @@ static __m512i ordered(__m512i value) {
     return _mm512_xor_si512(value, _mm512_srli_epi16(_mm512_srai_epi16(value, 15), 1));
 }
 
+/* 32 channels of a window, of which so many rows and columns are inside the map, the first one at that place. Behind a
+ * ReLU, which the ceiling tells, values are none below 0, and so in the order of whole numbers as they are. */
+INLINE void pool_window(const element *x, long line, long channels, long rows, long columns, long size,
+                        long first_place, float ceiling, __mmask32 some, __mmask32 written, element *y,
+                        uint8_t *places) {
+    __m512i best = _mm512_set1_epi16(INT16_MIN);
+    __m256i place = _mm256_set1_epi8((char)first_place);
+    for (long h = 0; h < rows; h++)
+        for (long w = 0; w < columns; w++) {
+            const __m512i given = _mm512_maskz_loadu_epi16(some, x + h * line + w * channels);
+            const __m512i value = ceiling > 0 ? given : ordered(given);
+            const __mmask32 better = _mm512_cmpgt_epi16_mask(value, best);
+            best = _mm512_max_epi16(best, value);
+            place = _mm256_mask_mov_epi8(place, better, _mm256_set1_epi8((char)(first_place + h * size + w)));
+        }
+    if (ceiling > 0) place = _mm256_mask_set1_epi8(place, ~between(best, top_of(ceiling)), (char)255);
+    _mm512_mask_storeu_epi16(y, written, ceiling > 0 ? best : ordered(best));
+    _mm256_mask_storeu_epi8(places, some, place);
+}
+
 void pool_row(const element *x, long height, long width, long channels, long size, long stride, long padding, long top,
               float ceiling, element *y, long pixel, long panel, uint8_t *places, long out_width) {
-    const long h0 = most(top, 0), h1 = least(top + size, height);
+    const long h0 = most(top, 0), rows = least(top + size, height) - h0, line = width * channels;
     for (long j = 0; j < out_width; j++, y += pixel, places += channels) {
-        const long left = j * stride - padding, w0 = most(left, 0), w1 = least(left + size, width);
+        const long left = j * stride - padding, w0 = most(left, 0), columns = least(left + size, width) - w0;
         for (long c = 0; c < channels; c += 32) {
             const __mmask32 some = first(channels - c), written = panel > 32 ? 0xffffffffu : some;
-            __m512i best = _mm512_set1_epi16(INT16_MIN);
-            __m256i place = _mm256_set1_epi8((char)((h0 - top) * size + w0 - left));
-            for (long h = h0; h < h1; h++)
-                for (long w = w0; w < w1; w++) {
-                    const element *from = x + (h * width + w) * channels + c;
-                    const __m512i value = ordered(_mm512_maskz_loadu_epi16(some, from));
-                    const __mmask32 better = _mm512_cmpgt_epi16_mask(value, best);
-                    best = _mm512_max_epi16(best, value);
-                    place = _mm256_mask_mov_epi8(place, better, _mm256_set1_epi8((char)((h - top) * size + w - left)));
-                }
-            if (ceiling > 0) place = _mm256_mask_set1_epi8(place, ~between(best, top_of(ceiling)), (char)255);
-            _mm512_mask_storeu_epi16(y + c / 32 * panel, written, ordered(best));
-            _mm256_mask_storeu_epi8(places + c, some, place);
+            const element *from = x + h0 * line + w0 * channels + c;
+#define POOL(rows, columns, size, first_place) pool_window(from, line, channels, rows, columns, size, first_place, \
+                                                           ceiling, some, written, y + c / 32 * panel, places + c)
+            if (size == 2 && rows == 2 && columns == 2) POOL(2, 2, 2, 0); /* the most frequent case */
+            else POOL(rows, columns, size, (h0 - top) * size + w0 - left);
+#undef POOL
         }
     }
 }
