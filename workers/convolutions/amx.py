@@ -192,8 +192,10 @@ class AmxConv(FrozenConv):
             if self._joined(backward=backward):  # (1 or B, S x K, C, R, 1)
                 weights = weights.permute(0, 4, 1, 2, 3).flatten(1, 2)[..., None]
             elif merged:  # (1 or B, K, rows x S x C, R / rows, 1)
-                groups = weights.permute(0, 1, 3, 4, 2).unflatten(2, (-1, merged))
-                weights = groups.flatten(3).transpose(2, 3)[..., None]
+                pictures, kernels, channels, rows, columns = weights.shape
+                rows_behind = weights.permute(0, 1, 3, 4, 2)
+                steps = rows_behind.reshape(pictures, kernels, rows // merged, merged * columns * channels)
+                weights = steps.transpose(2, 3)[..., None]
             pictures, kernels, channels, rows, columns = weights.shape
             whole = nn.functional.pad(weights, (0, 0, 0, 0, 0, -channels % _DEPTH, 0, -kernels % _PANEL))
             panels, depths = whole.shape[1] // _PANEL, whole.shape[2] // _DEPTH
