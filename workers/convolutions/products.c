@@ -19,23 +19,28 @@ struct block {
 /* What is done to sums before they are rounded. */
 struct finish {
     __m512 bias[2], floor, ceiling;
-    __m512i top; /* the ceiling as 32 bfloat16 */
+    __m512i top, zero; /* the ceiling as 32 bfloat16, and 0 */
     __mmask32 some; /* of the panel's channels there are */
     long pixels, columns, kernels; /* that a block has; and where products are joined, of how many columns and kernels */
 };
 
-INLINE void finish_pixel(const float *sums, struct block done, const struct finish *f, long i) {
+/* How sums are finished. */
+enum kind { ROUNDED, RELU, BOUNDED }; /* nothing else, a bias and 0 below, or a bias, a floor and a ceiling */
+
+INLINE void finish_pixel(const float *sums, struct block done, const struct finish *f, enum kind kind, long i) {
     const long to = done.to[i];
     __m512 half[2];
     for (int k = 0; k < 2; k++) { /* of two numbers the second comes out where one is none, and so stays that */
-        half[k] = _mm512_add_ps(_mm512_load_ps(sums + (k * PIXELS + i) * 16), f->bias[k]);
-        half[k] = _mm512_min_ps(f->ceiling, _mm512_max_ps(f->floor, half[k]));
+        half[k] = _mm512_load_ps(sums + (k * PIXELS + i) * 16);
+        if (kind != ROUNDED) half[k] = _mm512_max_ps(f->floor, _mm512_add_ps(half[k], f->bias[k]));
+        if (kind == BOUNDED) half[k] = _mm512_min_ps(f->ceiling, half[k]);
     }
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]);
     if (to < 0) return;
     if (done.counts) both = _mm512_maskz_mov_epi16(done.counts[done.bits[i]], both);
     _mm512_mask_storeu_epi16(done.y + to, f->some, both);
-    if (done.kept) done.kept[done.bits[i]] = between(both, f->top);
+    if (!done.kept) return;
+    done.kept[done.bits[i]] = kind == BOUNDED ? between(both, f->top) : _mm512_cmpgt_epi16_mask(both, f->zero);
 }
 
 /* The same where products are joined: of each column of the kernel those of another pixel. */
@@ -52,7 +57,7 @@ INLINE void finish_joined(const float *sums, struct block done, const struct fin
  * to sums (2, PIXELS, 16). What a step multiplies is loaded during the one before it. Meanwhile what was there, of
  * another block, is finished: vectors' units are idle. */
 INLINE void multiply(const element *a, long apart, const int *begins, long steps, const element *b, int all_pixels,
-                     int all_kernels, int joined, float *sums, struct block done, const struct finish *f) {
+                     int all_kernels, int joined, enum kind kind, float *sums, struct block done, const struct finish *f) {
     const long each = most(2, ceil_div(PIXELS, steps)), pixels = joined ? f->pixels : PIXELS;
     long finished = done.y ? 0 : pixels;
 #define LOAD_PIXELS(tile, half) _tile_loadd(tile, a + begin + half * 16 * apart, apart * sizeof(element))
@@ -82,7 +87,7 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
         const long end = least(pixels, finished + each);
         for (; finished < end; finished++)
             if (joined) finish_joined(sums, done, f, finished);
-            else finish_pixel(sums, done, f, finished);
+            else finish_pixel(sums, done, f, kind, finished);
     }
 #undef LOAD_PIXELS
 #undef LOAD_KERNELS
@@ -111,11 +116,12 @@ void products(const struct convolution *q, const struct layout *l, const struct 
         }
     for (long t = last; t < last + PIXELS; t++) room->to[t] = -1;
     const long pixels = PIXELS - (q->joined ? q->columns - 1 : 0); /* that a block of products is enough for */
+    const enum kind kind = q->ceiling == INFINITY ? RELU : q->ceiling || q->bias ? BOUNDED : ROUNDED;
     float sums[2 * PIXELS * 16] __attribute__((aligned(64)));
     for (long panel = 0; panel < l->panels; panel++) {
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
-            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
+            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling), .zero = _mm512_setzero_si512(),
             .some = panel == l->panels - 1 ? target->last : 0xffffffffu,
             .pixels = pixels, .columns = q->columns, .kernels = q->kernels};
         for (int k = 0; k < 2; k++)
@@ -130,12 +136,14 @@ void products(const struct convolution *q, const struct layout *l, const struct 
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = rows + t * apart;
                 /* a version for each case that is frequent */
-#define MULTIPLY(all_pixels, all_kernels, joined) multiply(from, apart, room->begins, steps, kernels, all_pixels, \
-                                                           all_kernels, joined, sums, done, &f)
-                if (q->joined) MULTIPLY(1, 0, 1);
-                else if (few) MULTIPLY(1, 0, 0);
-                else if (last - t > 16) MULTIPLY(1, 1, 0);
-                else MULTIPLY(0, 1, 0);
+#define MULTIPLY(all_pixels, all_kernels, joined, kind) multiply(from, apart, room->begins, steps, kernels, all_pixels, \
+                                                                 all_kernels, joined, kind, sums, done, &f)
+                if (q->joined) MULTIPLY(1, 0, 1, ROUNDED);
+                else if (few) MULTIPLY(1, 0, 0, kind);
+                else if (last - t <= 16) MULTIPLY(0, 1, 0, kind);
+                else if (kind == ROUNDED) MULTIPLY(1, 1, 0, ROUNDED);
+                else if (kind == RELU) MULTIPLY(1, 1, 0, RELU);
+                else MULTIPLY(1, 1, 0, BOUNDED);
 #undef MULTIPLY
                 done = (struct block){.y = target->y + p * target->picture * target->pixel + panel * target->panel,
                     .kept = q->kept ? q->kept + bits : 0, .counts = q->counts ? q->counts + bits : 0,
@@ -144,6 +152,6 @@ void products(const struct convolution *q, const struct layout *l, const struct 
         }
         for (long i = 0; i < pixels; i++)
             if (q->joined) finish_joined(sums, done, &f, i);
-            else finish_pixel(sums, done, &f, i);
+            else finish_pixel(sums, done, &f, kind, i);
     }
 }
