@@ -130,7 +130,7 @@ class Tap(nn.Module):
                 made = own(self.features(pictures, leak))
             else:
                 made = fused(body(pictures.to(torch.bfloat16)))
-            alone: torch.Tensor = made[:, 0].float()
+            alone: torch.Tensor = made.squeeze(1).float()
             return alone if conv.bias is None else alone + conv.bias[filters, None, None]
 
         return maps
@@ -174,7 +174,7 @@ class SlicedTap:
                 maps = self._convolved(pictures, leak)
                 maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
             after, before = self._followed(maps.to(pictures.dtype), *self._own)
-        return after[0], before[0]
+        return after.squeeze(0), before.squeeze(0)
 
     def whole(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps of all of the filters for each picture, after and before the activation function.
