@@ -119,7 +119,7 @@ class Tap(nn.Module):
         compiled code does not compute the others' filters for each picture too.
         """
         conv = self._conv
-        if self._half is None or not amx.suits(conv):
+        if self._half is None or self.grouped or not amx.suits(conv):  # a slice of one is in no groups any more
             return None
         own = amx.AmxConv(conv).of_each(filters)
         body, last = self._parted or (self._half, nn.Identity())

@@ -58,6 +58,9 @@ def gradient_of(conv: nn.Conv2d, x: torch.Tensor, direction: torch.Tensor) -> to
         (64, 96, 1, 0, (20, 17)),  # read as they are
         (64, 96, 1, 0, (2, 3)),
         (40, 24, 1, 0, (20, 17)),
+        (16, 96, 1, 0, (20, 17)),
+        (8, 40, (3, 2), (1, 0), (20, 17)),  # of whose gradient all columns are kernels of one place
+        (1, 40, (1, 13), (0, 6), (20, 17)),
         (1024, 64, 1, 0, (100, 90)),
     ],
 )

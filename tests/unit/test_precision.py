@@ -92,6 +92,20 @@ def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(l
     assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
 
 
+def test_in_bf16_filters_of_a_grouped_convolution_are_the_same_behind_a_slice_of_one() -> None:
+    # Given
+    model = small_network()
+    tap = Tap(model, graph.trace(model), "3", "conv", "bf16")
+    variable = pictures()[:1].requires_grad_(True)
+    # When
+    fresh, again = (tap.slice(torch.tensor([7]))(variable).detach() for _ in range(2))
+    # Then
+    assert fresh.count_nonzero() > 0
+    assert torch.equal(fresh, again)
+    wanted = Tap(model, graph.trace(model), "3", "conv").slice(torch.tensor([7]))(variable).detach()
+    assert (again - wanted).norm() < 0.02 * wanted.norm()
+
+
 @pytest.mark.parametrize("layer", ["0", "3", "5"])
 def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> None:
     # Given

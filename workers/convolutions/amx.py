@@ -143,7 +143,7 @@ class AmxConv(FrozenConv):
         _, kernels, channels, _, columns = self._weights.shape
         made = channels if backward else kernels
         plain = self._own or (backward and self.before is None)
-        return plain and made * columns <= _PANEL // 2 and not self._merged(backward=backward)
+        return plain and columns > 1 and made * columns <= _PANEL // 2 and not self._merged(backward=backward)
 
     def _chain(self) -> list["AmxConv"]:
         """Those before it, the first one first, and itself."""
