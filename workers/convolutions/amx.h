@@ -17,15 +17,16 @@ struct convolution {
     /* as x, or null: x is the gradient of what a max pooling by windows of so many pixels made of maps of that height
      * and width, and counts at these places of its windows */
     const uint8_t *places;
-    const element *u; /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2), or own: for each picture */
+    /* (panels, depths, rows, columns, 2, 16 pairs of channels, 16 kernels, 2), own ones for each picture */
+    const element *u;
     const float *bias; /* (panels, PANEL), or null */
     element *y; /* (batch, out_height, out_width, kernels), or what a max pooling by windows makes of that, or null */
     uint32_t *kept; /* (batch, out_height, out_width, panels) or null: a bit for each of y between 0 and the ceiling */
     const uint32_t *counts; /* the same or null: where a bit is 0, y is 0 */
     uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
     long height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
-    long merged; /* rows of the kernel whose channels, of all columns, are one depth, and one place: 0 where none are */
-    long joined; /* whether columns of the kernel are kernels of one place, whose products are joined to those of y */
+    long merged; /* rows of the kernel whose channels, of all columns, are one depth and one place (0: each is its own) */
+    long joined; /* whether columns of the kernel are kernels of one place, whose products are joined when finished */
     long own; /* whether each picture of the batch has kernels of its own */
     float ceiling; /* where y is cut off above, as at 0 below, or 0 where it is not */
 };
