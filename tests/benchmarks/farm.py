@@ -112,7 +112,7 @@ def _finish(farm: Fleet, *options: str) -> float:
             time.sleep(0.01)
         began = time.monotonic()
         submitted.result()
-        # What is in flight is asked for first: to count what is queued, a scan of all keys, took the farm 1 % of its time.
+        # What is in flight is asked for first: counting what is queued, by a scan of all keys, cost the farm time.
         wait_for("the end of a job", lambda: not farm.redis.hlen("unacked") and farm.outstanding() == 0, 3600)
         return time.monotonic() - began
 

@@ -118,7 +118,8 @@ int convolve(const struct convolution *given, long count, long batch) {
         layouts[k].pitch = c->merged ? c->out_width : c->width + c->beside;
         layouts[k].depths = c->merged ? 1 : ceil_div(c->channels, DEPTH);
         layouts[k].panels = ceil_div(c->kernels, PANEL);
-        picture_bytes += layouts[k].depths * (c->out_height + more_rows(c)) * layouts[k].pitch * DEPTH * sizeof(element);
+        picture_bytes += layouts[k].depths * (c->out_height + more_rows(c)) * layouts[k].pitch * DEPTH *
+            sizeof(element);
     }
     /* large pictures in bands, small ones as many together as are in a band's size and leave work for all threads */
     const int threads = omp_get_max_threads();

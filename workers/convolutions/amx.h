@@ -25,7 +25,7 @@ struct convolution {
     const uint32_t *counts; /* the same or null: where a bit is 0, y is 0 */
     uint8_t *found; /* as y where it is pooled: the places of the maxima, none for those not between the two; or null */
     long height, width, window, channels, kernels, rows, columns, above, beside, out_height, out_width;
-    long merged; /* rows of the kernel whose channels, of all columns, are one depth and one place (0: each is its own) */
+    long merged; /* rows of the kernel whose channels, of all columns, are one depth and one place; 0 for each its own */
     long joined; /* whether columns of the kernel are kernels of one place, whose products are joined when finished */
     long own; /* whether each picture of the batch has kernels of its own */
     float ceiling; /* where y is cut off above, as at 0 below, or 0 where it is not */

@@ -21,7 +21,7 @@ struct finish {
     __m512 bias[2], floor, ceiling;
     __m512i top, zero; /* the ceiling as 32 bfloat16, and 0 */
     __mmask32 some; /* of the panel's channels there are */
-    long pixels, columns, kernels; /* that a block has; and where products are joined, of how many columns and kernels */
+    long pixels, columns, kernels; /* that a block has, and that are joined */
 };
 
 /* How sums are finished. */
@@ -57,7 +57,8 @@ INLINE void finish_joined(const float *sums, struct block done, const struct fin
  * to sums (2, PIXELS, 16). What a step multiplies is loaded during the one before it. Meanwhile what was there, of
  * another block, is finished: vectors' units are idle. */
 INLINE void multiply(const element *a, long apart, const int *begins, long steps, const element *b, int all_pixels,
-                     int all_kernels, int joined, enum kind kind, float *sums, struct block done, const struct finish *f) {
+                     int all_kernels, int joined, enum kind kind, float *sums, struct block done,
+                     const struct finish *f) {
     const long each = most(2, ceil_div(PIXELS, steps)), pixels = joined ? f->pixels : PIXELS;
     long finished = done.y ? 0 : pixels;
 #define LOAD_PIXELS(tile, half) _tile_loadd(tile, a + begin + half * 16 * apart, apart * sizeof(element))
@@ -121,7 +122,8 @@ void products(const struct convolution *q, const struct layout *l, const struct 
     for (long panel = 0; panel < l->panels; panel++) {
         const int few = q->kernels - panel * PANEL <= 16;
         struct finish f = {.floor = _mm512_set1_ps(q->ceiling ? 0 : -INFINITY),
-            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling), .zero = _mm512_setzero_si512(),
+            .ceiling = _mm512_set1_ps(q->ceiling ? q->ceiling : INFINITY), .top = top_of(q->ceiling),
+            .zero = _mm512_setzero_si512(),
             .some = panel == l->panels - 1 ? target->last : 0xffffffffu,
             .pixels = pixels, .columns = q->columns, .kernels = q->kernels};
         for (int k = 0; k < 2; k++)
@@ -136,8 +138,8 @@ void products(const struct convolution *q, const struct layout *l, const struct 
                 const long t = as_it_is ? least(next, last - PIXELS) : next;
                 const element *from = rows + t * apart;
                 /* a version for each case that is frequent */
-#define MULTIPLY(all_pixels, all_kernels, joined, kind) multiply(from, apart, room->begins, steps, kernels, all_pixels, \
-                                                                 all_kernels, joined, kind, sums, done, &f)
+#define MULTIPLY(all_pixels, all_kernels, joined, kind) multiply(from, apart, room->begins, steps, kernels, \
+                                                                 all_pixels, all_kernels, joined, kind, sums, done, &f)
                 if (q->joined) MULTIPLY(1, 0, 1, ROUNDED);
                 else if (few) MULTIPLY(1, 0, 0, kind);
                 else if (last - t <= 16) MULTIPLY(0, 1, 0, kind);
