@@ -60,8 +60,9 @@ MAX_ATTEMPTS = 3
 #: Pause before a message goes back because of an error that will still be there in a moment.
 HAND_BACK_PAUSE_S = 5.0
 
-#: An incomplete batch waits this long for its next message; a message takes a millisecond or two.
-LINGER_S = 0.1
+#: An incomplete batch waits this long for its next message. One takes a millisecond or two, but a job that is submitted
+#: while the device keeps all cores busy sends its messages more slowly.
+LINGER_S = 0.25
 
 #: A claim lasts this share of the visibility timeout. Less than all of it, because it begins later than the message's
 #: visibility, by up to a quarter; the heartbeat renews both.
