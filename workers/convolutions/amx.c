@@ -142,15 +142,14 @@ int convolve(const struct convolution *given, long count, long batch) {
         l->one = (c->beside + held * l->pitch) * DEPTH;
         l->plane = pictures * l->one + (PIXELS + c->columns) * DEPTH;
         parts[k] = (struct parts){
-            .a = l->depths * l->plane * (long)sizeof(element),
-            .begins = (l->depths * c->rows * c->columns + 1) * (long)sizeof(int),
-            .table = (made * l->pitch + PIXELS) * (long)sizeof(int),
-            .pooled = c->found ? pictures * made * c->out_width * c->kernels * (long)sizeof(element) : 0,
-            .maps = c->x || !windows ? 0 : pictures * windows * (c->width / c->window) * c->channels *
-                (long)sizeof(element),
+            .a = lines(l->depths * l->plane * sizeof(element)),
+            .begins = lines(l->depths * c->rows * c->columns * sizeof(int)),
+            .table = lines((made * l->pitch + PIXELS) * sizeof(int)),
+            .pooled = c->found ? lines(pictures * made * c->out_width * c->kernels * sizeof(element)) : 0,
+            .maps = c->x || !windows ? 0 :
+                lines(pictures * windows * (c->width / c->window) * c->channels * sizeof(element)),
         };
-        bytes += lines(parts[k].a) + lines(parts[k].begins) + 2 * lines(parts[k].table) + lines(parts[k].pooled) +
-            lines(parts[k].maps);
+        bytes += parts[k].a + parts[k].begins + 2 * parts[k].table + parts[k].pooled + parts[k].maps;
         out = windows ? windows : held;
     }
     char *memory = aligned_alloc(64, threads * bytes);
@@ -165,12 +164,12 @@ int convolve(const struct convolution *given, long count, long batch) {
         struct room rooms[LONGEST];
         for (long k = 0; k < count; k++) {
             rooms[k].a = (element *)mine;
-            rooms[k].begins = (int *)(mine += lines(parts[k].a));
-            rooms[k].to = (int *)(mine += lines(parts[k].begins));
-            rooms[k].bits = (int *)(mine += lines(parts[k].table));
-            rooms[k].pooled = (element *)(mine += lines(parts[k].table));
-            rooms[k].maps = (element *)(mine += lines(parts[k].pooled));
-            mine += lines(parts[k].maps);
+            rooms[k].begins = (int *)(mine += parts[k].a);
+            rooms[k].to = (int *)(mine += parts[k].begins);
+            rooms[k].bits = (int *)(mine += parts[k].table);
+            rooms[k].pooled = (element *)(mine += parts[k].table);
+            rooms[k].maps = (element *)(mine += parts[k].pooled);
+            mine += parts[k].maps;
         }
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < ceil_div(batch, pictures) * strips; i++) {

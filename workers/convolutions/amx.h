@@ -39,7 +39,7 @@ struct layout {
 /* What a thread has for itself of each convolution. */
 struct room {
     element *a; /* as struct layout says, and as many pixels as a block and a row of a kernel reach beyond */
-    int *begins; /* of each step: where its pixels begin, behind those of the first, and anywhere behind the last */
+    int *begins; /* of each step: where its pixels begin, behind those of the first */
     int *to, *bits; /* of each pixel of a picture's rows, and a block's behind: where its products go, and its bits */
     element *pooled; /* (pictures, rows, out_width, kernels) that are to be pooled */
     element *maps; /* (pictures, rows, width, channels) of windows, where the convolution before makes them */

@@ -74,7 +74,7 @@ INLINE void multiply(const element *a, long apart, const int *begins, long steps
     _tile_zero(3);
     for (long i = 1; i <= steps; i++) {
         const int more = i < steps;
-        begin = begins[i];
+        if (more) begin = begins[i];
         b += PANEL * DEPTH;
         _tile_dpbf16ps(0, 4, 6);
         if (all_pixels) _tile_dpbf16ps(2, 5, 6);
@@ -109,7 +109,6 @@ void products(const struct convolution *q, const struct layout *l, const struct 
         const long depth = k / columns / at_once, i = k / columns % at_once * together, j = k % columns;
         room->begins[k] = (int)(depth * plane + (i * l->pitch + j) * DEPTH);
     }
-    room->begins[steps] = 0;
     for (long h = 0; h < count; h++)
         for (long w = 0; w < l->pitch; w++) {
             room->to[h * l->pitch + w] = w < q->out_width ? (int)((h * target->row + w) * target->pixel) : -1;
