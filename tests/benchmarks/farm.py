@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,10 +18,11 @@ from workers.renderer import Batch, Renderer
 _CHEAP = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--steps", "1", "--size", "32", "--no-rescue")
 
 
-def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, float]:
-    """Seconds of one warm job through queue, worker, store and collector, and of the engine alone on its tiles.
+def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a warm job through queue, worker, store and collector, and of the engine alone on its tiles.
 
-    With 40 steps it is the notebook's recipe.
+    With 40 steps it is the notebook's recipe. The engine's are taken before the first round and after each, because a
+    machine changes its mind; a round's ratio is that to the mean of those beside it. Each round is a farm of its own.
     """
     layer, size_px = "features.10", 150
     options = ["vgg16", "--weights", "none", "--layers", layer]
@@ -36,20 +38,23 @@ def job_against_engine(subject: Subject, filters: int, steps: int) -> dict[str, 
         )  # fmt: skip
         return float(answer["seconds"])
 
-    with TemporaryDirectory() as folder, fleet(Path(folder), "rclone") as farm:
-        before_s = alone()
-        del farm.environ["OMP_NUM_THREADS"]  # the engine alone has all cores, too
-        farm.start("worker")
-        farm.start("collector")
-        # Other filters, so many that the worker has tried every batch size. The same seed: another would be another
-        # network, and loading that no part of a warm job.
-        tried = 2 * sum(sizes_to_try(0, "cpu"))
-        _finish(farm, *options, "--filters", f"{filters}-{filters + tried - 1}")
-        wall_s = _finish(farm, *options, "--filters", f"0-{filters - 1}")
-    # Once before and once after, because the machine may change its mind: then the ratio says little.
-    after_s = alone()
-    ratio = 2 * wall_s / (before_s + after_s)
-    return {"wall_s": wall_s, "engine_before_s": before_s, "engine_after_s": after_s, "ratio": ratio}
+    def through_farm() -> float:
+        with TemporaryDirectory() as folder, fleet(Path(folder), "rclone") as farm:
+            del farm.environ["OMP_NUM_THREADS"]  # the engine alone has all cores, too
+            farm.start("worker")
+            farm.start("collector")
+            # Other filters, so many that the worker has tried every batch size. The same seed: another would be another
+            # network, and loading that no part of a warm job.
+            tried = 2 * sum(sizes_to_try(0, "cpu"))
+            _finish(farm, *options, "--filters", f"{filters}-{filters + tried - 1}")
+            return _finish(farm, *options, "--filters", f"0-{filters - 1}")
+
+    engine_s, wall_s = [alone()], []
+    for _ in range(rounds):
+        wall_s.append(through_farm())
+        engine_s.append(alone())
+    ratios = [2 * wall / (before + after) for wall, (before, after) in zip(wall_s, pairwise(engine_s), strict=True)]
+    return {"wall_s": wall_s, "engine_s": engine_s, "ratios": ratios}
 
 
 def interpreter_ms() -> dict[str, float]:

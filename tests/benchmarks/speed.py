@@ -156,7 +156,10 @@ def main(arguments: list[str]) -> None:
         rows += mine
     figures: dict[str, Any] = {
         "farm": farm.job_against_engine(
-            bench.ours, filters=32 if options.quick else 96, steps=8 if options.quick else 40
+            bench.ours,
+            filters=32 if options.quick else 96,
+            steps=8 if options.quick else 40,
+            rounds=1 if options.quick else 3,
         ),
         "interpreter": farm.interpreter_ms(),
         "memory": {model: farm.renderer_growth(model) for model in ("efficientnet_lite0", "vgg16")},

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 CAVEATS = """\
@@ -91,9 +91,9 @@ def targets(
             slowest = worst.seconds["plain"] / worst.seconds["auto"]
             yield f"{model} bank against plain, auto (here {auto})", ">= 1.5", f"{gain['auto']:.2f}"
             yield f"{model} slowest layer against plain", ">= 1", f"{slowest:.2f} ({worst.layer})"
-    farm = figures["farm"]
-    ratio = f"{farm['ratio']:.3f} (engine {farm['engine_before_s']:.0f} s before, {farm['engine_after_s']:.0f} after)"
-    yield "a job through the farm over the engine alone, wall time", "<= 1.10", ratio
+    ratios = figures["farm"]["ratios"]
+    in_all = f"{median(ratios):.3f} (of {', '.join(f'{ratio:.3f}' for ratio in ratios)})"
+    yield "a job through the farm over the engine alone, median", "<= 1.10", in_all
     yield "CPU per tile around the engine", "<= 6 ms", f"{figures['interpreter']['ms']:.1f} ms"
     for model, memory in figures["memory"].items():
         grown = f"{memory['growth']:+.1%} of {memory['after_100_mb']:.0f} MB"
