@@ -59,11 +59,9 @@ class Tap(nn.Module):
         #: the same in two, where a filter alone may follow its last convolution in one
         self._parted = None if self._half is None else parted(self._half)
         self._leaky: fx.GraphModule | None = None
-        # Its own shallow copy, because slicing a grouped convolution changes its group count.
-        self._conv: _ConvNd = copy.copy(model.get_submodule(layer))  # type: ignore[assignment]  # find() checked it
-        self._groups = self._conv.groups
+        self._conv: _ConvNd = model.get_submodule(layer)  # type: ignore[assignment]  # find() checked it
         #: whether each filter sees but one group of the channels before it
-        self.grouped = self._groups > 1
+        self.grouped = self._conv.groups > 1
         #: the batch-norm, or nothing
         self._norm = part(model, before)
         #: the activation function, or nothing
@@ -119,7 +117,7 @@ class Tap(nn.Module):
         compiled code does not compute the others' filters for each picture too.
         """
         conv = self._conv
-        if self._half is None or self.grouped or not amx.suits(conv):  # a slice of one is in no groups any more
+        if self._half is None or not amx.suits(conv):
             return None
         own = amx.AmxConv(conv).of_each(filters)
         body, last = self._parted or (self._half, nn.Identity())
@@ -151,13 +149,15 @@ class SlicedTap:
         distinct, place = torch.unique(filters, return_inverse=True)
         self._tap = tap
         self._place = place
-        self._conv = _rows(tap._conv, distinct, tap.channels)
+        self._weights = _rows(tap._conv, distinct, tap.channels)
         self._all, self._own = (
             (_rows(tap._norm, which, tap.channels), _rows(tap._activation, which, tap.channels))
             for which in (distinct, filters)
         )
-        self._inputs, self._groups = _group_inputs(tap._conv, tap._groups, distinct)
-
+        self._inputs, groups = _group_inputs(tap._conv, distinct)
+        #: with the network's parameters in it, in whose place come those above
+        self._conv = copy.copy(tap._conv)
+        self._conv.groups = groups
         self._alone = tap.of_each(filters)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -191,9 +191,8 @@ class SlicedTap:
         features = self._tap.features(pictures, leak)
         if self._inputs is not None:
             features = features[:, self._inputs]
-        self._tap._conv.groups = self._groups
-        rows = {name: tensor.to(features.dtype) for name, tensor in self._conv.items()}
-        return functional_call(self._tap._conv, rows, (features,))  # type: ignore[no-any-return]
+        weights = {name: tensor.to(features.dtype) for name, tensor in self._weights.items()}
+        return functional_call(self._conv, weights, (features,))  # type: ignore[no-any-return]
 
     def _followed(
         self, maps: torch.Tensor, norm: dict[str, torch.Tensor], activation: dict[str, torch.Tensor]
@@ -221,11 +220,11 @@ def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, 
     }
 
 
-def _group_inputs(conv: _ConvNd, groups: int, filters: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+def _group_inputs(conv: _ConvNd, filters: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     """Of a grouped convolution, the input channels that the filters read, filter by filter, and the group count."""
-    if groups == 1:
+    if conv.groups == 1:
         return None, 1
-    per_group_in, per_group_out = conv.in_channels // groups, conv.out_channels // groups
+    per_group_in, per_group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     first = filters // per_group_out * per_group_in
     inputs = first[:, None] + torch.arange(per_group_in, device=filters.device)  # (K, in channels per group)
     return inputs.flatten(), len(filters)
