@@ -3,9 +3,7 @@
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from workers.contract.clock import check_clock
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
 from workers.contract.ledger import Ledger
 from workers.contract.settings import Settings
+from workers.contract.stopping import stop_on_signals
 from workers.contract.storage import Store
 
 
@@ -59,9 +58,7 @@ def collector() -> None:
     settings = read_settings()
     open_session(settings)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     store = Store(settings, patience_s=settings.storage_patience_s, stop=stop)
     ledger = Ledger(connect(settings, retries=3))
     Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)

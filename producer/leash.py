@@ -5,10 +5,10 @@ The leash is its direct parent: it watches the process id PARENT, passes SIGTERM
 """
 
 import os
-import signal
 import subprocess
 import sys
-import threading
+
+from workers.contract.stopping import stop_on_signals
 
 _LOOK_EVERY_S = 0.5
 
@@ -18,12 +18,10 @@ _PATIENCE_S = 25.0
 
 def main(parent: int, command: list[str]) -> int:
     """Run ``command`` until it ends, or is stopped because process ``parent`` is gone; returns its exit code."""
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+    stop = stop_on_signals()
     process = subprocess.Popen(command)
     while process.poll() is None:
-        if told.wait(_LOOK_EVERY_S) or os.getppid() != parent:
+        if stop.wait(_LOOK_EVERY_S) or os.getppid() != parent:
             process.terminate()
             try:
                 process.wait(_PATIENCE_S)

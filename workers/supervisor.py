@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
+from workers.contract.stopping import stop_on_signals
 from workers.pace import most_at_once
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,7 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
 
     Raises BadSettings, and DeviceLost once no device is left that computes.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
     while not stop.is_set():
         for slot in slots:

@@ -18,6 +18,7 @@ from workers.contract.errors import ClockWrong, DeviceLost, ExitCode
 from workers.contract.ledger import Ledger
 from workers.contract.presence import Presence
 from workers.contract.settings import Settings
+from workers.contract.stopping import Deferred
 from workers.pace import most_at_once
 from workers.service import HandBack, Service
 from workers.turns import Turns
@@ -44,8 +45,8 @@ class Farmhand:
         self._in_flight: set[str] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._drainer: threading.Thread | None = None
         self.service = Service(settings, name)
+        self._drainer = Deferred(lambda: self.service.drain(settings.drain_s))
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def handle(self, tag: str, body: object) -> None:
@@ -65,15 +66,12 @@ class Farmhand:
 
     def drain(self) -> None:
         """Begin to stop; returns at once, because Celery calls this from its signal handler."""
-        if self._drainer is None:
-            self._drainer = threading.Thread(target=self.service.drain, args=(self._settings.drain_s,), name="drain")
-            self._drainer.start()
+        self._drainer.begin()
 
     def end(self) -> None:
         """Wait for the drain to end, and leave."""
         self.drain()
-        if self._drainer is not None:
-            self._drainer.join(self._settings.drain_s + 10.0)
+        self._drainer.join(self._settings.drain_s + 10.0)
         self._ended.set()
         try:
             self.service.presence.forget_worker(self._name)
