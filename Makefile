@@ -11,10 +11,9 @@ DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
 
-# Two at a time, one file on one core; then what compares times, which needs the machine to itself.
+# Two at a time, one file on one core.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not soak and not alone"
-	$(BIN)/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The slow rows of the README's "What survives what"; a few of each are in "make test".
 test-faults: $(VENV)/.installed-dev

@@ -8,6 +8,7 @@ the worker and stays on the queue, and so stops the next one. Here each is one c
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from kombu.exceptions import DecodeError
 from workers.contract import keys
 from workers.contract.broker import job_queue
 
-#: How soon a worker learns of new jobs and of ended ones, and how long it may still wait at the queues that it knew.
-FOLLOW_S = 0.25
+#: How soon an idle worker learns of new jobs and of ended ones: for so long it waits at the queues that it knows.
+FOLLOW_S = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ class Consumer(CeleryConsumer):
     blueprint: Any
     connection_errors: Any
 
+    #: When to look for new jobs again, by the monotonic clock.
+    _follow_at = 0.0
+
     def update_strategies(self) -> None:
         """Make Celery's own unpacking of a message's body raise what its caller expects."""
         super().update_strategies()
@@ -47,19 +51,21 @@ class Consumer(CeleryConsumer):
         # Kombu makes one for every message that it takes, and one more to acknowledge it: a sixth of all that a tile
         # costs around the engine. They are thread-safe, and share their pool anyway.
         channel._create_client = functools.cache(channel._create_client)
-        # What it waits for meanwhile are the queues that it knew when it began to.
         channel.brpop_timeout = FOLLOW_S
+        channel._brpop_start = functools.partial(self._begin_reading, channel._brpop_start)
         handlers = channel.handlers
         handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])
         return super().create_task_handler(*args, **kwargs)
 
-    def register_with_event_loop(self, hub: Any) -> None:
-        """Called on every new connection, like the one above; the loop ends its timers with the connection."""
-        super().register_with_event_loop(hub)
-        hub.call_repeatedly(FOLLOW_S, self._follow_jobs)
+    def _begin_reading(self, begin: Callable[[], None]) -> None:
+        """Kombu's sending of one BRPOP, in the loop's own thread. While the worker holds all it may, there is none."""
+        if time.monotonic() >= self._follow_at:
+            self._follow_jobs()
+            self._follow_at = time.monotonic() + FOLLOW_S
+        begin()
 
     def _follow_jobs(self) -> None:
-        """Read from the queues of all jobs there are now, and no others; runs in the loop's own thread."""
+        """Read from the queues of all jobs there are now, and no others."""
         if self.blueprint.state != RUN or state.should_stop is not None or state.should_terminate is not None:
             return
         try:

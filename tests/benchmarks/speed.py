@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> None:
     figures: dict[str, Any] = {
         "farm": farm.job_against_engine(
             bench.ours,
-            filters=32 if options.quick else 96,
+            filters=32 if options.quick else 192,
             steps=8 if options.quick else 40,
             rounds=1 if options.quick else 3,
         ),
