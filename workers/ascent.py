@@ -78,13 +78,18 @@ def notebook_ascent(
         variable = pictures.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(watch.loss(variable).sum(), variable)
         watch.note(gradient)
-        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         # The notebook's would drown the small gradients that wake a filter.
         floor = torch.where(watch.redirected, 1e-20, epsilon)[:, None, None, None]
-        pictures += gradient / (rms + floor) * step_size
+        pictures.addcdiv_(gradient, rms(gradient) + floor, value=step_size)
         if album is not None:
             album(step, pictures.detach)
     return pictures
+
+
+def rms(gradient: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1, 1) root of the mean square of each picture's gradient, (B, C, H, W): in one pass over it."""
+    length: torch.Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
+    return length / math.sqrt(gradient[0].numel())
 
 
 def canvas_ascent(
@@ -202,7 +207,7 @@ class Watch:
 
     def note(self, gradient: torch.Tensor) -> None:
         """Look at the gradient of that loss, (B, ...)."""
-        moves = (gradient if self._pull is None else self._pull).flatten(1).abs().amax(1) > 0
+        moves = ~_is_zero(gradient if self._pull is None else self._pull)
         self._moved = self._moved | moves
         if self._rescue:
             self._leaking = self._leaking | (self.redirected & ~moves)
@@ -237,5 +242,7 @@ def _is_stuck(before: torch.Tensor) -> torch.Tensor:
     return (same.float().mean(dim=1) > 0.5) & (flat.shape[1] > 1)
 
 
-def _is_zero(maps: torch.Tensor) -> torch.Tensor:
-    return (maps.detach() == 0).all(dim=2).all(dim=1)
+def _is_zero(values: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: whether all values of a picture, (B, ...), are 0; by their extremes, as booleans take far longer."""
+    values, dims = values.detach(), tuple(range(1, values.ndim))
+    return (values.amax(dims) == 0) & (values.amin(dims) == 0)

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from workers import child, devices, graph, models, tuning, weights
+from workers.ascent import rms
 from workers.contract.recipe import Recipe
 from workers.parts import subgraph
 from workers.render import render_tapped
@@ -133,7 +134,7 @@ def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
         torch.autograd.backward(forward(variable).sum())
         gradient = variable.grad
         assert gradient is not None
-        pictures = pictures + gradient / (gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-5)
+        pictures.addcdiv_(gradient, rms(gradient) + 1e-5)
         for parameter in parameters:
             parameter.grad = None
         if networks.device.type == "cuda":

@@ -53,12 +53,17 @@ class AmxConv(FrozenConv):
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float()
         self._bias: torch.Tensor | None = nn.functional.pad(bias, (0, -len(bias) % _PANEL)).contiguous()
         self._panels: dict[bool, torch.Tensor] = {}
+        #: (shape of its input, whether backward) -> the step without the tensors that it is about
+        self._steps: dict[tuple[torch.Size, bool], _Step] = {}
         #: whether each picture of a batch has kernels of its own
         self._own = False
         #: max pooling behind it
         self.pool: FastMaxPool | None = None
         #: the convolution before it, whose maps never leave a core's cache
         self.before: AmxConv | None = None
+
+    def _but(self, **parts: object) -> "AmxConv":
+        return super()._but(**parts, _steps={})
 
     def with_pool(self, pool: FastMaxPool) -> "AmxConv":
         """The same, sharing its kernels, with a max pooling behind it whose windows do not meet."""
@@ -171,6 +176,14 @@ class AmxConv(FrozenConv):
 
     def _step(self, x_shape: torch.Size, *, backward: bool = False, **tensors: torch.Tensor | None) -> "_Step":
         """This convolution of maps of that shape, or back to them; ``tensors`` are the step's, by name."""
+        if (x_shape, backward) not in self._steps:
+            self._steps[x_shape, backward] = self._plain_step(x_shape, backward=backward)
+        step = _Step.from_buffer_copy(self._steps[x_shape, backward])
+        for name, tensor in tensors.items():
+            setattr(step, name, library.address(tensor))
+        return step
+
+    def _plain_step(self, x_shape: torch.Size, *, backward: bool) -> "_Step":
         shapes = x_shape, self._map_shape(x_shape)
         (_, channels, *map_px), (_, kernels, *out_px) = reversed(shapes) if backward else shapes
         size = self._weights.shape[3:]
@@ -180,7 +193,6 @@ class AmxConv(FrozenConv):
             sizes=(*map_px, self.pool.window[0] if self.pool else 0, channels, kernels, *size, *padding, *out_px,
                    self._merged(backward=backward), self._joined(backward=backward), self._own),
             ceiling=0.0 if backward else self.ceiling,
-            **{name: library.address(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
 
     def _kernels(self, *, backward: bool) -> torch.Tensor:
