@@ -21,7 +21,8 @@ from kombu.exceptions import DecodeError
 from workers.contract import keys
 from workers.contract.broker import job_queue
 
-#: How soon an idle worker learns of new jobs and of ended ones: for so long it waits at the queues that it knows.
+#: How soon an idle worker learns of new jobs and of ended ones: for so long it waits at the queues that it knows. Redis
+#: looks ten times a second for waits that are over, so it may be twice that.
 FOLLOW_S = 0.1
 
 log = logging.getLogger(__name__)
