@@ -46,7 +46,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info
 
 # torch is large; pip's own time limit is for small packages on good lines.
-$(VENV)/.installed: pyproject.toml $(wildcard workers/convolutions/*.[ch])
+$(VENV)/.installed: pyproject.toml $(wildcard workers/kernels/src/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "filterfarm needs Python 3.11 or newer; make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --timeout 120 -e .

@@ -14,15 +14,15 @@ from celery import Celery
 from kombu import pools
 
 from tests import servers
+from workers.clients.broker import make_app
+from workers.clients.ledger import Ledger
+from workers.clients.storage import Store
 from workers.contract import keys
-from workers.contract.broker import make_app
 from workers.contract.job import Grid, Job, Layer, Weights
-from workers.contract.ledger import Ledger
 from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.records import Status, TileRecord
 from workers.contract.settings import Settings
-from workers.contract.storage import Store
-from workers.contract.tile import Status, TileRecord
-from workers.png import encode_tile
+from workers.contract.tile_png import encode_tile
 
 #: What could point a test at somebody's real farm.
 _FOREIGN = ("FILTERFARM_", "AWS_", "CELERY_")

@@ -11,15 +11,15 @@ if "--multiprocessing-fork" in sys.orig_argv:
     import ctypes, os, resource, signal, time
 
     import torch
-    import workers.render
+    import workers.rendering.render
 
-    whole = workers.render.render_tapped
+    whole = workers.rendering.render.render_tapped
 
     def render_tapped(tap, layer, filters, recipe, device, *rest, **named):
 {body}
         return whole(tap, layer, filters, recipe, device, *rest, **named)
 
-    workers.render.render_tapped = render_tapped
+    workers.rendering.render.render_tapped = render_tapped
 """
 
 

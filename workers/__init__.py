@@ -1,1 +1,1 @@
-"""The data plane: what a GPU machine runs."""
+"""What a GPU machine runs, and what both sides agree on."""

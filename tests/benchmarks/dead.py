@@ -10,13 +10,13 @@ import argparse
 
 import torch
 
-from producer import plan as planning
-from producer.options import Options
-from workers import graph, tuning, weights
+from producer.planning import job_builder as planning
+from producer.planning.options import Options
 from workers.contract.recipe import Recipe
-from workers.render import render_tapped
-from workers.tap import Tap
-from workers.trunk import Kernels
+from workers.networks import process_tuning, tracing, weights
+from workers.networks.fusion import Kernels
+from workers.networks.layer_extractor import Tap
+from workers.rendering.render import render_tapped
 
 
 def main() -> None:
@@ -27,11 +27,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of the first try")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
-    tuning.tune()
+    process_tuning.tune()
     options = Options(model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all")
     job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
-    trace, kernels = graph.trace(model), Kernels()
+    trace, kernels = tracing.trace(model), Kernels()
     small = {"height_px": arguments.size, "width_px": arguments.size, "steps": arguments.steps}
     short = job.recipe.model_copy(update=small)
     print(f"{job.model}: {job.recipe.described}, after a first try: {short.described}", flush=True)

@@ -11,8 +11,8 @@ from tests.benchmarks.subjects import Subject
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from workers.contract.job import Job, Layer, Weights
 from workers.contract.recipe import Preprocess, Recipe
-from workers.pace import most_at_once, sizes_to_try
-from workers.renderer import Batch, Renderer
+from workers.runtime.batch_size import most_at_once, sizes_to_try
+from workers.runtime.render_process import Batch, Renderer
 
 #: A network that costs next to nothing at this size.
 _CHEAP = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--steps", "1", "--size", "32", "--no-rescue")

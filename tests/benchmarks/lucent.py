@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torchvision.transforms import Normalize
 
-from workers import graph as graphs
 from workers.contract.recipe import Preprocess
-from workers.parts import subgraph
+from workers.networks import tracing as graphs
+from workers.networks.subgraphs import subgraph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

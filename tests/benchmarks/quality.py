@@ -23,15 +23,16 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from producer import plan as planning
-from producer.grid import encode_sheet, sheet
-from producer.options import Options
+from producer.collector.contact_sheet import encode_sheet, sheet
+from producer.planning import job_builder as planning
+from producer.planning.options import Options
 from tests.benchmarks.lucent import Lucent
-from workers import graph, measure, tuning, weights
 from workers.contract.job import Grid, Job, Layer
-from workers.measure import Probe
-from workers.render import render
-from workers.rendered import Tile
+from workers.networks import process_tuning, tracing, weights
+from workers.rendering import metrics
+from workers.rendering.metrics import Probe
+from workers.rendering.render import render
+from workers.rendering.tile import Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class Row:
 
 def main() -> None:
     arguments = _arguments()
-    tuning.tune()
+    process_tuning.tune()
     options = Options(
         model=arguments.model, method=arguments.method, layers=arguments.layers, filters="all",
         size=str(arguments.size),
@@ -87,7 +88,7 @@ def main() -> None:
     )  # fmt: skip
     job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
-    trace = graph.trace(model)
+    trace = tracing.trace(model)
     settings = _settings(job, arguments)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{sys.executable.rpartition('/')[2]} -m tests.benchmarks.quality {' '.join(sys.argv[1:])}")
@@ -176,9 +177,9 @@ def _bench(
         inert=int((~alive).sum()),
         grey=sum(tile.status == "dead" and bool(ok) for tile, ok in zip(tiles, alive, strict=True)),
         rescued=sum(tile.status == "rescued" for tile in tiles),
-        identified=int(measure.identified(own)[alive].sum()),
-        selectivity=_median(measure.selectivity(own)[alive]),
-        high_frequency=_median(measure.high_frequency(pictures)[alive]),
+        identified=int(metrics.identified(own)[alive].sum()),
+        selectivity=_median(metrics.selectivity(own)[alive]),
+        high_frequency=_median(metrics.high_frequency(pictures)[alive]),
         start=_median(np.array([tile.start_activation for tile in tiles])[alive]),
         ours=_median(np.diagonal(own)[alive]),
         lucent=None if theirs is None else _median(_own(probe, filters, theirs)[alive]),

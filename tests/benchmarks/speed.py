@@ -17,7 +17,7 @@ from typing import Any
 from tests.benchmarks import farm
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.tables import CAVEATS, Row, print_rows, targets
-from workers import graph, models
+from workers.networks import registry, tracing
 
 OUTPUT = Path(__file__).parents[2] / "build" / "speed.json"
 
@@ -27,9 +27,9 @@ BANKS = {"vgg16": (150, 3), "inception_v3": (299, 36), "resnet50": (224, 21), "e
 
 def rows_of(model: str, size_px: int, every: int) -> list[Row]:
     """The layers that are measured, each with the filters that it stands for."""
-    network = models.skeleton(model)
-    trace = graph.trace(network)
-    costs = graph.costs(network, trace, (size_px, size_px))
+    network = registry.skeleton(model)
+    trace = tracing.trace(network)
+    costs = tracing.costs(network, trace, (size_px, size_px))
     rows: list[Row] = []
     for place, (layer, cost) in enumerate(costs.items()):
         if place % every == 0:
@@ -93,8 +93,8 @@ class Bench:
 
     def evidence(self, *, size_px: int, filters: int, every: int, steps: int) -> dict[str, Any]:
         """Final activations in bf16 over those in fp32, both evaluated in fp32, over layers of a trained network."""
-        network = models.skeleton("efficientnet_lite0")
-        layers = list(graph.convolutions(network, graph.trace(network)))[::every]
+        network = registry.skeleton("efficientnet_lite0")
+        layers = list(tracing.convolutions(network, tracing.trace(network)))[::every]
         recipe = {
             "method": "notebook", "preprocess": {"name": "model", "mean": [0.5] * 3, "std": [0.5] * 3},
             "height_px": size_px, "width_px": size_px, "steps": steps, "rescue": False,

@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks.subjects NAME`` answers each line of JSON on its standard input by one on its standard
 output. Only one process measures at a time, so that the same seconds of a noisy machine are shared out fairly.
 
-    ours     the engine as the renderer's process runs it: workers.tuning.tune(), taps, batches
+    ours     the engine as the renderer's process runs it: workers.networks.process_tuning.tune(), taps, batches
     plain    the graph cut at the layer, no weight gradients, one picture at a time, nothing tuned
     lucent   the whole network forward, backward with weight gradients, one picture at a time, nothing tuned
 """
@@ -20,13 +20,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from workers import child, devices, graph, models, tuning, weights
-from workers.ascent import rms
 from workers.contract.recipe import Recipe
-from workers.parts import subgraph
-from workers.render import render_tapped
-from workers.tap import Tap
-from workers.trunk import Kernels
+from workers.networks import devices, process_tuning, registry, tracing, weights
+from workers.networks.fusion import Kernels
+from workers.networks.layer_extractor import Tap
+from workers.networks.subgraphs import subgraph
+from workers.rendering.optimization import rms
+from workers.rendering.render import render_tapped
+from workers.runtime import render_child
 
 #: Pictures (B, 3, H, W) -> the mean of each one's own map, (B,).
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -46,7 +47,7 @@ class Subject:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.subjects", name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **(child.ENVIRONMENT if name == "ours" else {})},
+            env={**os.environ, **(render_child.ENVIRONMENT if name == "ours" else {})},
         )  # fmt: skip
 
     def ask(self, what: str, **how: Any) -> Any:
@@ -76,10 +77,10 @@ class _Networks:
 
     def get(self, model: str) -> tuple[nn.Module, Any, Kernels]:
         if self._last is None or self._last[0] != model:
-            network = models.build(model, seed=0).to(self.device).requires_grad_(self._name == "lucent")
+            network = registry.build(model, seed=0).to(self.device).requires_grad_(self._name == "lucent")
             if self._name == "ours":
                 network = network.to(memory_format=torch.channels_last)
-            self._last = model, network, graph.trace(network), Kernels()
+            self._last = model, network, tracing.trace(network), Kernels()
         return self._last[1:]
 
 
@@ -90,7 +91,7 @@ def _forward(name: str, networks: _Networks, ask: dict[str, Any]) -> Forward:
         tap = Tap(network, trace, ask["layer"], "activation", chosen, kernels)
         sliced = tap.slice(torch.arange(ask["batch"], device=networks.device) % tap.channels)
         return lambda pictures: sliced(pictures).mean(dim=(1, 2))
-    chain = graph.tapped(network, graph.find(network, trace, ask["layer"]), "activation")
+    chain = tracing.tapped(network, tracing.find(network, trace, ask["layer"]), "activation")
     if name == "plain":
         cut = subgraph(network, trace, upto=chain[-1])
         return lambda pictures: cut(pictures)[:, 0].mean(dim=(1, 2))
@@ -175,7 +176,7 @@ def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
         chosen, file = weights.choose(ask["model"], None)
         network = weights.load(ask["model"], chosen, file, seed=0).to(networks.device)
         network = network.to(memory_format=torch.channels_last)
-        trace, kernels = graph.trace(network), Kernels()
+        trace, kernels = tracing.trace(network), Kernels()
     recipe = Recipe.model_validate_json(json.dumps(ask["recipe"]))
     chosen_precision = devices.precision(recipe.precision, networks.device)
     answer: dict[str, Any] = {"activations": {}, "seconds": 0.0}
@@ -198,7 +199,7 @@ def main() -> None:
     """Answer until the standard input ends."""
     name = sys.argv[1]
     if name == "ours":
-        tuning.tune()
+        process_tuning.tune()
     networks = _Networks(name)
     for line in sys.stdin:
         ask = json.loads(line)

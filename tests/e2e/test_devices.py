@@ -90,7 +90,9 @@ def test_a_worker_whose_gpu_falls_ill_hands_everything_back_and_ends(farm: Fleet
 
 def test_of_several_gpus_the_well_ones_work(farm: Fleet) -> None:
     # Given a machine that lists a GPU on which nothing can be computed, and a device that is well
-    listing = 'import sys, os\nif "workers.devices" in sys.orig_argv: os.write(1, b"cuda:0\\ncpu\\n"); os._exit(0)\n'
+    listing = (
+        'import sys, os\nif "workers.networks.devices" in sys.orig_argv: os.write(1, b"cuda:0\\ncpu\\n"); os._exit(0)\n'
+    )
     farm.start("collector")
     worker = farm.start("worker", "--batch", "4", "--all-gpus", **into_python(farm.folder / "two", listing))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.e2e.fleet import COMMAND, Fleet, fleet, run
-from workers import models
 from workers.contract.errors import ExitCode
+from workers.networks import registry
 
 JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--size", "32", "--steps", "1")
 
@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_or_do_not_read_are_refused_before_anything_is_s
 ) -> None:
     # Given a checkpoint of another network, one that is garbage, and one of an unknown kind
     other, garbage, unknown = tmp_path / "other.pth", tmp_path / "garbage.pth", tmp_path / "weights.h5"
-    torch.save(models.build("alexnet").state_dict(), other)
+    torch.save(registry.build("alexnet").state_dict(), other)
     garbage.write_bytes(b"\x80\x04 no checkpoint")
     unknown.write_bytes(b"HDF")
     before = shared_farm.objects()

@@ -11,10 +11,10 @@ import torch
 
 from tests.e2e.fleet import Fleet, descendants, is_running, kill_group, wait_for
 from tests.e2e.whole import check_everything
-from workers import graph, models, weights
 from workers.contract.job import Job
-from workers.png import decode_tile
-from workers.render import render
+from workers.contract.tile_png import decode_tile
+from workers.networks import registry, tracing, weights
+from workers.rendering.render import render
 
 #: Three layers of a trained network, from stem to head; small and short, so that a CPU takes seconds.
 JOB = ("efficientnet_lite0", "--layers", "conv_stem,blocks.2.0.conv_pw,conv_head", "--filters", "0-8,20")
@@ -56,7 +56,7 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     model = weights.load(job.model, job.weights, None, seed=0)
     objects = farm.objects()
     for layer, filter_ in (("conv_stem", 5), ("conv_head", 20)):
-        alone = render(model, graph.trace(model), layer, [filter_], job.recipe, torch.device("cpu"))[0]
+        alone = render(model, tracing.trace(model), layer, [filter_], job.recipe, torch.device("cpu"))[0]
         pixels, record = decode_tile(objects[f"{job_id}/tiles/{layer}/{filter_}.png"][1], (32, 32))
         assert record.activation == pytest.approx(alone.activation, rel=1e-3)
         assert np.abs(pixels.astype(int) - alone.pixels.astype(int)).mean() < 0.5
@@ -205,7 +205,7 @@ def test_a_cancelled_job_stops_and_resumes_when_it_is_submitted_again(farm: Flee
 def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(farm: Fleet) -> None:
     # Given a checkpoint with another classifier, in a file that only the submitter has
     checkpoint = farm.folder / "mine.pth"
-    trained = models.build("resnet18", seed=7)
+    trained = registry.build("resnet18", seed=7)
     state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items() if not name.startswith("fc.")}
     state["module.fc.weight"], state["module.fc.bias"] = torch.zeros(7, 512), torch.zeros(7)
     torch.save({"state_dict": state, "epoch": 3}, checkpoint)
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
     # Then the tiles are those of that checkpoint
     objects = farm.objects()
     frozen = Job.model_validate_json(objects[f"{job}/job.json"][1])
-    expected = render(trained, graph.trace(trained), "conv1", [2], frozen.recipe, torch.device("cpu"))[0]
+    expected = render(trained, tracing.trace(trained), "conv1", [2], frozen.recipe, torch.device("cpu"))[0]
     _, record = decode_tile(objects[f"{job}/tiles/conv1/2.png"][1], (32, 32))
     assert record.activation == pytest.approx(expected.activation, rel=1e-3)
 

@@ -168,7 +168,7 @@ def test_a_worker_killed_while_it_hands_out_others_messages_holds_nobody_up_for_
 
 def _mutex_expire_s(farm: Fleet) -> float:
     """How long the lock is held by a worker that dies with it, as the application sets it."""
-    from workers.contract.broker import make_app
+    from workers.clients.broker import make_app
     from workers.contract.settings import Settings
 
     app = make_app(Settings.from_environ(farm.environ))

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.e2e.fleet import Fleet, descendants, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.injection import into_renderer
-from workers import models
 from workers.contract import keys
+from workers.networks import registry
 
 LAYER = "features.0"
 NAN_FILTER = 11
@@ -28,7 +28,7 @@ POISONS = {
 
 def checkpoint_with_nan(folder: Path) -> Path:
     """A checkpoint of which one filter's weights are no numbers."""
-    state = models.build("squeezenet1_1", seed=3).state_dict()
+    state = registry.build("squeezenet1_1", seed=3).state_dict()
     state[f"{LAYER}.weight"][NAN_FILTER] = float("nan")
     torch.save(state, folder / "nan.pth")
     return folder / "nan.pth"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.e2e.fleet import COMMAND, descendants, is_running, run, wait_for
 from workers.contract.errors import ExitCode
-from workers.png import decode_tile
+from workers.contract.tile_png import decode_tile
 
 JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--filters", "0-31", "--size", "48")
 ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "60", "--batch", "4")

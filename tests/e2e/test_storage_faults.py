@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from tests.e2e.whole import check_everything
 from tests.s3proxy import S3Proxy, s3_proxy
-from workers.png import decode_tile
+from workers.contract.tile_png import decode_tile
 
 BATCH = 4
 JOB = ("squeezenet1_1", "--weights", "none", "--layers", "features.0", "--size", "32", "--steps", "20")

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import close_pools
 from tests.e2e.fleet import Fleet, fleet, wait_for
 from tests.e2e.whole import check_everything
-from workers.contract.broker import enqueue, make_app
+from workers.clients.broker import enqueue, make_app
 from workers.contract.errors import ExitCode
 from workers.contract.job import Job, Task
 from workers.contract.settings import Settings

@@ -3,7 +3,7 @@
 import torch
 
 from tests.e2e.fleet import Fleet, wait_for
-from workers import models
+from workers.networks import registry
 
 RECIPE = ("--layers", "features.0", "--filters", "0-3", "--size", "32", "--steps", "2")
 
@@ -13,7 +13,7 @@ def test_an_unexpected_error_ends_after_three_attempts_with_its_reason(farm: Fle
     blocked = farm.folder / "blocked"
     blocked.touch()
     checkpoint = farm.folder / "mine.pth"
-    torch.save(models.build("squeezenet1_1", seed=1).state_dict(), checkpoint)
+    torch.save(registry.build("squeezenet1_1", seed=1).state_dict(), checkpoint)
     farm.start("collector")
     right = dict(farm.environ)
     farm.environ["FILTERFARM_CACHE"] = str(blocked / "cache")

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.e2e.fleet import Fleet
 from workers.contract import keys
 from workers.contract.job import Job
-from workers.png import decode_tile
+from workers.contract.tile_png import decode_tile
 
 
 def stored(farm: Fleet, job_id: str) -> int:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import fx, nn
 
-from workers import child, devices, graph, models
 from workers.contract.errors import DeviceFull
 from workers.contract.recipe import Preprocess, Recipe
-from workers.render import render
-from workers.rendered import Tile
+from workers.networks import devices, registry, tracing
+from workers.rendering.render import render
+from workers.rendering.tile import Tile
+from workers.runtime import render_child
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,8 +28,8 @@ RELATIVE_TOLERANCE = 0.02
 @pytest.fixture(scope="module")
 def vgg16() -> tuple[nn.Module, fx.Graph]:
     """VGG16 with seeded random parameters, and its trace."""
-    model = models.build("vgg16", seed=7)
-    return model, graph.trace(model)
+    model = registry.build("vgg16", seed=7)
+    return model, tracing.trace(model)
 
 
 def tiles_on(
@@ -124,4 +125,4 @@ def test_what_does_not_fit_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2 * memory, dtype=torch.uint8, device="cuda")
     # Then that is what the renderer takes for the device being full
-    assert isinstance(child.failure(caught.value), DeviceFull)
+    assert isinstance(render_child.failure(caught.value), DeviceFull)

@@ -20,9 +20,9 @@ import pytest
 import redis
 
 from tests.servers import answers, free_port
+from workers.clients.storage import Store
 from workers.contract.errors import StorageDenied
 from workers.contract.settings import VARIABLES, Settings
-from workers.contract.storage import Store
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -239,7 +239,7 @@ def test_the_environment_of_our_services_makes_valid_settings(farm: dict[str, An
 
 def test_every_command_is_one_that_exists(farm: dict[str, Any]) -> None:
     # Given the command line
-    from producer.cli import cli
+    from producer.cli.main import cli
 
     # When compose.yaml's commands and all of README.md's are collected
     text = (DEPLOY / "README.md").read_text()

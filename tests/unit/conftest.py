@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from workers import graph, models
+from workers.networks import registry, tracing
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,5 +21,5 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def vgg16() -> tuple[nn.Module, fx.Graph]:
     """VGG16 with seeded random parameters, and its trace."""
-    model = models.build("vgg16", seed=7)
-    return model, graph.trace(model)
+    model = registry.build("vgg16", seed=7)
+    return model, tracing.trace(model)

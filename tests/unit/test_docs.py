@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from producer.cli import cli
+from producer.cli.main import cli
 from workers.contract.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]

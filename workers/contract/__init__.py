@@ -1,1 +1,1 @@
-"""What producer and workers agree on: jobs, keys, settings, storage, queue and ledger. Imports no torch."""
+"""What producer and workers agree on, as pure data: no Redis, no S3, no torch, no sockets."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workers.contract.errors import BadFilters, CorruptJob
-from workers.contract.filters import format_filters, parse_filters
+from workers.contract.filter_ranges import format_filters, parse_filters
 from workers.contract.keys import Name
 from workers.contract.recipe import Frozen, Recipe
 

@@ -1,0 +1,89 @@
+"""``filterfarm doctor``: what is missing or unreachable on this machine, and the way out."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from workers.clients.broker import broker_errors, connect
+from workers.clients.presence import WORKER_SEEN_S, Presence
+from workers.clients.storage import Store
+from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, ServerFailed
+from workers.contract.settings import Settings
+
+_PACKAGES = ("filterfarm", "torch", "torchvision", "timm", "celery", "kombu", "redis", "boto3", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at; ``code`` is ExitCode.OK where all is well."""
+
+    what: str
+    text: str
+    code: ExitCode = ExitCode.OK
+
+
+def examine(environ: Mapping[str, str]) -> list[Finding]:
+    """Look at packages, devices, embedded servers, and the farm that the environment names."""
+    findings = [_look("packages", _packages), _look("devices", _devices), _look("embedded servers", _servers)]
+    try:
+        settings = Settings.from_environ(environ)
+    except BadSettings as error:
+        return [*findings, Finding(what="settings", text=str(error), code=error.exit_code)]
+    if not settings.bucket_url:
+        text = (
+            "not configured; 'filterfarm run' needs none. For a fleet set FILTERFARM_BROKER_URL and FILTERFARM_BUCKET"
+        )
+        return [*findings, Finding(what="fleet", text=text)]
+    findings.append(_look("bucket", lambda: _bucket(settings)))
+    findings.append(_look("broker", lambda: _broker(settings)))
+    return findings
+
+
+def _look(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what=what, text=look())
+    except FilterfarmError as error:
+        return Finding(what=what, text=str(error), code=error.exit_code)
+
+
+def _packages() -> str:
+    try:
+        return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    except PackageNotFoundError as error:
+        raise ServerFailed(f"the package {error.name} is missing; install filterfarm with pip once more") from error
+
+
+def _devices() -> str:
+    asked = subprocess.run(
+        [sys.executable, "-m", "workers.networks.devices"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise BadSettings(f"torch does not load: {asked.stderr.strip().splitlines()[-1]}; install filterfarm once more")
+    return ", ".join(asked.stdout.split())
+
+
+def _servers() -> str:
+    from producer.local.farm import rclone_program, valkey_program
+
+    return f"{valkey_program().name}, {rclone_program().name}"
+
+
+def _bucket(settings: Settings) -> str:
+    Store(settings, patience_s=2.0).check()
+    return f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'} answers"
+
+
+def _broker(settings: Settings) -> str:
+    with broker_errors(settings):
+        client = connect(settings, retries=1)
+        client.ping()
+        workers = sum(ago <= WORKER_SEEN_S for ago in Presence(client).workers().values())
+        policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+    if policy not in {"noeviction", "unknown"}:
+        raise BadSettings(
+            f"Redis at {settings.public_broker_url} may throw messages away (maxmemory-policy {policy}); "
+            "set it to noeviction"
+        )
+    return f"{settings.public_broker_url} answers; workers seen: {workers}"

@@ -1,0 +1,182 @@
+"""The commands of a farm and of the jobs in it: its processes, how a job stands, what becomes of its pictures."""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from producer.cli import text
+from producer.cli.job_options import DATA, as_json
+from producer.jobs.download import fetch as fetch_job
+from producer.jobs.progress import summary
+from producer.jobs.progress import watch as watch_job
+from producer.jobs.session import open_session, open_store, read_settings
+from producer.jobs.status import (
+    JobStatus,
+    job_status,
+    load_job,
+    readable_jobs,
+    require_complete,
+    status_without_storage,
+)
+from producer.jobs.submit import write_status
+from workers.clients.broker import broker_errors, connect, make_app
+from workers.clients.clock import check_clock
+from workers.clients.ledger import Ledger
+from workers.clients.signals import stop_on_signals
+from workers.clients.storage import Store
+from workers.contract.errors import STORAGE_ERRORS, ExitCode
+from workers.contract.settings import Settings
+
+
+@click.command()
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+@click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
+@click.option("--all-gpus", is_flag=True, help="One process for each GPU.")
+def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
+    """Render tiles until stopped. SIGTERM finishes the batch on the device and hands back the rest."""
+    settings = read_settings(device=device, batch=batch)
+    farm = open_session(settings)
+    with broker_errors(settings):
+        check_clock(farm.ledger.client, settings.visibility_timeout_s)
+    arguments = ["--all-gpus"] if all_gpus else []
+    # Becomes the supervisor: signals reach it directly.
+    environ = {**os.environ, **settings.to_environ()}
+    os.execve(sys.executable, [sys.executable, "-m", "workers.runtime.supervisor", *arguments], environ)  # noqa: S606
+
+
+@click.command()
+def collector() -> None:
+    """Assemble what is whole and enqueue again what was lost, until stopped. One is enough; two do no harm."""
+    from producer.collector.collector import Collector
+
+    settings = read_settings()
+    open_session(settings)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = stop_on_signals()
+    store = Store(settings, patience_s=settings.storage_patience_s, stop=stop)
+    ledger = Ledger(connect(settings, retries=3))
+    Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)
+
+
+@click.command()
+@click.argument("job", required=False)
+@as_json
+def status(job: str | None, json_: bool) -> None:
+    """Show how JOB stands and what it waits for; without JOB, list all jobs of the bucket."""
+    settings = read_settings()
+    if job is not None:
+        one = _status_of(job, settings)
+        click.echo(json.dumps(one.as_json()) if json_ else text.status(one))
+        return
+    farm = open_session(settings)
+    with broker_errors(settings):
+        jobs = readable_jobs(farm.store, Console(stderr=True))
+        every = [job_status(frozen, farm.store, farm.ledger) for frozen in jobs]
+    click.echo(
+        json.dumps([entry.as_json() for entry in every]) if json_ else "\n".join(summary(s, None) for s in every)
+    )
+
+
+def _status_of(job: str, settings: Settings) -> JobStatus:
+    """One job, also while the store is out of reach: the ledger knows the most of it."""
+    with broker_errors(settings):
+        try:
+            farm = open_session(settings)
+            return job_status(load_job(job, farm.store), farm.store, farm.ledger)
+        except STORAGE_ERRORS as error:
+            known = status_without_storage(job, Ledger(connect(settings, retries=1)), error)
+            if known is None:
+                raise
+            return known
+
+
+@click.command()
+@click.argument("job")
+def watch(job: str) -> None:
+    """Show JOB's progress until it has ended."""
+    farm = open_session(read_settings())
+    frozen = load_job(job, farm.store)
+    with broker_errors(farm.settings):
+        require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
+
+
+@click.command()
+@click.argument("job")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+def fetch(job: str, folder: Path) -> None:
+    """Copy JOB's tiles, grids, records and gallery into DIR. What is there already stays."""
+    store = open_store(read_settings())
+    count = fetch_job(load_job(job, store), folder, store)
+    click.echo(f"{count} files fetched", err=True)
+    click.echo(str(folder))
+
+
+@click.command()
+@click.argument("job")
+def cancel(job: str) -> None:
+    """Stop JOB: workers drop its tasks. Its tiles stay, and submitting it again resumes it."""
+    farm = open_session(read_settings())
+    frozen = load_job(job, farm.store)
+    with broker_errors(farm.settings):
+        farm.ledger.cancel(frozen.id)
+        write_status(farm.store, frozen.id, "cancelled", reasons={})
+    click.echo(f"cancelled {frozen.id}", err=True)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--against", metavar="JOB2", help="Another job of the same network, such as one with another seed.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of filterfarm run.  [default: the bucket of the settings, or filterfarm-data where none is set]",
+)  # fmt: skip
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+@as_json
+def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
+    """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
+    from producer.cli import quality_text
+    from producer.quality.local_store import Folder
+    from producer.quality.quality import measure, require_whole
+
+    settings = read_settings(device=device)
+    reader: Folder | Store
+    if data is None and settings.bucket_url:
+        reader = open_store(settings)
+    else:
+        reader = Folder(data or DATA)
+        for name in filter(None, (job, against)):
+            reader.require(name)
+    frozen = load_job(job, reader)
+    other = load_job(against, reader) if against else None
+    from workers.networks.devices import available  # loads torch, which nothing before this needs
+
+    device = settings.choose_device(available())
+    with Console(stderr=True).status("reading tiles") as shown:
+        layers = measure(
+            frozen, reader, device=device, against=other, done=lambda name: shown.update(f"{name} measured")
+        )
+    if json_:
+        click.echo(json.dumps(quality_text.as_json(frozen, layers, other)))
+    else:
+        click.echo(quality_text.as_table(layers, against=other is not None))
+    require_whole(frozen, layers)
+
+
+@click.command()
+@as_json
+def doctor(json_: bool) -> None:
+    """Say what is missing or unreachable, and the way out."""
+    from producer.cli.doctor import examine
+
+    findings = examine(os.environ)
+    click.echo(
+        json.dumps([asdict(finding) for finding in findings]) if json_ else "\n".join(map(text.finding, findings))
+    )
+    worst = next((finding.code for finding in findings if finding.code), ExitCode.OK)
+    sys.exit(int(worst))

@@ -1,0 +1,102 @@
+"""The commands that make jobs: what a model has, what a job would cost, rendering it here or on the farm."""
+
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from producer.cli import text
+from producer.cli.job_options import DATA, as_json, job_options
+from producer.jobs.progress import watch as watch_job
+from producer.jobs.session import open_session, read_settings
+from producer.jobs.status import job_status, require_complete
+from producer.jobs.submit import submit as submit_job
+from producer.planning import job_builder as planning
+from producer.planning.options import Options
+from producer.planning.recipe_builder import chosen_size
+from workers.clients.broker import broker_errors
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
+@as_json
+def layers(model: str | None, size: str, json_: bool) -> None:
+    """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models."""
+    if model is None:
+        from workers.networks import registry
+
+        names = registry.names()
+        click.echo(json.dumps(names) if json_ else "\n".join(names))
+        return
+    plans = planning.layers(model, chosen_size(Options(model=model, size=size)))
+    click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
+
+
+@click.command()
+@job_options
+@as_json
+def plan(options: Options, json_: bool) -> None:
+    """Show what a job would render and what it would cost, and do nothing."""
+    _print_plan(options, json_)
+
+
+@click.command()
+@job_options
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, show_default=True,
+    help="Folder for pictures, queue and logs.",
+)  # fmt: skip
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+@click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@as_json
+def run(options: Options, data: Path, device: str | None, batch: int | None, dry_run: bool, json_: bool) -> None:
+    """Render a job on this machine, with servers of its own. Ctrl-C stops it; the same command resumes."""
+    if dry_run:
+        _print_plan(options, json_)
+        return
+    from producer.local.run import run as run_job
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(stderr=True)
+    outcome = run_job(options, data, read_settings(device=device, batch=batch), console)
+    console.print(f"gallery: {outcome.folder / 'index.html'}\ngrids:", highlight=False, soft_wrap=True)
+    grids = [str(path) for path in outcome.grids]
+    result = {**outcome.status.as_json(), "folder": str(outcome.folder), "grids": grids}
+    click.echo(json.dumps(result) if json_ else "\n".join(grids))
+    require_complete(outcome.status)
+
+
+@click.command()
+@job_options
+@click.option("--wait", is_flag=True, help="Watch the job until it has ended.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@as_json
+def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
+    """Put a job into the farm and print its id. The same job again resumes."""
+    if dry_run:
+        _print_plan(options, json_)
+        return
+    farm = open_session(read_settings())
+    job, checkpoint = planning.make_job(options)
+    if checkpoint is not None:
+        from workers.networks import weights
+
+        weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
+    with broker_errors(farm.settings):
+        submitted = submit_job(job, checkpoint, store=farm.store, ledger=farm.ledger, app=farm.app)
+        console = Console(stderr=True)
+        console.print(text.submitted(submitted), highlight=False, soft_wrap=True)
+        click.echo(json.dumps(asdict(submitted)) if json_ else submitted.job)
+        if wait:
+            require_complete(watch_job(lambda: job_status(job, farm.store, farm.ledger), console))
+
+
+def _print_plan(options: Options, json_: bool) -> None:
+    job, _ = planning.make_job(options)
+    plans = planning.as_rendered(job)
+    click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

@@ -1,0 +1,130 @@
+"""What ``filterfarm quality`` prints: the figures of each layer and of the whole job."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from producer.cli.text import table
+from producer.quality.quality import LayerQuality
+from workers.contract.job import Job
+
+LEGEND = """\
+dead      of all tiles: the filter's batch-norm lets nothing through, so no picture could excite it; not in the rest
+grey      tiles that show nothing though their filter is not dead
+rescued   tiles whose filter did not answer to the start image, and was woken
+gain      median of activation over start activation, of the tiles whose start activation is above 0 (in brackets)
+self-id   tiles that no other tile of the layer beats, by more than 0.1 %, at exciting their own filter
+select.   median of own activation over that of the best other tile
+high-f.   median share of the picture's power beyond a quarter of a cycle per pixel (white noise: 80 %)"""
+
+LEGEND_AGAINST = """\
+alike     median likeness to the other job's tile of the same filter: cosine of what the two do to the layer's filters,
+          0 for any two tiles of the layer and 1 for the same
+matched   tiles whose most alike among the other job's is that of the same filter"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a set of tiles amounts to; shares are in 0..1, None where there is nothing to take them of."""
+
+    planned: int
+    measured: int
+    #: tiles that are stored and do not read
+    broken: int
+    dead: float | None
+    grey: float | None
+    rescued: float | None
+    gain: float | None
+    #: how many tiles had a start activation above 0, and are what gain is of
+    gain_of: int
+    self_identification: float | None
+    selectivity: float | None
+    high_frequency: float | None
+    similarity: float | None
+    matched: float | None
+
+
+def figures(layers: Sequence[LayerQuality]) -> Figures:
+    """The figures of the tiles of some layers."""
+    every = [tile for layer in layers for tile in layer.tiles]
+    # An excitable filter's grey tile counts: as one that fails.
+    alive = [tile for tile in every if not tile.inert]
+    gains = [tile.activation / tile.start_activation for tile in alive if tile.start_activation > 0]
+    return Figures(
+        planned=sum(layer.planned for layer in layers),
+        measured=len(every),
+        broken=sum(len(layer.broken) for layer in layers),
+        dead=_share([tile.inert for tile in every]),
+        grey=_share([tile.status == "dead" for tile in alive]),
+        rescued=_share([tile.status == "rescued" for tile in alive]),
+        gain=_median(gains),
+        gain_of=len(gains),
+        self_identification=_share([tile.identified for tile in alive]),
+        selectivity=_median([tile.selectivity for tile in alive]),
+        high_frequency=_median([tile.high_frequency for tile in alive]),
+        similarity=_median([tile.similarity for tile in alive]),
+        matched=_share([tile.matched for tile in alive]),
+    )
+
+
+def as_json(job: Job, layers: Sequence[LayerQuality], against: Job | None) -> dict[str, Any]:
+    """The figures, and each tile's, for scripts; infinite selectivity, which JSON does not know, is null."""
+    return {
+        "job": job.id,
+        "against": against.id if against else None,
+        "whole": _finite(asdict(figures(layers))),
+        "layers": [
+            {
+                "layer": layer.layer,
+                **_finite(asdict(figures([layer]))),
+                "broken_tiles": layer.broken,
+                "tiles": [_finite(asdict(tile)) for tile in layer.tiles],
+            }
+            for layer in layers
+        ],
+    }
+
+
+def as_table(layers: Sequence[LayerQuality], *, against: bool) -> str:
+    """A row for each layer and one for all, and what the columns mean."""
+    head = ("layer", "tiles", "dead", "grey", "rescued", "gain", "self-id", "select.", "high-f.")
+    rows = [head + (("alike", "matched") if against else ())]
+    rows += [_row(layer.layer, figures([layer]), against=against) for layer in layers]
+    if len(layers) > 1:
+        rows.append(_row("all", figures(layers), against=against))
+    legend = f"{LEGEND}\n{LEGEND_AGAINST}" if against else LEGEND
+    return f"{table(rows, names=1)}\n\n{legend}"
+
+
+def _row(name: str, of: Figures, *, against: bool) -> tuple[str, ...]:
+    tiles = str(of.measured) if of.measured == of.planned else f"{of.measured} of {of.planned}"
+    gain = "-" if of.gain is None else f"{of.gain:.2f} ({of.gain_of})"
+    shares = (_percent(of.dead), _percent(of.grey), _percent(of.rescued), gain)
+    numbers = (_percent(of.self_identification), _number(of.selectivity), _percent(of.high_frequency))
+    return (name, tiles, *shares, *numbers, *((_number(of.similarity), _percent(of.matched)) if against else ()))
+
+
+def _share(answers: Sequence[bool | None]) -> float | None:
+    known = [answer for answer in answers if answer is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _median(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return median(known) if known else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+    }

@@ -1,0 +1,129 @@
+"""What the command line prints: plain text for people, dictionaries for --json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from producer.cli.doctor import Finding
+from producer.jobs.progress import summary
+from producer.jobs.status import JobStatus
+from producer.jobs.submit import Submitted
+from producer.planning.job_builder import LayerPlan
+from workers.contract.job import Job
+
+
+def layers(plans: list[LayerPlan], *, steps: int) -> str:
+    """A table of layers with totals; GFLOP are those of ``steps`` gradient steps of one tile."""
+    unit = "GFLOP/tile/step" if steps == 1 else "GFLOP/tile"
+    rows = [("layer", "alias", "filters", "output", unit)]
+    rows += [
+        (
+            plan.name,
+            ",".join(plan.aliases) or "-",
+            str(plan.channels),
+            _output(plan),
+            f"{plan.step_gflop * steps:.2f}",
+        )
+        for plan in plans
+    ]
+    filters = sum(plan.channels for plan in plans)
+    return f"{table(rows)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
+
+
+def plan(job: Job, plans: list[LayerPlan]) -> str:
+    """What the job renders and costs."""
+    rows = [("layer", "alias", "filters", "rendered", "output", "GFLOP/tile")]
+    for layer, entry in zip(job.layers, plans, strict=True):
+        rows.append(
+            (
+                layer.name,
+                ",".join(layer.aliases) or "-",
+                str(layer.channels),
+                layer.filters if len(layer.filters) <= 24 else f"{layer.filters[:21]}...",
+                _output(entry),
+                f"{entry.step_gflop * job.recipe.work:.1f}",
+            )
+        )
+    total = plan_as_json(job, plans)
+    recipe = job.recipe
+    return (
+        f"{table(rows)}\n"
+        f"{job.id}: {_count(total['layers_total'], 'layer')}, {_count(total['tiles_total'], 'tile')}, "
+        f"{total['gflop_total'] / 1000:,.1f} TFLOP\n"
+        f"{recipe.described}; weights {job.weights.name}, fed {recipe.preprocess.name} pixels"
+    )
+
+
+def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
+    """The plan for scripts."""
+    per_layer = [
+        {
+            "name": layer.name,
+            "aliases": list(layer.aliases),
+            "channels": layer.channels,
+            "filters": layer.filters,
+            "tiles": len(layer.selected),
+            "output_px": entry.output_px,
+            "gflop_per_tile": entry.step_gflop * job.recipe.work,
+        }
+        for layer, entry in zip(job.layers, plans, strict=True)
+    ]
+    return {
+        "job": job.id,
+        "layers": per_layer,
+        "layers_total": len(job.layers),
+        "tiles_total": len(job.tiles),
+        "gflop_total": sum(len(layer.selected) * p.step_gflop for layer, p in zip(job.layers, plans, strict=True))
+        * job.recipe.work,
+        "recipe": job.recipe.model_dump(mode="json"),
+        "weights": job.weights.model_dump(mode="json"),
+    }
+
+
+def submitted(result: Submitted) -> str:
+    """One line on what a submission did."""
+    text = f"{result.job}: {_count(result.planned, 'tile')}"
+    if result.stored:
+        text += f", {result.stored} stored already"
+    on_their_way = result.planned - result.stored - result.enqueued
+    if on_their_way:
+        text += f", {on_their_way} on their way"
+    return f"{text}, {result.enqueued} enqueued"
+
+
+def status(one: JobStatus) -> str:
+    """Everything about one job."""
+    rows = [("layer", "stored", "failed", "planned")]
+    rows += [(entry.layer, str(entry.stored), str(entry.failed), str(entry.planned)) for entry in one.layers]
+    lines = [summary(one, None), table(rows)]
+    lines.append(
+        f"queued: {one.queued}; in flight: {one.in_flight}; enqueued again: {one.requeued}; workers seen: {one.workers}"
+    )
+    lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
+    return "\n".join(lines)
+
+
+def finding(result: Finding) -> str:
+    """One line of the doctor's."""
+    return f"{'ok     ' if not result.code else 'PROBLEM'} {result.what}: {result.text}"
+
+
+def _output(plan: LayerPlan) -> str:
+    return "x".join(map(str, plan.output_px)) if plan.output_px else "too small"
+
+
+def table(rows: Sequence[tuple[str, ...]], *, names: int = 2) -> str:
+    """Columns as wide as their longest cell: the first ``names`` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_row(row, widths, names) for row in rows)
+
+
+def _row(row: tuple[str, ...], widths: list[int], names: int) -> str:
+    cells = (
+        cell.ljust(width) if place < names else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join(cells).rstrip()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

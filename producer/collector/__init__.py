@@ -1,0 +1,1 @@
+"""The collector: re-enqueues lost tiles, assembles sheets, records and gallery, finishes jobs."""

@@ -1,1 +1,0 @@
-"""The static web gallery of a job."""

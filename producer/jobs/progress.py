@@ -1,0 +1,124 @@
+"""Watching a job on a terminal: a bar per layer, the time left, failures as they come."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from producer.jobs.status import JobStatus
+
+#: Where standard error is no terminal, a line this often is enough.
+_LINE_EVERY_S = 10.0
+
+#: The rate is that of the last minute: layers differ a hundredfold in cost.
+_RATE_WINDOW_S = 60.0
+
+#: More bars than this do not fit on a terminal; the layers at work are shown.
+_MOST_BARS = 12
+
+
+def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1.0) -> JobStatus:
+    """Show the job until it has ended; returns its last status."""
+    return _live(look, console, every_s) if console.is_terminal else _lines(look, console, every_s)
+
+
+def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
+    rate = Rate()
+    told_at, told = 0.0, ""
+    while True:
+        status = look()
+        now = time.monotonic()
+        text = summary(status, rate.left_s(status.stored + status.failed, status.planned, now))
+        if status.state != "running" or (text != told and now - told_at >= _LINE_EVERY_S):
+            console.print(text, highlight=False, soft_wrap=True)
+            told_at, told = now, text
+        if status.state != "running":
+            return status
+        time.sleep(every_s)
+
+
+def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
+    rate, began_s = Rate(), time.monotonic()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            status = look()
+            now_s = time.monotonic()
+            left_s = rate.left_s(status.stored + status.failed, status.planned, now_s)
+            live.update(
+                _picture(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status), refresh=True
+            )
+            if status.state != "running":
+                break
+            time.sleep(every_s)
+    console.print(summary(status, None), highlight=False, soft_wrap=True)
+    return status
+
+
+def summary(status: JobStatus, left_s: float | None) -> str:
+    """One line: how far, how many failed, how long still, what it waits for."""
+    state = f"failed: {status.waiting_for}" if status.state == "failed" else status.state
+    parts = [f"{status.job}: {state}, {status.stored} of {status.planned} tiles"]
+    if status.failed:
+        parts.append(f"{status.failed} failed")
+    if status.requeued:
+        parts.append(f"{status.requeued} enqueued again")
+    if status.state == "running":
+        if status.waiting_for:
+            parts.append(f"waiting for {status.waiting_for}")
+        elif status.stored + status.failed == status.planned:
+            parts.append("assembling")
+        elif left_s is not None:
+            parts.append(f"{_duration(left_s)} left")
+    return ", ".join(parts)
+
+
+def _picture(heading: str, status: JobStatus) -> Group:
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    unfinished = [layer for layer in status.layers if layer.stored + layer.failed < layer.planned]
+    finished = [layer for layer in status.layers if layer.stored + layer.failed >= layer.planned]
+    shown = (finished[-3:] + unfinished)[:_MOST_BARS]
+    for layer in shown:
+        mark = " [red]failed: " + str(layer.failed) if layer.failed else ""
+        bars.add_task(layer.layer + mark, total=layer.planned, completed=layer.stored + layer.failed)
+    more = len(status.layers) - len(shown)
+    rest = [Text(f"and {more} layer{'' if more == 1 else 's'} more")] if more else []
+    failures = [Text(f"failed {tile}: {reason}", style="red") for tile, reason in list(status.reasons.items())[-5:]]
+    return Group(Text(heading), bars, *rest, *failures)
+
+
+class Rate:
+    """Seconds a tile takes, from those that ended last, and from that the time left.
+
+    What passes before the first tile ends is no measure: processes start and networks load.
+    """
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+        #: (when, how many had ended by then), of the last minute, and always the last two there were
+        self._seen: list[tuple[float, int]] = []
+
+    def left_s(self, ended: int, planned: int, now_s: float) -> float | None:
+        """The time left, given how many tiles of ``planned`` have ended by ``now_s``; None where that is not known."""
+        if ended != self._before:
+            if self._before is not None and ended < self._before:  # tiles were lost, and the farm knows it now
+                self._seen = []
+            elif self._before is not None:
+                self._seen.append((now_s, ended))
+            self._before = ended
+        while len(self._seen) > 2 and self._seen[1][0] <= now_s - _RATE_WINDOW_S:
+            self._seen.pop(0)
+        if len(self._seen) < 2:
+            return None
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        return (planned - ended) * (last_s - first_s) / (last - first)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""``filterfarm run``: a whole farm on this machine."""

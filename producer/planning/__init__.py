@@ -1,0 +1,1 @@
+"""From options to a frozen job. Pure: no network, no files but those that options name."""

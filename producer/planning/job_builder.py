@@ -1,0 +1,192 @@
+"""What a job contains, before anything runs: layers, filters, tiles, GFLOP; and the frozen job made from options."""
+
+import difflib
+import fnmatch
+import functools
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from producer.planning.options import Options
+from producer.planning.recipe_builder import chosen_size, make_grid, make_recipe
+from workers.contract.errors import BadOption, UnknownLayer
+from workers.contract.filter_ranges import absent, format_filters, parse_filters
+from workers.contract.geometry import layer_stride, seen_px, wider_px
+from workers.contract.job import Grid, Job, Layer
+from workers.contract.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """One convolution of a model, and what a tile of it costs."""
+
+    name: str
+    aliases: tuple[str, ...]
+    channels: int
+    #: height and width of its map; None where a picture of this size does not get that far
+    output_px: tuple[int, int] | None
+    #: GFLOP of one gradient step of one picture; in a job's plan, with all that the recipe looks at
+    step_gflop: float
+    #: the same where the whole layer is looked at, not one filter of it
+    whole_step_gflop: float
+
+
+def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
+    """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
+    from workers.networks import registry, tracing
+
+    model, trace = _traced(model_name)
+    costs = tracing.costs(model, trace, size_px)
+    names = registry.aliases(model_name, model)
+    result = []
+    for name in tracing.convolutions(model, trace):
+        cost = costs.get(name)
+        channels = int(model.get_submodule(name).out_channels)  # type: ignore[arg-type]  # a convolution's
+        plan = LayerPlan(
+            name=name,
+            aliases=(names[name],) if name in names else (),
+            channels=channels,
+            output_px=cost.output_px if cost else None,
+            step_gflop=cost.step_gflop() if cost else 0.0,
+            whole_step_gflop=cost.step_gflop(channels) if cost else 0.0,
+        )
+        result.append(plan)
+    return result
+
+
+def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan]:
+    """The layers that comma-separated names, aliases and globs mean, in the order they run; raises UnknownLayer."""
+    if text.strip() == "all":
+        return plans
+    chosen: set[str] = set()
+    for pattern in filter(None, (part.strip() for part in text.split(","))):
+        matches = {
+            plan.name for plan in plans if any(fnmatch.fnmatchcase(n, pattern) for n in (plan.name, *plan.aliases))
+        }
+        if not matches:
+            every = [name for plan in plans for name in (plan.name, *plan.aliases)]
+            near = difflib.get_close_matches(pattern, every, n=2, cutoff=0.3) or every[:2]
+            raise UnknownLayer(
+                f"no layer {pattern[:80]!r} in {model_name}; nearest: {', '.join(near)} "
+                f"('filterfarm layers {model_name}' lists all)"
+            )
+        chosen |= matches
+    if not chosen:
+        raise UnknownLayer(f"--layers {text!r} names no layer; 'filterfarm layers {model_name}' lists all")
+    return [plan for plan in plans if plan.name in chosen]
+
+
+def make_job(options: Options) -> tuple[Job, Path | None]:
+    """The frozen job, and the checkpoint file it names (if any).
+
+    Raises the errors of everything a person can get wrong in the options.
+    """
+    size_px = chosen_size(options)
+    chosen = select(layers(options.model, size_px), options.layers, options.model)
+    too_deep = next((plan for plan in chosen if plan.output_px is None), None)
+    if too_deep:
+        raise BadOption(
+            f"{options.model} cannot take {size_px[0]}x{size_px[1]} px pictures as far as {too_deep.name}; "
+            "use another --size, such as 224"
+        )
+    from workers.networks import weights as loading
+
+    weights, checkpoint = loading.choose(options.model, options.weights)
+    recipe = make_recipe(options, loading.preprocess(options.preprocess, options.model, weights))
+    for plan in chosen:
+        _check_layer(recipe, plan, options.model)
+    widest = max(chosen, key=lambda plan: _tiles(recipe, plan))
+    named = parse_filters(options.filters, _tiles(recipe, widest), widest.name)
+    frozen = tuple(_layer(recipe, plan, named) for plan in chosen)
+    grid = make_grid(options)
+    _check_grid(grid, frozen)
+    packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
+    job = Job(
+        model=options.model,
+        weights=weights,
+        layers=frozen,
+        recipe=recipe,
+        grid=grid,
+        versions={package: version(package) for package in packages},
+    )
+    return job, checkpoint
+
+
+def as_rendered(job: Job) -> list[LayerPlan]:
+    """The plans of a job's layers, with what a step of each costs by its recipe.
+
+    Some objectives look at the whole layer; and of shallow layers a margin is seen beyond the tile.
+    """
+    recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
+    whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
+    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.model, px)})
+    rendered = []
+    for plan in (at(size_px)[layer.name] for layer in job.layers):
+        seen = plan
+        if recipe.method != "notebook" and plan.output_px is not None:
+            stride = layer_stride(size_px, plan.output_px, at(wider_px(size_px))[plan.name].output_px)
+            more = at(seen_px(size_px, stride, pinned=recipe.objective == "neuron"))[plan.name]
+            # Some networks do not take all sizes, and are shown the tile alone.
+            seen = more if more.output_px is not None else plan
+        rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
+    return rendered
+
+
+@functools.lru_cache(maxsize=1)
+def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
+    """The model without its weights, and its graph; raises UnknownModel. Kept, for it is asked for at several sizes."""
+    from workers.networks import registry, tracing
+
+    model = registry.skeleton(model_name)
+    return model, tracing.trace(model)
+
+
+def _tiles(recipe: Recipe, plan: LayerPlan) -> int:
+    """How many tiles a layer can have: one for each filter or direction, or one of the layer as a whole."""
+    if recipe.directions is not None:
+        return recipe.directions.count
+    return 1 if recipe.objective == "deepdream" else plan.channels
+
+
+def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
+    """The layer with those of the filters that it has: ``0-63`` of a whole network is 16 of a layer of 16.
+
+    Raises BadFilters where it has none of them.
+    """
+    tiles = _tiles(recipe, plan)
+    chosen = [filter_ for filter_ in named if filter_ < tiles]
+    if not chosen:
+        raise absent(format_filters(named)[:80], tiles, plan.name)
+    return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=format_filters(chosen))
+
+
+def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:
+    """Raise where the recipe's objective does not fit the layer."""
+    if recipe.directions is not None and recipe.directions.channels != plan.channels:
+        raise BadOption(
+            f"--directions has vectors of {recipe.directions.channels} numbers, and {plan.name} has {plan.channels} "
+            f"channels; choose --layers of as many ('filterfarm layers {model}' lists them)"
+        )
+    if recipe.neuron is not None and plan.output_px is not None:
+        height, width = plan.output_px
+        if recipe.neuron[0] >= height or recipe.neuron[1] >= width:
+            raise BadOption(
+                f"--neuron {recipe.neuron[0]},{recipe.neuron[1]} is outside of {plan.name}'s map of {height}x{width}; "
+                "count rows and columns from 0"
+            )
+
+
+def _check_grid(grid: Grid, frozen: tuple[Layer, ...]) -> None:
+    if grid.rows is None or grid.columns is None:
+        return
+    room = grid.rows * grid.columns
+    for layer in frozen:
+        if not grid.holds(len(layer.selected)):
+            raise BadOption(
+                f"a grid of {grid.rows}x{grid.columns} holds {room} tiles, and {layer.name} has {len(layer.selected)}; "
+                f"use --grid auto or --filters 0-{room - 1}"
+            )

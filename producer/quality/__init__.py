@@ -1,0 +1,1 @@
+"""``filterfarm quality``: how good a job's pictures are."""

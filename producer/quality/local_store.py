@@ -1,0 +1,39 @@
+"""Jobs that lie in a folder as plain files, as ``filterfarm run`` leaves them, read without any server."""
+
+import difflib
+from pathlib import Path
+
+from producer.local.farm import BUCKET
+from workers.contract import keys
+from workers.contract.errors import NoJob, StorageDenied
+
+
+class Folder:
+    """The bucket of a data folder, to be read like a :class:`~workers.clients.storage.Store`."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._bucket = data / BUCKET
+
+    def get(self, key: str, *, max_bytes: int = 1 << 32) -> bytes | None:
+        """The object's bytes, or None where there is none. One longer than ``max_bytes`` comes cut to that.
+
+        Raises StorageDenied where the file cannot be read.
+        """
+        path = self._bucket / key
+        try:
+            with path.open("rb") as file:
+                return file.read(max_bytes)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
+
+    def require(self, job_id: str) -> None:
+        """Raise NoJob, with the nearest that there is, where the folder holds no job of that id."""
+        if keys.is_name(job_id) and (self._bucket / keys.job(job_id)).exists():
+            return
+        there = sorted(path.parent.name for path in self._bucket.glob("*/job.json"))
+        near = difflib.get_close_matches(job_id, there, n=3, cutoff=0.3) or there[:3]
+        hint = f"there is {', '.join(near)}" if near else "there is none; for a farm's bucket set FILTERFARM_BUCKET"
+        raise NoJob(f"no job {job_id[:100]!r} in {self._data}; {hint}")

@@ -1,0 +1,317 @@
+"""The ledger on a real server: doing anything twice changes nothing."""
+
+import time
+
+import redis
+
+from tests.conftest import sample_job
+from workers.clients.ledger import SUBMITTING_S, Ledger
+from workers.clients.presence import Presence
+from workers.contract import keys
+from workers.contract.errors import NoBucket
+
+JOB = sample_job(filters="0-40")
+OTHER = sample_job(seed=1)
+
+
+def begin(ledger: Ledger, job_id: str, number: int) -> int:
+    """A beginning that has no end, though nobody has the tile any more."""
+    starts = ledger.claim(job_id, number, "begins", 60.0)
+    ledger.end_claim(job_id, number, "begins", stored=False)
+    return starts
+
+
+def contents(ledger: Ledger) -> dict[bytes, bytes]:
+    """All that Redis holds."""
+    return {bytes(key): ledger.client.dump(key) or b"" for key in ledger.client.scan_iter()}
+
+
+def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
+    # Given an empty Redis
+    # Then every question has an answer, and it is no
+    assert ledger.jobs() == set()
+    assert ledger.done(JOB.id) == set()
+    assert ledger.failed(JOB.id) == {}
+    assert ledger.requeued(JOB.id) == 0
+    assert ledger.planned(JOB.id) is None
+    assert not ledger.is_done(JOB.id, 0)
+    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_cancelled(JOB.id)
+    assert not ledger.is_synced(JOB.id)
+    # And asking has left nothing behind
+    assert contents(ledger) == {}
+
+
+def test_jobs_are_registered_and_unregistered_once(ledger: Ledger) -> None:
+    # Given two jobs, registered twice
+    for job in (JOB, OTHER, JOB):
+        ledger.register(job.id)
+    assert ledger.jobs() == {JOB.id, OTHER.id}
+    # When one is unregistered, twice
+    for _ in range(2):
+        ledger.unregister(JOB.id)
+    # Then the other is left
+    assert ledger.jobs() == {OTHER.id}
+
+
+def test_a_cancelled_job_is_off_the_list_until_it_is_registered_again(ledger: Ledger) -> None:
+    # Given a job
+    ledger.register(JOB.id)
+    # When it is cancelled, twice
+    for _ in range(2):
+        ledger.cancel(JOB.id)
+    # Then workers and the collector know it, and other jobs do not care
+    assert ledger.is_cancelled(JOB.id)
+    assert ledger.jobs() == set()
+    assert not ledger.is_cancelled(OTHER.id)
+    # And registering it again undoes it
+    ledger.register(JOB.id)
+    assert not ledger.is_cancelled(JOB.id)
+    assert ledger.jobs() == {JOB.id}
+
+
+def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledger) -> None:
+    # Given a job that is being enqueued
+    ledger.hold(JOB.id)
+    # Then it is held, for a limited time
+    assert ledger.is_held(JOB.id)
+    assert 0 < ledger.client.ttl(keys.redis(JOB.id, "submitting")) <= SUBMITTING_S
+    # When it is released, twice
+    for _ in range(2):
+        ledger.release(JOB.id)
+    # Then it is free
+    assert not ledger.is_held(JOB.id)
+
+
+def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> None:
+    # Given tiles whose bits are the first, the last and the middle of a byte, and far apart, marked twice
+    numbers = {0, 7, 8, 12, 63, 17_215}
+    for number in [*numbers, *numbers]:
+        ledger.end_claim(JOB.id, number, "token", stored=True)
+    # When the ledger is asked
+    # Then it knows those and no others
+    assert ledger.done(JOB.id) == numbers
+    assert all(ledger.is_done(JOB.id, number) for number in numbers)
+    assert not any(ledger.is_done(JOB.id, number) for number in (1, 6, 9, 62, 64, 17_214, 17_216))
+    assert ledger.done(OTHER.id) == set()
+
+
+def test_bits_stand_in_the_order_that_redis_itself_counts_them(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given two done tiles
+    for number in (3, 17):
+        ledger.end_claim(JOB.id, number, "token", stored=True)
+    key = keys.redis(JOB.id, "done")
+    # When Redis looks for the first set bit, from the start and further on
+    # Then it finds the same
+    assert redis_client.bitpos(key, 1) == 3
+    assert redis_client.bitpos(key, 1, 1) == 17
+    assert redis_client.bitcount(key) == 2
+
+
+def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None:
+    # Given a tile that failed twice
+    ledger.mark_failed(JOB.id, 3, "first")
+    ledger.mark_failed(JOB.id, 3, "größer: \U0001f4a5\nnext line")
+    # When the ledger is asked
+    # Then the last reason is there, to the letter, and the tile is not done
+    assert ledger.failed(JOB.id) == {3: "größer: \U0001f4a5\nnext line"}
+    assert not ledger.is_done(JOB.id, 3)
+
+
+def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
+    # Given a tile that failed
+    begin(ledger, JOB.id, 3)
+    ledger.count_attempt(JOB.id, 3)
+    ledger.mark_failed(JOB.id, 3, "why")
+    # When it is done after all
+    ledger.end_claim(JOB.id, 3, "token", stored=True)
+    # Then nothing of the failure is left
+    assert ledger.failed(JOB.id) == {}
+    assert not ledger.client.exists(keys.redis(JOB.id, "starts"))
+    assert ledger.count_attempt(JOB.id, 3) == 1
+
+
+def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
+    # Given a tile that two workers began and never ended
+    assert [begin(ledger, JOB.id, 5) for _ in range(2)] == [1, 2]
+    # When a third begins and hands it back
+    assert begin(ledger, JOB.id, 5) == 3
+    ledger.abandon(JOB.id, 5)
+    # Then the next is the third again: a preemption is no attempt
+    assert begin(ledger, JOB.id, 5) == 3
+    # And other tiles have counts of their own
+    assert begin(ledger, JOB.id, 6) == 1
+    assert begin(ledger, OTHER.id, 5) == 1
+
+
+def test_a_claim_that_is_sent_again_is_one_beginning(ledger: Ledger) -> None:
+    # Given a tile that was begun once, and is claimed again
+    begin(ledger, JOB.id, 5)
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+    # When the same delivery claims it once more, because it has had no answer
+    # Then it has it, and that counts no further beginning
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+
+
+def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -> None:
+    # Given a tile that is being rendered while Redis loses its data, and is then handed back
+    assert ledger.claim(JOB.id, 5, "token", 60.0) == 1
+    ledger.client.flushall()
+    ledger.abandon(JOB.id, 5)
+    # When it is delivered again
+    # Then somebody gets it, and keeps it where the count is lost again
+    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+    ledger.client.delete(keys.redis(JOB.id, "starts"))
+    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+
+
+def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given a Redis that has forgotten all scripts
+    assert ledger.claim(JOB.id, 1, "token", 60.0)
+    redis_client.script_flush()
+    # When they are used
+    ledger.end_claim(JOB.id, 1, "token", stored=False)
+    redis_client.script_flush()
+    # Then they work
+    assert ledger.claim(JOB.id, 1, "other", 60.0) == 2
+
+
+def test_attempts_are_counted_for_each_tile(ledger: Ledger) -> None:
+    # Given attempts at two tiles
+    # When they are counted
+    # Then each has its own count
+    assert [ledger.count_attempt(JOB.id, number) for number in (1, 1, 2, 1)] == [1, 2, 1, 3]
+
+
+def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
+    # Given a done tile, a failed one, and one more of each
+    for number in (1, 2):
+        ledger.end_claim(JOB.id, number, "token", stored=True)
+    for number in (3, 4):
+        ledger.mark_failed(JOB.id, number, "why")
+        ledger.count_attempt(JOB.id, number)
+    # When one of each is reopened, twice
+    for _ in range(2):
+        ledger.reopen(JOB.id, {1, 3})
+    # Then they are as new, and the others are as they were
+    assert ledger.done(JOB.id) == {2}
+    assert ledger.failed(JOB.id) == {4: "why"}
+    assert ledger.count_attempt(JOB.id, 3) == 1
+    assert ledger.count_attempt(JOB.id, 4) == 2
+    assert begin(ledger, JOB.id, 3) == 1
+
+
+def test_reopening_nothing_changes_nothing(ledger: Ledger) -> None:
+    # Given a done tile
+    ledger.end_claim(JOB.id, 1, "token", stored=True)
+    before = contents(ledger)
+    # When nothing is reopened
+    ledger.reopen(JOB.id, set())
+    # Then nothing has changed
+    assert contents(ledger) == before
+
+
+def test_a_tile_that_is_enqueued_again_twice_counts_once(ledger: Ledger) -> None:
+    # Given tiles that the collector has enqueued again
+    ledger.note_requeued(JOB.id, {1, 2})
+    # When one of them is once more
+    ledger.note_requeued(JOB.id, {2, 3})
+    ledger.note_requeued(JOB.id, set())
+    # Then each counts once
+    assert ledger.requeued(JOB.id) == 3
+
+
+def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> None:
+    # Given a ledger that says something else
+    ledger.end_claim(JOB.id, 9, "token", stored=True)
+    ledger.mark_failed(JOB.id, 10, "old")
+    begin(ledger, JOB.id, 11)
+    ledger.count_attempt(JOB.id, 11)
+    # When it is filled from the bucket, twice
+    for _ in range(2):
+        ledger.sync(JOB, {0, 40}, {5: "why"})
+    # Then it says that, and knows that it does
+    assert ledger.done(JOB.id) == {0, 40}
+    assert ledger.failed(JOB.id) == {5: "why"}
+    assert ledger.is_synced(JOB.id)
+    assert not ledger.is_synced(OTHER.id)
+    assert begin(ledger, JOB.id, 11) == 1
+    assert ledger.count_attempt(JOB.id, 11) == 1
+
+
+def test_an_emptied_redis_is_told_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
+    # Given a job of which nothing is done
+    ledger.sync(JOB, set(), {})
+    assert ledger.is_synced(JOB.id)
+    # When Redis is emptied
+    redis_client.flushall()
+    # Then the ledger says so
+    assert not ledger.is_synced(JOB.id)
+
+
+def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledger: Ledger) -> None:
+    # Given a tile that one delivery has claimed
+    assert ledger.claim(JOB.id, 3, "first", 60.0)
+    # Then no other gets it, of whichever worker, but other tiles are free
+    assert ledger.claim(JOB.id, 3, "second", 60.0) == 0
+    assert ledger.claim(JOB.id, 4, "second", 60.0)
+    # And who has no claim cannot end it, and who has can
+    ledger.end_claim(JOB.id, 3, "second", stored=False)
+    assert not ledger.claim(JOB.id, 3, "third", 60.0)
+    ledger.end_claim(JOB.id, 3, "first", stored=False)
+    # And one that is not kept ends by itself, and one that is kept does not
+    assert ledger.claim(JOB.id, 3, "fourth", 0.3)
+    ledger.keep_claims([(JOB.id, 4)], 0.6)
+    time.sleep(0.4)
+    assert ledger.claim(JOB.id, 3, "fifth", 60.0)
+    assert not ledger.claim(JOB.id, 4, "fifth", 60.0)
+    ledger.keep_claims([(JOB.id, 9)], 60.0)
+    assert ledger.claim(JOB.id, 9, "sixth", 60.0)
+
+
+def test_a_tile_that_is_stored_is_done_whoever_has_the_claim(ledger: Ledger) -> None:
+    # Given a tile that somebody else has claimed since
+    ledger.claim(JOB.id, 3, "second", 60.0)
+    # When the first, who had lost it, has stored it all the same
+    ledger.end_claim(JOB.id, 3, "first", stored=True)
+    # Then it is done, and the claim is the other's still
+    assert ledger.done(JOB.id) == {3}
+    assert ledger.client.get(keys.claim(JOB.id, 3)) == b"second"
+
+
+def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
+    # Given a stored tile, a failed one, and a cancelled job
+    ledger.end_claim(JOB.id, 1, "token", stored=True)
+    ledger.mark_failed(JOB.id, 2, "why")
+    ledger.cancel(OTHER.id)
+    # When they are asked for
+    # Then nobody gets them
+    assert not ledger.claim(JOB.id, 1, "a", 60.0)
+    assert not ledger.claim(JOB.id, 2, "a", 60.0)
+    assert not ledger.claim(OTHER.id, 1, "a", 60.0)
+    # And once they are opened again, somebody does at once
+    ledger.reopen(JOB.id, {1, 2})
+    ledger.register(OTHER.id)
+    assert all(ledger.claim(job, number, "b", 60.0) for job, number in ((JOB.id, 1), (JOB.id, 2), (OTHER.id, 1)))
+
+
+def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
+    # Given a ledger of which every part was used
+    ledger.register(JOB.id)
+    ledger.hold(JOB.id)
+    ledger.sync(JOB, {1}, {2: "why"})
+    ledger.count_attempt(JOB.id, 3)
+    ledger.note_requeued(JOB.id, {3})
+    ledger.claim(JOB.id, 3, "token", 60.0)
+    presence = Presence(ledger.client)
+    presence.see_worker("cpu-1@here")
+    presence.note_storage("cpu-1@here", NoBucket("none"))
+    ledger.register(OTHER.id)
+    ledger.cancel(JOB.id)
+    # When Redis is asked for its keys
+    found = {key.decode().replace(JOB.id, "<job>").replace(OTHER.id, "<job>") for key in contents(ledger)}
+    found = {key.replace("claim:3", "claim:<number>") for key in found}
+    # Then each is in the list of keys.py
+    listed = {line.split("  ")[0].strip() for line in (keys.__doc__ or "").replace("    ", "\n").splitlines()}
+    assert len(found) == 13
+    assert found <= listed

@@ -1,0 +1,131 @@
+"""The store as a worker uses it, before a real object store that fails."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import S3
+from tests.s3proxy import S3Proxy, s3_proxy
+from workers.clients import retrying_storage
+from workers.clients.retrying_storage import PatientStore
+from workers.contract.errors import Draining, FilterfarmError, StorageDenied, StorageUnreachable
+from workers.contract.settings import Settings
+
+TEXT = "text/plain"
+
+
+@pytest.fixture
+def proxy(s3: S3) -> Iterator[S3Proxy]:
+    """The store behind a proxy."""
+    with s3_proxy(s3.endpoint) as made:
+        yield made
+
+
+class Told:
+    """What a store has told of itself."""
+
+    def __init__(self) -> None:
+        self.errors: list[FilterfarmError | None] = []
+
+    def __call__(self, error: FilterfarmError | None) -> None:
+        self.errors.append(error)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of a fifth of a second."""
+    monkeypatch.setattr(retrying_storage, "PAUSE_S", 0.2)
+    monkeypatch.setattr(retrying_storage, "OWN_PATIENCE_S", 0.1)
+
+
+def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> PatientStore:
+    """The store as a worker has it that waits for so many seconds."""
+    url = "s3://filterfarm/patience"
+    settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_patience_s=for_s)
+    return PatientStore(settings, stop=stop or threading.Event(), tell=told)
+
+
+@pytest.mark.parametrize("fault", ["denied", "down"])
+def test_many_callers_wait_while_one_asks_and_all_get_through_when_it_is_over(proxy: S3Proxy, fault: str) -> None:
+    # Given a store that fails, and twenty callers with an object each
+    told = Told()
+    store = patient(proxy, told)
+    setattr(proxy, fault, True)
+    callers = [threading.Thread(target=store.put, args=(f"{n}", b"%d" % n, TEXT)) for n in range(20)]
+    for caller in callers:
+        caller.start()
+    time.sleep(1.0)
+    # When they have all heard it once
+    mark = time.time()
+    time.sleep(2.0)
+    # Then one at a time asks again, in turn
+    assert 1 <= len(proxy.since(mark)) <= 30
+    assert told.errors
+    assert None not in told.errors
+    # And when it is over, each object is there, and that was told
+    setattr(proxy, fault, False)
+    for caller in callers:
+        caller.join(20)
+    assert [store.get(f"{n}") for n in range(20)] == [b"%d" % n for n in range(20)]
+    assert told.errors[-1] is None
+    assert store.exists("7")
+
+
+def test_what_is_absent_is_no_failure(proxy: S3Proxy) -> None:
+    # Given a store that works
+    told = Told()
+    store = patient(proxy, told)
+    # When an object is asked for that is not there
+    # Then it is not, and there is no trouble
+    assert store.get("nothing") is None
+    assert not store.exists("nothing")
+    store.await_ready()
+    assert told.errors == []
+
+
+def test_patience_ends_with_what_the_store_has_said_last(proxy: S3Proxy) -> None:
+    # Given a store that fails for longer than a worker waits
+    proxy.denied = True
+    store = patient(proxy, Told(), for_s=0.5)
+    # When something is put
+    began = time.monotonic()
+    with pytest.raises(StorageDenied):
+        store.put("x", b"x", TEXT)
+    # Then that ends in time, and so does waiting before the next
+    assert time.monotonic() - began < 5
+    with pytest.raises(StorageDenied):
+        store.await_ready()
+    # And what is in the way may change meanwhile
+    proxy.denied, proxy.down = False, True
+    with pytest.raises(StorageUnreachable):
+        store.put("x", b"x", TEXT)
+    proxy.down = False
+    store.await_ready()
+    store.put("x", b"x", TEXT)
+
+
+def test_a_worker_that_stops_waits_no_longer(proxy: S3Proxy) -> None:
+    # Given callers that wait for a store
+    stop = threading.Event()
+    ended: list[Draining] = []
+    proxy.denied = True
+    store = patient(proxy, Told(), stop=stop)
+
+    def put() -> None:
+        try:
+            store.put("x", b"x", TEXT)
+        except Draining as error:
+            ended.append(error)
+
+    callers = [threading.Thread(target=put) for _ in range(5)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.5)
+    # When the worker stops
+    stop.set()
+    # Then each hears so, soon
+    for caller in callers:
+        caller.join(5)
+    assert len(ended) == 5

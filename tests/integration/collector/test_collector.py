@@ -1,0 +1,637 @@
+"""The collector, round by round, against a real queue and two real object stores."""
+
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+from PIL import Image
+
+from producer.collector import collector as module
+from producer.collector.collector import Collector
+from producer.collector.contact_sheet import DEAD_RGB
+from producer.jobs.submit import read_state, submit, write_status
+from tests.conftest import finish_tiles, sample_job, sample_tile
+from tests.integration.jobs.test_submit import fail, queued
+from workers.clients.broker import outstanding
+from workers.clients.ledger import Ledger
+from workers.clients.storage import Store
+from workers.contract import keys
+from workers.contract.job import Grid, Job
+from workers.contract.settings import Settings
+from workers.contract.tile_png import max_bytes
+
+JOB = sample_job("features.0", "features.2")
+ALL = set(range(len(JOB.tiles)))
+
+MakeCollector = Callable[[], Collector]
+
+
+class Rounds(threading.Event):
+    """Lets a collector look so many times, without pauses between."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._left -= 1
+        if self._left <= 0:
+            self.set()
+        return self.is_set()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are taken for lost after two idle rounds, and every round looks into the bucket."""
+    monkeypatch.setattr(module, "LOST_S", 0.0)
+    monkeypatch.setattr(module, "RESCAN_S", 0.0)
+    monkeypatch.setattr(module, "ROUND_S", 0.05)
+
+
+@pytest.fixture
+def make_collector(settings: Settings, store: Store, app: Celery, redis_client: "redis.Redis") -> MakeCollector:
+    """A collector that remembers nothing, as after a restart."""
+    return lambda: Collector(settings, store=store, ledger=Ledger(redis_client), app=app)
+
+
+@pytest.fixture
+def collector(make_collector: MakeCollector) -> Collector:
+    """One collector."""
+    return make_collector()
+
+
+def drive(collector: Collector, caplog: pytest.LogCaptureFixture, rounds: int = 1) -> None:
+    """Let the collector look so many times, none of them cut short by an error."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        collector.run(Rounds(rounds))
+    assert "round cut short" not in caplog.text
+
+
+@contextmanager
+def at_work(make_collector: MakeCollector) -> Iterator[Callable[[], None]]:
+    """A collector in a thread of its own, until the block ends or the given function is called."""
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: make_collector().run(stop))
+    thread.start()
+
+    def end() -> None:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    try:
+        yield end
+    finally:
+        end()
+
+
+def submitted(job: Job, store: Store, ledger: Ledger, app: Celery) -> Job:
+    submit(job, None, store=store, ledger=ledger, app=app)
+    return job
+
+
+def document(store: Store, key: str) -> Any:
+    """A JSON object of the bucket."""
+    data = store.get(key)
+    assert data is not None, key
+    return json.loads(data)
+
+
+def objects(store: Store) -> dict[str, bytes | None]:
+    return {key: store.get(key) for key in store.list("")}
+
+
+def acknowledge_all(client: "redis.Redis") -> None:
+    """What workers leave of the queue when they are through."""
+    for queue in client.scan_iter(f"{keys.QUEUE}.*"):
+        client.delete(queue)
+
+
+def test_a_layer_is_assembled_when_all_of_its_tiles_are_there_and_not_before(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a job of two layers of four tiles, of which seven are stored
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL - {6}, store, ledger)
+    # When the collector looks
+    drive(collector, caplog, 2)
+    # Then the whole layer has its sheet and records, and the other has not
+    assert store.exists(keys.grid(JOB.id, "features.0"))
+    assert store.exists(keys.records(JOB.id, "features.0"))
+    assert not store.exists(keys.grid(JOB.id, "features.2"))
+    assert not store.exists(keys.records(JOB.id, "features.2"))
+    # And the job is not finished
+    assert read_state(store, JOB.id) == "running"
+    assert ledger.jobs() == {JOB.id}
+
+
+def test_a_whole_job_is_finished_with_sheets_records_and_gallery(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job of which every tile is stored
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    acknowledge_all(redis_client)
+    # When the collector looks
+    drive(collector, caplog)
+    # Then each sheet shows each tile in its place
+    for layer in JOB.layers:
+        with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, layer.name)) or b"")) as image:
+            canvas = np.asarray(image)
+        assert canvas.shape == (2 * 8 + 5, 2 * 8 + 5, 3)
+        assert [int(canvas[y, x, 0]) for y in (0, 13) for x in (0, 13)] == [1, 2, 3, 4]
+        # And each filter has its record
+        records = document(store, keys.records(JOB.id, layer.name))
+        assert (records["job"], records["layer"]) == (JOB.id, layer.name)
+        assert [record["filter"] for record in records["filters"]] == [0, 1, 2, 3]
+        assert {record["status"] for record in records["filters"]} == {"live"}
+    # And the gallery is there, and the job has ended
+    assert b"tiles/features.2/3.png" in (store.get(keys.index(JOB.id)) or b"")
+    assert document(store, keys.status(JOB.id))["state"] == "finished"
+    assert ledger.jobs() == set()
+
+
+def test_looking_once_more_changes_nothing(
+    make_collector: MakeCollector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job that was finished
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    acknowledge_all(redis_client)
+    first = make_collector()
+    drive(first, caplog)
+    before = objects(store)
+    # When the same collector and a new one look again
+    for collector in (first, make_collector()):
+        drive(collector, caplog, 2)
+    # Then every object is the same, byte by byte, and nothing is enqueued
+    assert objects(store) == before
+    assert queued(redis_client) == []
+
+
+def test_a_dead_filter_is_framed_on_the_sheet_and_marked_in_records_and_gallery(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a job of which one filter is dead
+    job = submitted(sample_job(), store, ledger, app)
+    finish_tiles(job, {0, 1, 2, 3}, store, ledger)
+    store.put(keys.tile(job.id, "features.0", 2), sample_tile(job, "features.0", 2, status="dead"), "image/png")
+    # When the collector looks
+    drive(collector, caplog)
+    # Then its record says so, the gallery too, and the sheet has a frame beside its tile
+    records = document(store, keys.records(job.id, "features.0"))["filters"]
+    assert [record["status"] for record in records] == ["live", "live", "dead", "live"]
+    assert b'class="dead"' in (store.get(keys.index(job.id)) or b"")
+    with Image.open(io.BytesIO(store.get(keys.grid(job.id, "features.0")) or b"")) as image:
+        assert image.getpixel((9, 15)) == DEAD_RGB
+        assert image.getpixel((9, 4)) != DEAD_RGB
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "large", "foreign-job", "foreign-filter", "no-text", "grey"])
+def test_a_tile_that_is_not_as_stored_is_deleted_and_opened_again(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture, kind: str,
+) -> None:  # fmt: skip
+    # Given a job of which every tile is noted as stored, and one of them is not what it should be
+    job = submitted(sample_job(), store, ledger, app)
+    acknowledge_all(redis_client)
+    finish_tiles(job, {0, 1, 2, 3}, store, ledger)
+    good, picture = sample_tile(job, "features.0", 1), io.BytesIO()
+    Image.new("L" if kind == "grey" else "RGB", (8, 8)).save(picture, "PNG")
+    bad = {
+        "cut": good[:-40],
+        "empty": b"",
+        "text": b"<html>503 Slow Down</html>",
+        "large": good + bytes(max_bytes((8, 8))),
+        "foreign-job": sample_tile(sample_job(seed=1), "features.0", 1),
+        "foreign-filter": sample_tile(job, "features.0", 2),
+        "no-text": picture.getvalue(),
+        "grey": picture.getvalue(),
+    }[kind]
+    key = keys.tile(job.id, "features.0", 1)
+    store.put(key, bad, "image/png")
+    # When the collector looks
+    drive(collector, caplog)
+    # Then no sheet is made of it
+    assert not store.exists(keys.grid(job.id, "features.0"))
+    assert not store.exists(keys.records(job.id, "features.0"))
+    assert read_state(store, job.id) == "running"
+    # And it is out of the way, and open again
+    assert not store.exists(key)
+    assert ledger.done(job.id) == {0, 2, 3}
+    # And when the queue is seen to be empty, that tile alone is enqueued
+    drive(collector, caplog, 2)
+    assert queued(redis_client) == [("features.0", 1)]
+    # And when it is rendered, the job is finished
+    acknowledge_all(redis_client)
+    finish_tiles(job, {1}, store, ledger)
+    drive(collector, caplog)
+    assert read_state(store, job.id) == "finished"
+
+
+def test_a_tile_that_is_noted_and_not_stored_is_opened_again(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a tile that somebody has deleted from the bucket
+    job = submitted(sample_job(), store, ledger, app)
+    finish_tiles(job, {0, 1, 2, 3}, store, ledger)
+    store.delete(keys.tile(job.id, "features.0", 3))
+    # When the collector looks
+    drive(collector, caplog)
+    # Then it is open again
+    assert ledger.done(job.id) == {0, 1, 2}
+    assert read_state(store, job.id) == "running"
+
+
+def test_lost_messages_are_enqueued_again_once(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job of which three tiles are stored, and the messages of the others lost
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, {0, 1, 4}, store, ledger)
+    acknowledge_all(redis_client)
+    # When the collector looks for a while
+    drive(collector, caplog, 5)
+    # Then each of the others is enqueued, once, and counted
+    assert queued(redis_client) == [JOB.tiles[number] for number in (2, 3, 5, 6, 7)]
+    assert ledger.requeued(JOB.id) == 5
+    assert not ledger.is_held(JOB.id)
+
+
+def test_nothing_is_enqueued_again_while_messages_are_on_their_way(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job whose messages wait for a worker
+    submitted(JOB, store, ledger, app)
+    # When the collector looks for a while
+    drive(collector, caplog, 5)
+    # Then there is still one of each
+    assert queued(redis_client) == list(JOB.tiles)
+    assert ledger.requeued(JOB.id) == 0
+
+
+def test_nothing_is_enqueued_again_before_a_message_can_be_taken_for_lost(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Given a message between the queue and a worker, where nobody can see it
+    monkeypatch.setattr(module, "LOST_S", 60.0)
+    submitted(JOB, store, ledger, app)
+    acknowledge_all(redis_client)
+    # When the collector looks for a while, and then it is with the worker
+    drive(collector, caplog, 3)
+    redis_client.hset("unacked", "tag", json.dumps([{}, "", keys.queue(JOB.id)]))
+    drive(collector, caplog, 3)
+    # Then it was never taken for lost
+    assert ledger.requeued(JOB.id) == 0
+
+
+def test_lost_messages_of_one_job_are_found_although_another_has_messages(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given two jobs, of which one has lost its messages, and the other's wait
+    lost = submitted(sample_job(), store, ledger, app)
+    acknowledge_all(redis_client)
+    waiting = submitted(sample_job(seed=1), store, ledger, app)
+    # When the collector looks for a while
+    drive(collector, caplog, 5)
+    # Then the first has a message for each tile again, and the other is left alone
+    messages = outstanding(redis_client, [lost.id, waiting.id])
+    assert [messages[lost.id].queued, messages[waiting.id].queued] == [4, 4]
+    assert [ledger.requeued(lost.id), ledger.requeued(waiting.id)] == [4, 0]
+
+
+def test_a_job_that_stalls_with_fewer_messages_than_it_lacks_tiles_is_mended(
+    settings: Settings, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job that has lost one message of four, and one that has all and waits for a worker
+    short = submitted(sample_job(), store, ledger, app)
+    redis_client.rpop(keys.queue(short.id))
+    waiting = submitted(sample_job(seed=1), store, ledger, app)
+    # When the collector has seen no progress for longer than a redelivery takes
+    collector = Collector(settings, store=store, ledger=ledger, app=app)
+    collector._stalled_s = 0.2
+    drive(collector, caplog)
+    assert ledger.requeued(short.id) == 0
+    time.sleep(0.3)
+    drive(collector, caplog, 3)
+    # Then the first has a message for each tile again, and the other was left alone
+    assert set(queued(redis_client)) == set(short.tiles)
+    assert [ledger.requeued(short.id), ledger.requeued(waiting.id)] == [4, 0]
+
+
+def test_a_job_that_is_being_enqueued_is_left_alone(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job whose messages are being published
+    submitted(JOB, store, ledger, app)
+    acknowledge_all(redis_client)
+    ledger.hold(JOB.id)
+    # When the collector looks
+    drive(collector, caplog, 3)
+    # Then it does not publish them too
+    assert queued(redis_client) == []
+    # And when nobody does any more, it does
+    ledger.release(JOB.id)
+    drive(collector, caplog, 3)
+    assert len(queued(redis_client)) == 8
+
+
+def test_an_emptied_redis_is_filled_again_from_the_bucket(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job of which three tiles are stored and one has failed
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, {0, 1, 4}, store, ledger)
+    fail(JOB, 6, store, ledger)
+    drive(collector, caplog)
+    # When Redis is emptied
+    redis_client.flushall()
+    drive(collector, caplog, 3)
+    # Then the ledger says again what the bucket holds
+    assert ledger.jobs() == {JOB.id}
+    assert ledger.done(JOB.id) == {0, 1, 4}
+    assert ledger.failed(JOB.id) == {6: "out of paint"}
+    # And only what is missing is enqueued
+    assert queued(redis_client) == [JOB.tiles[number] for number in (2, 3, 5, 7)]
+
+
+def test_a_new_collector_takes_up_a_job_that_only_the_bucket_knows(
+    make_collector: MakeCollector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job of which all is stored, and a queue that was made anew
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    redis_client.flushall()
+    # When a collector starts
+    drive(make_collector(), caplog)
+    # Then it finishes the job, and renders nothing again
+    assert read_state(store, JOB.id) == "finished"
+    assert queued(redis_client) == []
+
+
+def test_jobs_that_have_ended_are_not_taken_up_again(
+    make_collector: MakeCollector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a cancelled job and a finished one of which tiles have gone, and a Redis that knows neither
+    for seed, state in ((1, "cancelled"), (2, "finished")):
+        job = submitted(sample_job(seed=seed), store, ledger, app)
+        write_status(store, job.id, state, reasons={})
+    redis_client.flushall()
+    # When a collector starts
+    drive(make_collector(), caplog, 3)
+    # Then it leaves both alone
+    assert ledger.jobs() == set()
+    assert queued(redis_client) == []
+
+
+def test_a_cancelled_job_is_no_longer_looked_after(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job that the collector knows
+    submitted(JOB, store, ledger, app)
+    drive(collector, caplog)
+    # When it is cancelled, and the workers have dropped its messages
+    ledger.cancel(JOB.id)
+    write_status(store, JOB.id, "cancelled", reasons={})
+    acknowledge_all(redis_client)
+    drive(collector, caplog, 3)
+    # Then nothing is enqueued again
+    assert queued(redis_client) == []
+    assert ledger.jobs() == set()
+    assert read_state(store, JOB.id) == "cancelled"
+
+
+def test_a_job_with_failed_filters_finishes_with_a_gap_and_the_reasons(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a job of which one filter has no tile
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL - {5}, store, ledger)
+    fail(JOB, 5, store, ledger)
+    # When the collector looks
+    drive(collector, caplog)
+    # Then the job has ended, and the bucket says why that filter has none
+    status = document(store, keys.status(JOB.id))
+    assert status["state"] == "finished"
+    assert status["failed"] == {"features.2/1": "out of paint"}
+    # And so do the layer's records, with as many attempts as there were
+    record = document(store, keys.records(JOB.id, "features.2"))["filters"][1]
+    assert (record["filter"], record["status"], record["reason"]) == (1, "failed", "out of paint")
+    assert record["attempts"] == 3
+    # And its place on the sheet is crossed out, and its place in the gallery is marked
+    with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, "features.2")) or b"")) as image:
+        assert image.getpixel((13 + 4, 4)) == DEAD_RGB
+        assert image.getpixel((4, 4)) != DEAD_RGB
+    assert b'class="failed"' in (store.get(keys.index(JOB.id)) or b"")
+
+
+def test_a_job_submitted_again_right_after_it_ended_waits_for_what_was_failed(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job that the collector has just finished, with a failed filter
+    job = submitted(sample_job(), store, ledger, app)
+    acknowledge_all(redis_client)
+    finish_tiles(job, {0, 1, 2}, store, ledger)
+    fail(job, 3, store, ledger)
+    drive(collector, caplog)
+    assert read_state(store, job.id) == "finished"
+    # When it is submitted again before the collector's next round
+    submitted(job, store, ledger, app)
+    drive(collector, caplog)
+    # Then it runs until that filter is rendered
+    assert read_state(store, job.id) == "running"
+    # And then ends without a gap
+    acknowledge_all(redis_client)
+    finish_tiles(job, {3}, store, ledger)
+    drive(collector, caplog, 2)
+    assert document(store, keys.status(job.id))["failed"] == {}
+    records = document(store, keys.records(job.id, "features.0"))["filters"]
+    assert [record["status"] for record in records] == ["live"] * 4
+    assert b'class="failed"' not in (store.get(keys.index(job.id)) or b"")
+
+
+def test_a_failed_filter_that_succeeds_while_the_job_runs_leaves_no_gap(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a job of which the first layer is assembled, with a gap, and the second still waits
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, {0, 1, 2}, store, ledger)
+    fail(JOB, 3, store, ledger)
+    drive(collector, caplog)
+    assert store.exists(keys.records(JOB.id, "features.0"))
+    # When it is submitted again, and then all of it is rendered
+    submitted(JOB, store, ledger, app)
+    drive(collector, caplog)
+    finish_tiles(JOB, ALL, store, ledger)
+    acknowledge_all(redis_client)
+    drive(collector, caplog, 2)
+    # Then the first layer has no gap any more
+    assert read_state(store, JOB.id) == "finished"
+    records = document(store, keys.records(JOB.id, "features.0"))["filters"]
+    assert [record["status"] for record in records] == ["live"] * 4
+    with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, "features.0")) or b"")) as image:
+        assert not (np.asarray(image) == DEAD_RGB).all(axis=-1).any()
+
+
+def garbage(kind: str) -> bytes:
+    """What may lie where a job should be."""
+    if kind == "another job's":
+        return sample_job(seed=9).to_json()
+    if kind == "too small a grid":
+        return sample_job(grid=Grid(rows=1, columns=1)).to_json()
+    return {"empty": b"", "cut": JOB.to_json()[:200], "binary": bytes(range(256)), "hostile": b'{"model": "../x"}'}[
+        kind
+    ]
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "binary", "hostile", "another job's"])
+def test_a_job_that_does_not_read_is_given_up_and_the_others_go_on(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    # Given garbage where a job should be, which comes first, and a job of which all is stored
+    store.put(keys.job("a-job"), garbage(kind), "application/json")
+    ledger.register("a-job")
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    # When the collector looks
+    drive(collector, caplog)
+    # Then the one is given up with a line in the log, and the other finished
+    assert "gave up a job: " in caplog.text
+    assert "a-job" not in ledger.jobs()
+    assert read_state(store, JOB.id) == "finished"
+
+
+def test_a_job_whose_grid_has_no_room_for_its_tiles_does_not_stop_the_others(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a job that no command of ours would make, under a name that comes first, and one as it should be
+    crowded = json.loads(sample_job().to_json())
+    crowded["grid"] |= {"rows": 1, "columns": 1}
+    store.put(keys.job("a-job"), json.dumps(crowded).encode(), "application/json")
+    ledger.register("a-job")
+    good = submitted(sample_job(), store, ledger, app)
+    finish_tiles(good, {0, 1, 2, 3}, store, ledger)
+    # When the collector looks
+    collector.run(Rounds(2))
+    # Then the good one is finished
+    assert read_state(store, good.id) == "finished"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"filters": [{}]}'])
+def test_records_that_do_not_read_do_not_stop_the_collector(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, data: bytes
+) -> None:
+    # Given a job of which all is stored, and a layer with a sheet and garbage for its records
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    store.put(keys.grid(JOB.id, "features.0"), b"x", "image/png")
+    store.put(keys.records(JOB.id, "features.0"), data, "application/json")
+    # When the collector looks
+    collector.run(Rounds(2))
+    # Then the layer is assembled anew, and the job is finished
+    assert read_state(store, JOB.id) == "finished"
+    assert len(document(store, keys.records(JOB.id, "features.0"))["filters"]) == 4
+
+
+def test_what_is_no_job_in_the_bucket_is_left_alone(
+    collector: Collector, store: Store, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given folders of other people's
+    for key in ("photos/cat.png", "a b/job.json", ".hidden/job.json", "loose.txt"):
+        store.put(key, b"x", "text/plain")
+    before = objects(store)
+    # When the collector looks
+    drive(collector, caplog, 2)
+    # Then all is as it was
+    assert objects(store) == before
+    assert ledger.jobs() == set()
+
+
+def test_a_second_collector_waits_and_takes_over(
+    make_collector: MakeCollector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a collector at work
+    caplog.set_level(logging.INFO)
+    with at_work(make_collector) as stop_first:
+        eventually(lambda: bool(ledger.client.exists(keys.COLLECTOR_LOCK)))
+        # When another starts
+        with at_work(make_collector):
+            # Then it waits, and says so once, while the first does the work
+            eventually(lambda: "another collector is at work" in caplog.text)
+            one = submitted(sample_job(), store, ledger, app)
+            finish_tiles(one, {0, 1, 2, 3}, store, ledger)
+            eventually(lambda: read_state(store, one.id) == "finished")
+            assert caplog.text.count("another collector is at work") == 1
+            # And when the first stops, the second does it
+            stop_first()
+            two = submitted(sample_job(seed=1), store, ledger, app)
+            finish_tiles(two, {0, 1, 2, 3}, store, ledger)
+            eventually(lambda: read_state(store, two.id) == "finished")
+    # And the last one to leave gives up the lock
+    assert not ledger.client.exists(keys.COLLECTOR_LOCK)
+
+
+def test_a_collector_that_was_killed_is_replaced_when_its_lock_ends(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given the lock of a collector that is no more, and a job that is whole
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    assert redis_client.lock(keys.COLLECTOR_LOCK, timeout=0.5).acquire(blocking=False)
+    # When another looks at once
+    drive(collector, caplog)
+    # Then it does nothing
+    assert read_state(store, JOB.id) == "running"
+    # And when the lock has ended, it does everything
+    time.sleep(0.6)
+    drive(collector, caplog)
+    assert read_state(store, JOB.id) == "finished"
+
+
+def test_a_collector_that_has_lost_its_turn_writes_nothing_more(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a collector that slept through its lock, and another that has taken over
+    submitted(JOB, store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    assert redis_client.lock(keys.COLLECTOR_LOCK, timeout=30).acquire(blocking=False)
+    before = objects(store)
+    # When the first goes on with its round
+    with pytest.raises(redis.exceptions.LockError):
+        collector.round()
+    # Then it has written nothing
+    assert objects(store) == before
+    assert ledger.jobs() == {JOB.id}
+
+
+def eventually(probe: Callable[[], bool]) -> None:
+    """Return once ``probe`` says yes."""
+    deadline = time.monotonic() + 15
+    while not probe():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

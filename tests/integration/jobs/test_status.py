@@ -1,0 +1,116 @@
+"""What is said of a job: from the ledger and the bucket, on real servers, and always the truth."""
+
+import time
+
+import pytest
+import redis
+from celery import Celery
+
+from producer.cli import text
+from producer.jobs.status import JobStatus, job_status, require_complete, status_without_storage
+from producer.jobs.submit import submit, write_status
+from tests.conftest import finish_tiles, sample_job
+from tests.integration.jobs.test_submit import fail
+from workers.clients.ledger import Ledger
+from workers.clients.presence import COLLECTOR, Presence
+from workers.clients.storage import Store
+from workers.contract import keys
+from workers.contract.errors import NoBucket, StorageDenied, StorageUnreachable
+
+JOB = sample_job("features.0", "features.2")
+
+
+@pytest.fixture
+def running(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> Ledger:
+    """A job of eight tiles on a farm at work: three stored, one failed, one with the worker, three queued."""
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    finish_tiles(JOB, {0, 1, 4}, store, ledger)
+    fail(JOB, 5, store, ledger)
+    for number in range(5):
+        message = redis_client.rpop(keys.queue(JOB.id))
+        assert isinstance(message, bytes)
+        if number == 4:
+            redis_client.hset("unacked", "tag", f'[{message.decode()}, "", "{keys.queue(JOB.id)}"]')
+    ledger.note_requeued(JOB.id, {1, 2})
+    redis_client.set(keys.COLLECTOR_LOCK, "x")
+    Presence(redis_client).see_worker("cpu-1@here")
+    return ledger
+
+
+def counts(status: JobStatus) -> tuple[int, ...]:
+    return status.planned, status.stored, status.failed, status.queued, status.in_flight, status.requeued
+
+
+def test_a_running_job_is_told_with_all_that_is_known_of_it(running: Ledger, store: Store) -> None:
+    # Given a job in the middle of everything
+    # When it is asked for
+    status = job_status(JOB, store, running)
+    # Then each number is right, and it waits for nothing
+    assert counts(status) == (8, 3, 1, 3, 1, 2)
+    assert (status.state, status.workers, status.waiting_for) == ("running", 1, "")
+    assert status.reasons == {"features.2/1": "out of paint"}
+    # And the text says all of it too
+    shown = text.status(status)
+    assert "running, 3 of 8 tiles, 1 failed, 2 enqueued again" in shown
+    assert "queued: 3; in flight: 1; enqueued again: 2; workers seen: 1" in shown
+    assert "failed features.2/1: out of paint" in shown
+
+
+def test_a_job_without_a_worker_or_a_collector_says_so(
+    running: Ledger, store: Store, redis_client: "redis.Redis"
+) -> None:
+    # Given a worker that was last seen 40 s ago
+    redis_client.zadd(keys.WORKERS, {"cpu-1@here": time.time() - 40})
+    # When the job is asked for, then it waits for one
+    assert "a worker: none has been seen for 40 s" in job_status(JOB, store, running).waiting_for
+    # And with neither messages nor a collector, it waits for that
+    redis_client.delete(keys.COLLECTOR_LOCK, "unacked", keys.queue(JOB.id))
+    assert "a collector, to enqueue what was lost" in job_status(JOB, store, running).waiting_for
+    # And with nothing left to render, for one to assemble the sheets
+    finish_tiles(JOB, set(range(8)), store, running)
+    assert "a collector, to assemble the sheets" in job_status(JOB, store, running).waiting_for
+    # And once it has ended, for nothing
+    write_status(store, JOB.id, "finished", reasons={})
+    assert job_status(JOB, store, running).waiting_for == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(StorageDenied("refused"), "failed"), (NoBucket("refused"), "failed"), (StorageUnreachable("refused"), "running")],
+)
+def test_a_farm_that_cannot_reach_its_store_says_so_of_every_running_job(
+    running: Ledger, store: Store, error: StorageDenied | NoBucket | StorageUnreachable, state: str
+) -> None:
+    # Given a collector that hears errors from the store
+    presence = Presence(running.client)
+    presence.note_storage(COLLECTOR, error)
+    # When the job is asked for, by somebody whom the store lets in
+    status = job_status(JOB, store, running)
+    # Then it says what keeps it, and has failed only where somebody has to do something
+    assert (status.state, status.waiting_for) == (state, "storage: refused")
+    assert counts(status) == (8, 3, 1, 3, 1, 2)
+    # And by somebody whom it does not, all the same
+    unaided = status_without_storage(JOB.id, running, error)
+    assert unaided is not None
+    assert (unaided.state, unaided.waiting_for) == (state, "storage: refused")
+    assert counts(unaided) == counts(status)
+    # And who waited for a job that has failed so hears why
+    if state == "failed":
+        assert f"{JOB.id}: failed: storage: refused, 3 of 8 tiles" in text.status(status)
+        with pytest.raises(StorageDenied, match="storage: refused"):
+            require_complete(status)
+    # And when it is over, it runs again
+    presence.note_storage(COLLECTOR, None)
+    assert (job_status(JOB, store, running).state, job_status(JOB, store, running).waiting_for) == ("running", "")
+
+
+def test_a_job_that_has_ended_is_not_failed_by_what_the_store_does_later(running: Ledger, store: Store) -> None:
+    # Given a finished job, and a store that refuses
+    write_status(store, JOB.id, "finished", reasons={})
+    running.unregister(JOB.id)
+    Presence(running.client).note_storage(COLLECTOR, StorageDenied("refused"))
+    # When it is asked for
+    status = job_status(JOB, store, running)
+    # Then it is finished, and the ledger alone knows no open job of that name
+    assert (status.state, status.waiting_for) == ("finished", "")
+    assert status_without_storage(JOB.id, running, StorageDenied("refused")) is None

@@ -1,0 +1,233 @@
+"""Submitting: what is planned minus what is stored becomes one message each, once."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+
+from producer.jobs.submit import inventory, read_state, submit
+from tests.conftest import finish_tiles, sample_job, sample_tile
+from workers.clients.broker import outstanding
+from workers.clients.ledger import Ledger
+from workers.clients.storage import Store
+from workers.contract import keys
+from workers.contract.job import Job, Weights, decode
+from workers.contract.records import FailureRecord
+
+JOB = sample_job("features.0", "features.2")
+
+
+def fail(job: Job, number: int, store: Store, ledger: Ledger, reason: str = "out of paint") -> None:
+    """Do what a worker does with a filter that cannot be rendered."""
+    layer, filter_ = job.tiles[number]
+    record = FailureRecord(job=job.id, layer=layer, filter=filter_, reason=reason, attempts=3)
+    store.put(keys.failed(job.id, layer, filter_), record.model_dump_json().encode(), "application/json")
+    ledger.mark_failed(job.id, number, reason)
+
+
+def queued(client: "redis.Redis") -> list[tuple[str, int]]:
+    """(layer, filter) of every message of every job, in order."""
+    found = []
+    for queue in sorted(client.scan_iter(f"{keys.QUEUE}.*")):
+        for raw in reversed(client.lrange(queue, 0, -1)):
+            _, body, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))
+            found.append((body["layer"], body["filter"]))
+    return found
+
+
+def test_a_new_job_is_stored_registered_and_enqueued(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job nobody has seen
+    # When it is submitted
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then all of it is enqueued, in order
+    assert (result.job, result.planned, result.stored, result.enqueued) == (JOB.id, 8, 0, 8)
+    assert queued(redis_client) == list(JOB.tiles)
+    # And the bucket holds the job, to the letter, and that it runs
+    assert store.get(keys.job(JOB.id)) == JOB.to_json()
+    assert read_state(store, JOB.id) == "running"
+    # And the collector knows it, and may look after it
+    assert ledger.jobs() == {JOB.id}
+    assert ledger.is_synced(JOB.id)
+    assert not ledger.is_held(JOB.id)
+
+
+def test_submitting_twice_enqueues_once(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
+    # Given a job whose messages are on their way
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    # When it is submitted again, by a later version too
+    again = submit(JOB, None, store=store, ledger=ledger, app=app)
+    later = submit(JOB.model_copy(update={"versions": {"filterfarm": "99"}}), None, store=store, ledger=ledger, app=app)
+    # Then nothing is enqueued, and the job stays as it was first submitted
+    assert (again.enqueued, later.enqueued) == (0, 0)
+    assert queued(redis_client) == list(JOB.tiles)
+    assert store.get(keys.job(JOB.id)) == JOB.to_json()
+
+
+def test_stored_tiles_are_not_enqueued(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
+    # Given a job that was stopped after three tiles, and a Redis that knows nothing of it
+    finish_tiles(JOB, {0, 3, 5}, store, ledger)
+    redis_client.flushall()
+    # When it is submitted
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then the other five are enqueued
+    assert (result.stored, result.enqueued) == (3, 5)
+    assert queued(redis_client) == [JOB.tiles[number] for number in (1, 2, 4, 6, 7)]
+    # And the ledger knows the three
+    assert ledger.done(JOB.id) == {0, 3, 5}
+
+
+def test_a_job_that_is_all_there_enqueues_nothing(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job of which every tile is stored
+    finish_tiles(JOB, set(range(8)), store, ledger)
+    # When it is submitted
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then nothing is enqueued, and the collector will look at it
+    assert (result.stored, result.enqueued) == (8, 0)
+    assert queued(redis_client) == []
+    assert ledger.jobs() == {JOB.id}
+
+
+def test_failed_filters_are_tried_again(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
+    # Given a job that has ended with a failed filter
+    finish_tiles(JOB, set(range(8)) - {2}, store, ledger)
+    fail(JOB, 2, store, ledger)
+    store.put(keys.records(JOB.id, "features.0"), b"{}", "application/json")
+    store.put(keys.records(JOB.id, "features.2"), b"{}", "application/json")
+    # When it is submitted again
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then that filter alone is enqueued, and nothing says any more that it failed
+    assert (result.stored, result.enqueued) == (7, 1)
+    assert queued(redis_client) == [JOB.tiles[2]]
+    assert ledger.failed(JOB.id) == {}
+    assert inventory(JOB, store)[1] == {}
+    # And its layer's records will be made anew, the other layer's not
+    assert not store.exists(keys.records(JOB.id, "features.0"))
+    assert store.exists(keys.records(JOB.id, "features.2"))
+
+
+def test_failed_filters_are_tried_again_while_the_rest_is_on_its_way(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job that runs, and of which one filter has failed already
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    redis_client.rpop(keys.queue(JOB.id))
+    fail(JOB, 0, store, ledger)
+    # When it is submitted again
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then that filter alone is enqueued, behind the rest
+    assert result.enqueued == 1
+    assert queued(redis_client) == [*JOB.tiles[1:], JOB.tiles[0]]
+    assert ledger.failed(JOB.id) == {}
+
+
+def test_a_cancelled_job_is_resumed_by_submitting_it_again(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a cancelled job
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    finish_tiles(JOB, {0}, store, ledger)
+    ledger.cancel(JOB.id)
+    assert queued(redis_client) == []
+    # When it is submitted again
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then what is missing is enqueued, and workers no longer drop it
+    assert result.enqueued == 7
+    assert not ledger.is_cancelled(JOB.id)
+    assert read_state(store, JOB.id) == "running"
+
+
+def test_what_a_submission_that_was_cut_off_did_not_enqueue_the_next_one_does(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job of which only three messages came to the queue
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    redis_client.ltrim(keys.queue(JOB.id), -3, -1)
+    # When it is submitted again
+    result = submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then all that is missing has a message
+    assert result.enqueued == 8
+    assert set(queued(redis_client)) == set(JOB.tiles)
+
+
+def test_another_job_is_enqueued_while_one_runs(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job that runs
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    # When another is submitted
+    other = sample_job(seed=1)
+    result = submit(other, None, store=store, ledger=ledger, app=app)
+    # Then all of it is enqueued, in a queue of its own
+    assert result.enqueued == 4
+    messages = outstanding(redis_client, [JOB.id, other.id])
+    assert [messages[JOB.id].queued, messages[other.id].queued] == [8, 4]
+    assert ledger.jobs() == {JOB.id, other.id}
+
+
+def test_a_job_in_the_bucket_that_does_not_read_is_replaced(store: Store, ledger: Ledger, app: Celery) -> None:
+    # Given garbage where the job should be
+    store.put(keys.job(JOB.id), b"{", "application/json")
+    # When the job is submitted
+    submit(JOB, None, store=store, ledger=ledger, app=app)
+    # Then it is there
+    data = store.get(keys.job(JOB.id))
+    assert data is not None
+    assert decode(Job, data, "it") == JOB
+
+
+def test_a_checkpoint_goes_with_its_job_once(store: Store, ledger: Ledger, app: Celery, tmp_path: Path) -> None:
+    # Given a job with a checkpoint of its own
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"parameters")
+    weights = Weights(source="file", name="mine.pth", sha256="ab" * 32)
+    job = JOB.model_copy(update={"weights": weights})
+    # When it is submitted twice, the second time from where the file has changed
+    submit(job, path, store=store, ledger=ledger, app=app)
+    path.write_bytes(b"other")
+    submit(job, path, store=store, ledger=ledger, app=app)
+    # Then the bucket holds what it was submitted with
+    assert store.get(keys.weights(job.id, "ab" * 32)) == b"parameters"
+
+
+def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger: Ledger) -> None:
+    # Given a tile, a failure, and much else
+    finish_tiles(JOB, {1}, store, ledger)
+    fail(JOB, 2, store, ledger, reason="größer\nnext line")
+    fail(JOB, 1, store, ledger)
+    store.put(keys.failed(JOB.id, "features.0", 3), b"no json", "application/json")
+    store.put(keys.failed(JOB.id, "features.2", 0), b'{"why": 1}', "application/json")
+    for key in ("features.0/0.png.part", "features.0/63.png", "features.9/0.png", "0.png", "features.0/x.png"):
+        store.put(f"{JOB.id}/tiles/{key}", sample_tile(JOB, "features.0", 0), "image/png")
+    # When the bucket is looked through
+    stored, failed = inventory(JOB, store)
+    # Then only the job's own tiles are stored, a tile beats a failure, and an unreadable reason is no crash
+    assert stored == {1}
+    assert failed == {2: "größer\nnext line", 3: "unknown", 4: "unknown"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"7", b"null", b'"finished"', b"{}", b'{"state": 1}', b'{"state": []}', b'{"state": {}}',
+     b'{"state": "sideways"}', b"\xff\xfe", b"[" * 100_000],
+)  # fmt: skip
+def test_a_status_that_does_not_read_means_running(store: Store, data: bytes) -> None:
+    # Given garbage where the status should be
+    store.put(keys.status(JOB.id), data, "application/json")
+    # When it is read
+    # Then the job is taken for running, so that the collector looks at it
+    assert read_state(store, JOB.id) == "running"
+
+
+@pytest.mark.parametrize("state", ["finished", "cancelled"])
+def test_how_a_job_ended_is_read_from_the_bucket(store: Store, state: str) -> None:
+    # Given a job that has ended
+    store.put(keys.status(JOB.id), json.dumps({"state": state}).encode(), "application/json")
+    # Then the bucket alone says so
+    assert read_state(store, JOB.id) == state

@@ -1,0 +1,86 @@
+"""Jobs as a worker has them, from a real object store."""
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import S3, sample_job
+from tests.s3proxy import s3_proxy
+from workers.clients.retrying_storage import PatientStore
+from workers.contract import keys
+from workers.contract.job import Job, Weights
+from workers.contract.settings import Settings
+from workers.runtime import job_cache
+from workers.runtime.job_cache import Jobs
+
+CHECKPOINT = b"the parameters"
+
+
+def store_at(endpoint: str) -> PatientStore:
+    settings = Settings(bucket_url="s3://filterfarm/jobs", endpoint_url=endpoint)
+    return PatientStore(settings, stop=threading.Event(), tell=lambda error: None)
+
+
+def put(store: PatientStore, job: Job) -> Job:
+    store.put(keys.job(job.id), job.to_json(), "application/json")
+    return job
+
+
+def job_with_checkpoint(store: PatientStore) -> Job:
+    digest = hashlib.sha256(CHECKPOINT).hexdigest()
+    weights = Weights(source="file", name="mine.pth", sha256=digest)
+    job = put(store, sample_job().model_copy(update={"weights": weights}))
+    store.put(keys.weights(job.id, digest), CHECKPOINT, "application/octet-stream")
+    return job
+
+
+def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) -> None:
+    # Given one job's checkpoint on its way from a store that is slow just then
+    with s3_proxy(s3.endpoint) as proxy:
+        store = store_at(proxy.endpoint)
+        slow, other = job_with_checkpoint(store), put(store, sample_job(seed=1))
+        found = Jobs(store, tmp_path)
+        proxy.delay_s = 5.0
+        since, download = time.time(), threading.Thread(target=found.checkpoint, args=(slow,))
+        download.start()
+        time.sleep(0.5)
+        proxy.delay_s = 0.0
+
+        # When a message of another job comes
+        job = found.job(other.id)
+
+        # Then that one is there before the checkpoint is
+        assert job == other
+        assert found.checkpoint(job) is None
+        assert download.is_alive()
+        download.join()
+        assert [path for _, _, path, _ in proxy.since(since)] == [
+            f"/filterfarm/jobs/{key}" for key in (keys.job(other.id), keys.weights(slow.id, slow.weights.sha256 or ""))
+        ]
+
+        # And once it is there, it is not asked for again
+        since = time.time()
+        path = found.checkpoint(slow)
+        assert path is not None
+        assert path.read_bytes() == CHECKPOINT
+        assert proxy.since(since) == []
+
+
+def test_of_many_jobs_the_oldest_is_forgotten_and_read_again(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given room for two jobs, and three of them
+    monkeypatch.setattr(job_cache, "_MOST_JOBS", 2)
+    with s3_proxy(s3.endpoint) as proxy:
+        store = store_at(proxy.endpoint)
+        one, two, three = (put(store, sample_job(seed=seed)) for seed in (1, 2, 3))
+        found, since = Jobs(store, tmp_path), time.time()
+        # When
+        for job in (one, two, three, three, two, one):
+            assert found.job(job.id) == job
+        # Then
+        read = [path.rpartition("/jobs/")[2] for _, _, path, _ in proxy.since(since)]
+        assert read == [keys.job(job.id) for job in (one, two, three, one)]

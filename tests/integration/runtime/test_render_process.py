@@ -1,0 +1,375 @@
+"""The renderer's own process, and what may happen to it: each fault is put into a real child."""
+
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import sample_job
+from tests.injection import into_python, into_renderer
+from workers.contract.errors import DeviceFailed, DeviceFull, DeviceLost, Draining, FilterfarmError, RenderFailed
+from workers.contract.job import Job
+from workers.rendering.tile import Tile
+from workers.runtime.render_process import MAX_ATTEMPTS, Batch, Renderer
+
+FILTERS = tuple(range(8))
+
+#: Longer than a child takes to start on a busy machine.
+HANG_S = 30.0
+
+
+def a_job(*layers: str, size_px: int = 16) -> Job:
+    return sample_job(*layers, filters="0-15", size_px=size_px).model_copy(update={"model": "squeezenet1_1"})
+
+
+def a_batch(job: Job, layer: str = "features.0", filters: tuple[int, ...] = FILTERS) -> Batch:
+    return Batch(job=job, layer=layer, filters=filters, checkpoint=None, device="cpu")
+
+
+class Child:
+    """A renderer whose child runs some code before each batch, and the batches that it was given."""
+
+    def __init__(self, renderer: Renderer, calls: Path) -> None:
+        self.render, self.stop = renderer.render, renderer.stop
+        self._calls = calls
+
+    def calls(self) -> list[list[int]]:
+        """Filters of each batch that the child began, since last asked."""
+        found = [list(map(int, line.split())) for line in self._calls.read_text().splitlines()]
+        self._calls.write_text("")
+        return found
+
+
+@contextmanager
+def a_renderer() -> Iterator[Renderer]:
+    renderer = Renderer(hang_s=HANG_S)
+    try:
+        yield renderer
+    finally:
+        renderer.stop()
+
+
+@contextmanager
+def a_child(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> Iterator[Child]:
+    calls = folder / "calls"
+    calls.touch()
+    note = f"print(*filters, file=open({str(calls)!r}, 'a'), flush=True)"
+    for name, value in into_renderer(folder / "fault", f"{note}\n{textwrap.dedent(fault)}").items():
+        monkeypatch.setenv(name, value)
+    with a_renderer() as renderer:
+        yield Child(renderer, calls)
+
+
+def errors(results: dict[int, Tile | FilterfarmError]) -> dict[int, str]:
+    return {filter_: str(result) for filter_, result in results.items() if isinstance(result, FilterfarmError)}
+
+
+def test_tiles_that_kill_the_renderer_are_given_up_alone_after_three_attempts_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given one filter that crashes the renderer, one that aborts it, and one that is killed as for too much memory
+    fault = """
+        if 1 in filters: ctypes.string_at(0)
+        if 2 in filters: os.abort()
+        if 5 in filters: os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When they are in one batch of eight
+        results = child.render(a_batch(a_job()))
+
+        # Then they alone have no tile, and the reasons say why
+        assert set(results) == set(FILTERS)
+        times = f", and so {MAX_ATTEMPTS} times in a row"
+        assert errors(results) == {
+            filter_: f"the renderer died (signal {number}){times}" for filter_, number in ((1, 11), (2, 6), (5, 9))
+        }
+
+        # And each was in the renderer three times, the last time alone
+        calls = child.calls()
+        for filter_ in (1, 2, 5):
+            with_it = [filters for filters in calls if filter_ in filters]
+            assert len(with_it) == MAX_ATTEMPTS == 3
+            assert with_it[-1] == [filter_]
+
+
+@pytest.mark.faults  # each of its three attempts waits for the time limit
+def test_a_tile_that_hangs_the_renderer_is_given_up_alone_after_three_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a filter that never ends
+    with a_child(tmp_path, monkeypatch, "while 5 in filters: time.sleep(1)") as child:
+        # When it is in a batch of eight
+        results = child.render(a_batch(a_job()))
+        # Then it alone has no tile, after three attempts
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {5: f"the renderer did not go on for {HANG_S:g} s, and so 3 times in a row"}
+        assert isinstance(results[5], RenderFailed)
+        assert len([filters for filters in child.calls() if 5 in filters]) == 3
+
+
+def test_a_tile_that_raises_spoils_no_neighbour_and_no_renderer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a filter whose rendering raises
+    with a_child(tmp_path, monkeypatch, "if 2 in filters: raise RuntimeError('no such luck')") as child:
+        # When it is in a batch
+        results = child.render(a_batch(a_job()))
+        # Then it alone has no tile, and its error is not tried again
+        assert errors(results) == {2: "RuntimeError: no such luck"}
+        assert child.calls().count([2]) == 1
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_what_fits_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a device that holds three tiles of one layer
+    fault = (
+        "if layer == 'features.0' and len(filters) > 3:\n"
+        "    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')"
+    )
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        job = a_job("features.0", "features.3.squeeze")
+
+        # When a batch of eight comes
+        results = child.render(a_batch(job))
+
+        # Then it is halved until it fits, the rest of it at once, and every tile is there
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 2, 2, 2, 2]
+
+        # And the next batch of that layer is not even tried whole, while another layer's is
+        child.render(a_batch(job, filters=tuple(range(8, 16))))
+        assert [len(filters) for filters in child.calls()] == [2, 2, 2, 2]
+        child.render(a_batch(job, "features.3.squeeze"))
+        assert [len(filters) for filters in child.calls()] == [8]
+
+
+def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a child that may take 100 MB more than it starts with; eight such tiles need more, one needs less
+    fault = """
+        pages = int(open("/proc/self/statm").read().split()[0])
+        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            whole(tap, layer, filters[:1], recipe, device)
+            pages = int(open("/proc/self/statm").read().split()[0])
+            limit = pages * os.sysconf("SC_PAGE_SIZE") + 100 * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        job = a_job("features.3.squeeze", size_px=400)
+        job = job.model_copy(update={"recipe": job.recipe.model_copy(update={"steps": 1})})
+
+        # When a batch of eight comes
+        results = child.render(a_batch(job, "features.3.squeeze"))
+
+        # Then every tile is there, from smaller batches, and all in the same child
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        sizes = [len(filters) for filters in child.calls()]
+        assert sizes[0] == 8
+        assert sizes[-1] < 8
+
+
+def test_a_batch_that_does_not_fit_is_forgotten_before_its_halves_are_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a device that holds four tiles, and does not as long as anything of a batch that failed is there
+    fault = """
+        import weakref
+        if getattr(torch, "left_over", lambda: None)() is not None:
+            raise RuntimeError("what did not fit is still in memory")
+        if len(filters) > 4:
+            activations = torch.zeros(len(filters))
+            torch.left_over = weakref.ref(activations)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch of eight comes
+        results = child.render(a_batch(a_job()))
+        # Then nothing of it is left when its halves come
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 4]
+
+
+def test_a_batch_that_is_killed_for_its_memory_is_halved_and_what_fits_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine that kills what renders more than three tiles
+    fault = "if len(filters) > 3: os.kill(os.getpid(), signal.SIGKILL)"
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch of eight comes
+        results = child.render(a_batch(a_job()))
+        # Then every tile is there
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 1, 1, 1, 1, 2, 2]
+        # And another job of the same network and recipe begins with what fits
+        other = a_job().model_copy(update={"weights": a_job().weights.model_copy(update={"name": "other"})})
+        assert other.id != a_job().id
+        assert errors(child.render(a_batch(other, filters=tuple(range(8, 16))))) == {}
+        assert [len(filters) for filters in child.calls()] == [2, 2, 2, 2]
+
+
+def test_a_device_that_fails_once_gets_a_new_process_and_no_tile_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a fault after which every call of the process fails, as after an illegal access on a GPU
+    fault = f"""
+        if not os.path.exists({str(tmp_path / "sick")!r}):
+            open({str(tmp_path / "sick")!r}, "w").close()
+            torch.sick = True
+        if hasattr(torch, "sick"):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch comes
+        results = child.render(a_batch(a_job()))
+        # Then another process renders it
+        assert set(results) == set(FILTERS)
+        assert errors(results) == {}
+        assert [len(filters) for filters in child.calls()] == [8, 4, 4]
+
+
+def test_a_device_that_fails_always_says_so_of_each_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    fault = "raise torch.AcceleratorError('CUDA error: uncorrectable ECC error encountered')"
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch comes
+        results = child.render(a_batch(a_job(), filters=(3,)))
+        # Then the tile's error is of the kind that another machine may not have
+        assert [type(result) for result in results.values()] == [DeviceFailed]
+        assert errors(results)[3] == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+        assert child.calls() == [[3]] * MAX_ATTEMPTS
+
+
+@pytest.mark.faults  # it waits for the time limit
+def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device that keeps every call waiting, as a GPU does that has fallen off its bus
+    hang = """
+        import sys, time
+        if "--multiprocessing-fork" in sys.orig_argv:
+            import torch
+            torch.nn.Conv2d._conv_forward = lambda *_: time.sleep(600)
+    """
+    for name, value in into_python(tmp_path / "fault", textwrap.dedent(hang)).items():
+        monkeypatch.setenv(name, value)
+    # When it is looked at / Then
+    reason = "cpu does not compute: the renderer did not go on for 30 s"
+    with a_renderer() as renderer, pytest.raises(DeviceLost, match=reason):
+        renderer.check("cpu")
+
+
+def test_a_device_that_this_machine_does_not_have_is_lost() -> None:
+    with a_renderer() as renderer:
+        # When / Then
+        with pytest.raises(DeviceLost, match="cuda:99 does not compute: "):
+            renderer.check("cuda:99")
+        # And one that computes is not
+        renderer.check("cpu")
+
+
+def test_a_tile_that_does_not_fit_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device that holds nothing
+    fault = "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')"
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When a batch comes
+        results = child.render(a_batch(a_job(), filters=(0, 1)))
+        # Then each tile's error is of the kind that another machine may not have
+        assert [type(result) for result in results.values()] == [DeviceFull, DeviceFull]
+        assert errors(results)[0] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
+
+
+@pytest.mark.faults  # it takes longer than the time limit
+def test_a_renderer_that_goes_on_is_not_hung_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a renderer that needs longer than the time limit, and goes on all the while
+    fault = f"""
+        for _ in range({int(HANG_S) + 4}):
+            time.sleep(1)
+            torch.nn.Identity()(torch.zeros(1))
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When it renders a batch
+        results = child.render(a_batch(a_job()))
+        # Then it was left alone
+        assert errors(results) == {}
+        assert len(child.calls()) == 1
+
+
+def test_who_asks_is_told_once_while_the_device_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a child that goes on when that has been told, and then has no memory for more than half of a batch
+    told = tmp_path / "told"
+    fault = f"""
+        import pathlib
+        while not pathlib.Path({str(told)!r}).exists():
+            time.sleep(0.01)
+        if len(filters) > 4:
+            raise MemoryError("too many")
+    """
+    times = []
+
+    def begun() -> None:
+        times.append(time.monotonic())
+        told.touch()
+
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        # When
+        results = child.render(a_batch(a_job()), begun)
+        # Then
+        assert not errors(results)
+        assert child.calls() == [list(FILTERS), list(FILTERS[:4]), list(FILTERS[4:])]
+    assert len(times) == 1
+
+
+def test_stopping_hands_back_the_batch_that_is_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a renderer in the middle of a batch
+    with a_child(tmp_path, monkeypatch, "time.sleep(600)") as child:
+        raised: list[BaseException] = []
+
+        def render() -> None:
+            try:
+                child.render(a_batch(a_job()))
+            except Draining as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=render)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not child.calls():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+        # When it is stopped
+        child.stop()
+        thread.join(10)
+
+        # Then the batch is handed back, and so is all that comes later
+        assert [str(error) for error in raised] == ["the worker is stopping"]
+        with pytest.raises(Draining):
+            child.render(a_batch(a_job()))
+
+
+def test_large_tensors_lie_in_huge_pages_unless_the_user_has_other_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    told = tmp_path / "told"
+    tell = f"import os; open({str(told)!r}, 'w').write(os.environ['GLIBC_TUNABLES'])"
+    for mine, wanted in ((None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.arena_max=3", "glibc.malloc.arena_max=3")):
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if mine is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", mine)
+        # When
+        folder = tmp_path / str(mine)
+        folder.mkdir()
+        with a_child(folder, monkeypatch, tell) as child:
+            child.render(a_batch(a_job("features.0")))
+        # Then
+        assert told.read_text() == wanted

@@ -1,0 +1,151 @@
+"""Tiles that are not square: in PNG files, on sheets, and on the gallery's page."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from producer.collector.contact_sheet import DEAD_RGB, RESCUED_RGB, sheet
+from producer.collector.gallery import page
+from tests.conftest import sample_job, sample_tile
+from workers.contract.errors import CorruptTile
+from workers.contract.job import Grid, Job
+from workers.contract.tile_png import decode_tile, encode_frames, max_bytes
+
+Pixels = NDArray[np.uint8]
+
+#: Height and width.
+SIZES = [(8, 20), (20, 8), (13, 10)]
+
+
+def noise(number: int, size_px: tuple[int, int]) -> Pixels:
+    return np.random.default_rng(number).integers(1, 200, (*size_px, 3), np.uint8)
+
+
+def job_of(height_px: int, width_px: int, diversity: int = 1) -> Job:
+    job = sample_job()
+    recipe = job.recipe.model_copy(update={"height_px": height_px, "width_px": width_px, "diversity": diversity})
+    return job.model_copy(update={"recipe": recipe})
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+@pytest.mark.parametrize(("rows", "columns"), [(3, 2), (None, None)])
+def test_every_tile_stands_in_its_own_place(size_px: tuple[int, int], rows: int | None, columns: int | None) -> None:
+    # Given
+    (height, width), margin, count = size_px, 5, 5
+    tiles = [noise(number, size_px) for number in range(count)]
+    # When
+    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=rows, columns=columns, margin_px=margin), size_px)
+    # Then a fixed grid is filled down its columns, and an open one, of 2 x 3, along its rows
+    down, right = (3, 2) if rows else (2, 3)
+    wanted = np.zeros((down * height + (down - 1) * margin, right * width + (right - 1) * margin, 3), np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = (number % 3, number // 3) if rows else (number // 3, number % 3)
+        top, left = row * (height + margin), column * (width + margin)
+        wanted[top : top + height, left : left + width] = tile
+    assert np.array_equal(canvas, wanted)
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+@pytest.mark.parametrize(("status", "colour"), [("dead", DEAD_RGB), ("rescued", RESCUED_RGB)])
+def test_a_mark_frames_its_tile_in_the_margin_and_leaves_it_whole(
+    size_px: tuple[int, int], status: str, colour: tuple[int, int, int]
+) -> None:
+    # Given nine tiles, of which the middle one is marked
+    (height, width), margin = size_px, 6
+    tiles = [noise(number, size_px) for number in range(9)]
+    entries = [(tile, status if number == 4 else "live") for number, tile in enumerate(tiles)]
+    # When
+    canvas = sheet(entries, Grid(rows=3, columns=3, margin_px=margin), size_px)
+    # Then exactly two pixels around it have the colour
+    marked = (canvas == colour).all(axis=-1)
+    wanted = np.zeros(marked.shape, bool)
+    top, left = height + margin, width + margin
+    wanted[top - 2 : top + height + 2, left - 2 : left + width + 2] = True
+    wanted[top : top + height, left : left + width] = False
+    assert np.array_equal(marked, wanted)
+    assert np.array_equal(canvas[top : top + height, left : left + width], tiles[4])
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+def test_a_tile_that_is_missing_is_crossed_out_from_corner_to_corner_and_no_further(size_px: tuple[int, int]) -> None:
+    # Given
+    (height, width), margin = size_px, 6
+    tiles = [noise(number, size_px) for number in range(4)]
+    entries = [(None, "failed") if number == 3 else (tile, "live") for number, tile in enumerate(tiles)]
+    # When
+    canvas = sheet(entries, Grid(rows=2, columns=2, margin_px=margin), size_px)
+    # Then
+    top, left = height + margin, width + margin
+    cross = (canvas[top:, left:] == DEAD_RGB).all(axis=-1)
+    quarter = (slice(0, height // 2), slice(height - height // 2, None))
+    half = (slice(0, width // 2), slice(width - width // 2, None))
+    assert all(cross[rows, columns].any() for rows in quarter for columns in half)
+    assert not cross.all()
+    for number, (row, column) in ((0, (0, 0)), (1, (1, 0)), (2, (0, 1))):
+        place = canvas[row * top : row * top + height, column * left : column * left + width]
+        assert np.array_equal(place, tiles[number])
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+def test_a_stored_tile_comes_back_in_its_own_shape_and_in_no_other(size_px: tuple[int, int]) -> None:
+    # Given
+    job = job_of(*size_px)
+    data = sample_tile(job, "features.0", 3)
+    # When
+    pixels, record = decode_tile(data, job.recipe.tile_px)
+    # Then
+    assert pixels.shape == (*size_px, 3)
+    assert (pixels == (4, 0, 200)).all()
+    assert record.filter == 3
+    with pytest.raises(CorruptTile, match=f"a tile is {size_px[0]}x{size_px[1]} px RGB, not {size_px[1]}x{size_px[0]}"):
+        decode_tile(data, size_px[::-1])
+
+
+def test_a_tile_may_be_as_long_as_its_pixels_need() -> None:
+    # Given / When / Then
+    assert max_bytes((10, 30)) == max_bytes((30, 10)) == max_bytes((1, 300))
+    assert max_bytes((1000, 3000)) >= 1000 * 3000 * 3
+    assert max_bytes((1000, 3000)) < 2 * 1000 * 3000 * 3
+
+
+@pytest.mark.parametrize(
+    ("height_px", "width_px", "diversity", "shown_px", "aspect"),
+    [
+        (100, 100, 1, 100, "100 / 100"),
+        (60, 140, 1, 140, "140 / 60"),
+        (224, 224, 1, 150, "224 / 224"),
+        (400, 200, 1, 150, "200 / 400"),
+        (100, 100, 3, 304, "304 / 100"),
+        (200, 240, 4, 600, "966 / 200"),
+    ],
+)
+def test_the_page_shows_tiles_in_their_own_shape(
+    height_px: int, width_px: int, diversity: int, shown_px: int, aspect: str
+) -> None:
+    # Given / When
+    text = page(job_of(height_px, width_px, diversity), {}, {}).decode()
+    # Then
+    assert f"width: {shown_px}px" in text
+    assert f"aspect-ratio: {aspect};" in text
+
+
+@pytest.mark.parametrize("size_px", SIZES)
+def test_an_animation_has_every_frame_in_its_shape_and_rests_on_the_last(size_px: tuple[int, int]) -> None:
+    # Given frames of one colour each
+    colours = [(20, 60, 200), (200, 60, 20), (60, 200, 60)]
+    frames = [np.full((*size_px, 3), colour, np.uint8) for colour in colours]
+    # When
+    film = Image.open(io.BytesIO(encode_frames(frames)), formats=["WEBP"])
+    # Then
+    assert film.size == size_px[::-1]
+    assert getattr(film, "n_frames") == 3  # noqa: B009
+    pauses_ms = []
+    for number, colour in enumerate(colours):
+        film.seek(number)
+        film.load()
+        pauses_ms.append(film.info["duration"])
+        assert np.abs(np.asarray(film.convert("RGB")).astype(int) - colour).max() <= 12
+    assert pauses_ms == [100, 100, 1500]

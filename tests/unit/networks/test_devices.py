@@ -1,0 +1,27 @@
+"""Whether a device computes at all, asked before anything is rendered on it."""
+
+import pytest
+import torch
+from torch import nn
+
+from workers.networks import devices
+
+
+def test_a_device_that_computes_passes() -> None:
+    # When / Then nothing is raised
+    devices.check(torch.device("cpu"))
+
+
+def test_a_device_that_computes_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device whose results are half as large again as they should be
+    right = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *arguments: 1.5 * right(*arguments))
+    # When / Then
+    with pytest.raises(ArithmeticError, match=r"5832, not 3888"):
+        devices.check(torch.device("cpu"))
+
+
+def test_what_torch_says_of_a_device_that_is_not_there_is_passed_on() -> None:
+    # When / Then
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA|NVIDIA"):
+        devices.check(torch.device("cuda:99"))

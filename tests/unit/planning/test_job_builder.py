@@ -1,0 +1,272 @@
+"""What a job contains before anything runs, and what a person can get wrong in its options."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer.planning.job_builder import LayerPlan, layers, make_job, select
+from producer.planning.options import Options
+from workers.contract.errors import (
+    BadFilters,
+    BadOption,
+    PermanentError,
+    UnknownLayer,
+    UnknownModel,
+    WeightsMissing,
+    WeightsUnreadable,
+)
+
+VGG16 = Options(model="vgg16", weights="none", size="32")
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> list[LayerPlan]:
+    """The layers of VGG16."""
+    return layers("vgg16", (150, 150))
+
+
+def refused(kind: type[PermanentError], **changes: Any) -> str:
+    """The one line that says why a job cannot be made."""
+    with pytest.raises(kind) as caught:
+        make_job(replace(VGG16, **changes))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert 10 < len(message) < 500
+    return message
+
+
+def test_vgg16_has_13_layers_and_4224_filters(vgg16: list[LayerPlan]) -> None:
+    # Given VGG16
+    # Then its totals are the published ones, and the aliases are Keras's
+    assert len(vgg16) == 13
+    assert sum(plan.channels for plan in vgg16) == 4224
+    assert [plan.aliases for plan in vgg16[:3]] == [("block1_conv1",), ("block1_conv2",), ("block2_conv1",)]
+    assert vgg16[-1].aliases == ("block5_conv3",)
+    assert vgg16[-1].output_px == (9, 9)
+
+
+def test_inception_v3_has_94_layers_and_17216_filters() -> None:
+    # Given Inception v3, whose auxiliary head nobody runs
+    plans = layers("inception_v3", (299, 299))
+    # Then its totals are those of the network itself
+    assert len(plans) == 94
+    assert sum(plan.channels for plan in plans) == 17216
+    assert not [plan.name for plan in plans if plan.name.startswith("AuxLogits")]
+
+
+def test_a_deeper_layer_costs_more_and_a_larger_picture_too(vgg16: list[LayerPlan]) -> None:
+    # Given the costs of VGG16's layers
+    costs = [plan.step_gflop for plan in vgg16]
+    # Then they grow from layer to layer
+    assert costs == sorted(costs)
+    # And about fourfold with twice the size
+    larger = layers("vgg16", (300, 300))[4].step_gflop
+    assert larger / costs[4] == pytest.approx(4.0, rel=0.05)
+
+
+def test_the_cost_of_the_second_layer_is_what_arithmetic_says(vgg16: list[LayerPlan]) -> None:
+    # Given the trunk of VGG16's second layer: 64 filters of 3 x 3 x 3 at 150 px, and one filter of 3 x 3 x 64 behind it
+    trunk, own = 2 * 150 * 150 * 64 * 27, 2 * 150 * 150 * 576
+    # When forward and backward are counted
+    # Then that is its cost
+    assert vgg16[1].step_gflop == pytest.approx(2e-9 * (trunk + own))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("features.0", ["features.0"]),
+        ("block1_conv1", ["features.0"]),
+        ("block5_conv3, features.0", ["features.0", "features.28"]),
+        ("block1_*", ["features.0", "features.2"]),
+        ("features.2?", ["features.21", "features.24", "features.26", "features.28"]),
+        ("features.2,block1_conv2,*.2", ["features.2"]),
+        (",features.0,", ["features.0"]),
+    ],
+)
+def test_layers_are_selected_by_names_aliases_and_globs(vgg16: list[LayerPlan], text: str, expected: list[str]) -> None:
+    # Given the layers of VGG16
+    # When some are selected
+    found = [plan.name for plan in select(vgg16, text, "vgg16")]
+    # Then each is there once, in the order they run
+    assert found == expected
+
+
+@pytest.mark.parametrize("text", ["all", " all ", "*"])
+def test_all_layers_can_be_selected(vgg16: list[LayerPlan], text: str) -> None:
+    # Given the layers of VGG16
+    # When all are selected
+    # Then all are there
+    assert select(vgg16, text, "vgg16") == vgg16
+
+
+def test_an_unknown_layer_names_the_nearest(vgg16: list[LayerPlan]) -> None:
+    # Given a slip of the keyboard
+    # When it is selected
+    with pytest.raises(UnknownLayer) as caught:
+        select(vgg16, "features.0,block5_conv9", "vgg16")
+    # Then the error shows it, and what may have been meant
+    assert "'block5_conv9' in vgg16" in str(caught.value)
+    assert "block5_conv" in str(caught.value).split("nearest:")[1]
+
+
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_a_selection_of_nothing_is_refused(vgg16: list[LayerPlan], text: str) -> None:
+    # Given a selection that names nothing
+    # When it is read, then it is refused
+    with pytest.raises(UnknownLayer, match="names no layer"):
+        select(vgg16, text, "vgg16")
+
+
+def test_an_unknown_model_names_the_nearest() -> None:
+    # Given a slip of the keyboard
+    # When a job is made
+    # Then the error shows it, and what may have been meant
+    message = refused(UnknownModel, model="vgg61")
+    assert "'vgg61'" in message
+    assert "vgg16" in message
+
+
+@pytest.mark.parametrize("name", ["", "..", "x" * 10_000, "vgg16\n", "../../etc/passwd"])
+def test_a_model_that_is_no_name_is_unknown(name: str) -> None:
+    # Given something that is no model's name
+    # When a job is made, then it is refused in one line
+    refused(UnknownModel, model=name)
+
+
+def test_a_grid_that_is_too_small_says_what_it_holds_and_what_to_do() -> None:
+    # Given 64 filters and 4 x 4 places
+    # When a job is made
+    message = refused(BadOption, layers="features.0", grid="4x4")
+    # Then the error has the numbers and the way out
+    assert "a grid of 4x4 holds 16 tiles, and features.0 has 64" in message
+    assert "--grid auto or --filters 0-15" in message
+
+
+def test_the_filters_that_a_small_grid_advises_do_fit() -> None:
+    # Given the way out of that error
+    # When it is taken
+    job, _ = make_job(replace(VGG16, layers="features.0", grid="4x4", filters="0-15"))
+    # Then the job is made
+    assert len(job.tiles) == 16
+
+
+def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_not_reach() -> None:
+    # Given Inception v3, which shrinks its pictures
+    # When a job of 32 px is made
+    message = refused(BadOption, model="inception_v3", size="32")
+    # Then the error says how far they get
+    assert "inception_v3 cannot take 32x32 px pictures as far as" in message
+    assert "--size" in message
+
+
+def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
+    # Given Inception v3's first layer
+    # When a job of 32 px is made of it alone
+    job, _ = make_job(Options(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
+    # Then that is fine
+    assert [layer.name for layer in job.layers] == ["Conv2d_1a_3x3.conv"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"size": "7"}, "--size"),
+        ({"size": "0"}, "--size"),
+        ({"size": "-5"}, "--size"),
+        ({"size": "5000"}, "--size"),
+        ({"steps": -1}, "--steps"),
+        ({"steps": 10**6}, "--steps"),
+        ({"step_size": 0.0}, "--step-size"),
+        ({"step_size": -1.0}, "--step-size"),
+        ({"step_size": float("nan")}, "--step-size"),
+        ({"step_size": float("inf")}, "--step-size"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**63}, "--seed"),
+        ({"margin_px": -1}, "--margin"),
+        ({"margin_px": 1000}, "--margin"),
+        ({"grid": "0x8"}, "--grid"),
+        ({"grid": "8"}, "--grid"),
+        ({"grid": "8x"}, "--grid"),
+        ({"grid": "-8x8"}, "--grid"),
+        ({"grid": "99999x99999"}, "--grid"),
+        ({"grid": "x" * 10_000}, "--grid"),
+        ({"size": "x32"}, "--size"),
+        ({"size": "32x7"}, "--size"),
+        ({"size": "9" * 10_000}, "--size"),
+        ({"method": "dream"}, "method 'dream'"),
+        ({"preset": "dream"}, "preset 'dream'"),
+        ({"objective": "dream"}, "--objective"),
+        ({"neuron": "1"}, "--neuron"),
+        ({"neuron": "0,0"}, "objective neuron"),
+        ({"objective": "neuron", "neuron": "0,32"}, "--neuron 0,32"),
+        ({"objective": "neuron", "neuron": "32,0"}, "map of 32x32"),
+        ({"objective": "direction"}, "directions"),
+        ({"diversity": 0}, "--diversity"),
+        ({"octaves": 0}, "--octaves"),
+        ({"octaves": 3}, "octaves"),
+        ({"method": "notebook", "octaves": 30}, "octaves"),
+        ({"method": "notebook", "octave_scale": 1.0}, "--octave-scale"),
+        ({"total_variation": -1.0}, "--tv"),
+        ({"l2": float("nan")}, "--l2"),
+        ({"blur": -1.0}, "--blur"),
+        ({"frames": -1}, "--frames"),
+        ({"tap": "softmax"}, "--tap"),
+    ],
+)
+def test_every_bad_option_gives_one_line_that_names_it(changes: dict[str, Any], option: str) -> None:
+    # Given one option that cannot be
+    # When a job is made
+    # Then one line names the option
+    assert option in refused(BadOption, layers="features.0", filters="0", **changes)
+
+
+def test_of_a_range_each_layer_gives_what_it_has() -> None:
+    # Given a range of which the first layers have but the beginning
+    # When a job of all layers is made
+    job, _ = make_job(replace(VGG16, filters="60-100"))
+    # Then each renders what it has
+    assert [layer.filters for layer in job.layers] == ["60-63"] * 2 + ["60-100"] * 11
+
+
+@pytest.mark.parametrize(
+    ("layers", "filters", "message"),
+    [
+        ("features.0", "0-64", "no filter 64 in features.0; it has 64 filters, 0-63"),
+        ("all", "0-512", "no filter 512 in features.17; it has 512 filters, 0-511"),
+        ("all", "100,102-104", "no filter 100,102-104 in features.0; it has 64 filters, 0-63"),
+    ],
+)
+def test_filters_that_no_layer_has_and_layers_that_have_none_of_them_are_refused(
+    layers: str, filters: str, message: str
+) -> None:
+    # When a job is made of them, then the error names a layer and what it has
+    assert message in refused(BadFilters, layers=layers, filters=filters)
+
+
+def test_weights_that_are_nowhere_are_refused_with_what_there_is() -> None:
+    # Given a name that is neither published nor a file
+    # When a job is made
+    message = refused(WeightsMissing, weights="nowhere.pth")
+    # Then the error shows it, and what there is
+    assert "'nowhere.pth'" in message
+    assert "IMAGENET1K_FEATURES" in message
+
+
+def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path) -> None:
+    # Given a file that does not say what it is
+    path = tmp_path / "weights"
+    path.write_bytes(b"?")
+    # When a job is made, then the error lists what it may be
+    assert ".safetensors" in refused(WeightsUnreadable, weights=str(path))
+
+
+def test_the_same_options_make_the_same_job() -> None:
+    # Given options written in two ways
+    one, _ = make_job(replace(VGG16, layers="block1_conv1,features.2", filters="0-3"))
+    two, _ = make_job(replace(VGG16, layers="features.2,features.0", filters="3,2,0-1,1"))
+    # Then it is one job, with one id, and with the versions that made it
+    assert one.id == two.id
+    assert {"filterfarm", "torch"} <= set(one.versions)

@@ -1,0 +1,344 @@
+"""``filterfarm quality`` on jobs that lie in a folder, against the whole network and NumPy."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from producer.cli import quality_text
+from producer.quality.local_store import Folder
+from producer.quality.quality import LayerQuality, TileQuality, measure, require_whole
+from tests.conftest import sample_tile
+from workers.contract import keys
+from workers.contract.errors import (
+    BadOption,
+    CorruptTile,
+    JobIncomplete,
+    NoJob,
+    StorageDenied,
+    UnknownModel,
+    WeightsMissing,
+    WeightsUnreadable,
+)
+from workers.contract.job import Job, Layer, Weights
+from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.tile_png import decode_tile, encode_tile
+from workers.networks import registry
+
+SIZE_PX = 32
+
+
+def make_job(
+    *, seed: int = 0, layers: tuple[str, ...] = ("features.0",), filters: str = "3,5,8-11", model: str = "squeezenet1_1"
+) -> Job:
+    return Job(
+        model=model,
+        weights=Weights(source="none", name="none"),
+        layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers),
+        recipe=Recipe(preprocess=Preprocess(name="raw"), height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
+    )
+
+
+def lite0(*, seed: int = 0) -> Job:
+    """The stem of the trained network, of whose 32 filters four are truly dead."""
+    return Job(
+        model="efficientnet_lite0",
+        weights=Weights(source="package", name="IMAGENET1K"),
+        layers=(Layer(name="conv_stem", channels=32, filters="0-31"),),
+        recipe=Recipe(preprocess=registry.HALVES, height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
+    )
+
+
+def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] = ()) -> Folder:
+    """Put a job into a data folder, its tiles noise drawn from ``pictures``."""
+    folder = data / "bucket"
+    files = {keys.job(job.id): job.to_json()}
+    for layer, filter_ in job.tiles:
+        if filter_ in missing:
+            continue
+        pixels = np.random.default_rng([pictures, filter_]).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+        _, record = decode_tile(sample_tile(job, layer, filter_), (SIZE_PX, SIZE_PX))
+        files[keys.tile(job.id, layer, filter_)] = encode_tile(pixels, record)
+    for key, content in files.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(content)
+    return Folder(data)
+
+
+def tile(filter_: int, **changes: object) -> TileQuality:
+    """A good tile, but for ``changes``."""
+    good = TileQuality(
+        layer="a", filter=filter_, status="live", inert=False, start_activation=1.0, activation=3.0, identified=True,
+        selectivity=2.0, high_frequency=0.1,
+    )  # fmt: skip
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def layer_of(*tiles: TileQuality, planned: int | None = None, broken: dict[int, str] | None = None) -> LayerQuality:
+    return LayerQuality(layer="a", planned=planned or len(tiles), tiles=tiles, broken=broken or {})
+
+
+def test_tiles_are_measured_as_the_whole_network_sees_them(tmp_path: Path) -> None:
+    # Given a job's tiles in a folder
+    job = make_job()
+    folder = store(job, tmp_path)
+    # When they are measured
+    (layer,) = measure(job, folder, device="cpu")
+    # Then each activation is what the whole network makes of the picture
+    filters = list(job.layers[0].selected)
+    pictures = [np.random.default_rng([0, f]).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8) for f in filters]
+    model = registry.build("squeezenet1_1", seed=0)
+    seen: list[torch.Tensor] = []
+    model.get_submodule("features.1").register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
+    model(torch.from_numpy(np.stack(pictures).astype(np.float32)).permute(0, 3, 1, 2))
+    matrix = seen[0].mean(dim=(2, 3)).numpy()[:, filters]
+    np.testing.assert_allclose([t.activation for t in layer.tiles], np.diagonal(matrix), rtol=1e-4)
+    # And a tile is identified where NumPy finds the column's maximum in its row
+    assert [t.identified for t in layer.tiles] == (matrix.argmax(axis=0) == np.arange(len(filters))).tolist()
+    assert [t.filter for t in layer.tiles] == filters
+    assert layer.planned == len(filters)
+    require_whole(job, [layer])
+
+
+def test_dead_filters_are_those_whose_norm_lets_nothing_through(tmp_path: Path) -> None:
+    # Given tiles of the trained network's stem, all of which say that they live
+    job = lite0()
+    # When they are measured
+    layers = measure(job, store(job, tmp_path), device="cpu")
+    # Then four filters of 32 are dead, whatever their tiles say
+    assert quality_text.figures(layers).dead == 4 / 32
+
+
+def test_another_jobs_tiles_are_like_the_same_pictures_and_unlike_others(tmp_path: Path) -> None:
+    # Given three jobs of the same network with other seeds, the second with the first one's pictures
+    job, same, other = lite0(), lite0(seed=1), lite0(seed=2)
+    folder = store(job, tmp_path)
+    store(same, tmp_path)
+    store(other, tmp_path, pictures=1)
+    # When the first is held against both
+    to_same = quality_text.figures(measure(job, folder, device="cpu", against=same))
+    to_other = quality_text.figures(measure(job, folder, device="cpu", against=other))
+    # Then it is the same as the second, and no more like the third than noise is like noise
+    assert to_same.similarity == pytest.approx(1.0)
+    assert to_same.matched == 1.0
+    assert to_other.similarity is not None
+    assert abs(to_other.similarity) < 0.5
+    assert to_other.matched is not None
+    assert to_other.matched < 0.5
+
+
+def test_only_common_tiles_are_compared(tmp_path: Path) -> None:
+    # Given a job whose other half was rendered in another job, but for one tile
+    job, other = lite0(), lite0(seed=1)
+    folder = store(job, tmp_path)
+    store(other, tmp_path, missing=(7,))
+    # When they are compared
+    (layer,) = measure(job, folder, device="cpu", against=other)
+    # Then that one has no likeness
+    assert [t.filter for t in layer.tiles if t.similarity is None] == [7]
+
+
+def test_a_job_that_still_runs_is_measured_as_far_as_it_is(tmp_path: Path) -> None:
+    # Given a job that lacks two tiles of six
+    job = make_job()
+    # When it is measured
+    layers = measure(job, store(job, tmp_path, missing=(5, 9)), device="cpu")
+    # Then the others are there
+    assert [t.filter for t in layers[0].tiles] == [3, 8, 10, 11]
+    # And one line says how many are missing
+    with pytest.raises(JobIncomplete, match="2 of 6 tiles of .* are missing.*of 4 tiles"):
+        require_whole(job, layers)
+    assert "4 of 6" in quality_text.as_table(layers, against=False)
+
+
+def test_a_job_without_any_tile_yet_is_measured_without_an_error(tmp_path: Path) -> None:
+    # Given a job that has just begun
+    job = make_job()
+    layers = measure(job, store(job, tmp_path, missing=job.layers[0].selected), device="cpu")
+    # Then nothing is known of it, and the figures say so
+    assert quality_text.figures(layers).self_identification is None
+    assert "0 of 6" in quality_text.as_table(layers, against=True)
+
+
+def test_a_single_tile_has_none_to_be_told_from(tmp_path: Path) -> None:
+    job = make_job(filters="4")
+    (layer,) = measure(job, store(job, tmp_path), device="cpu")
+    assert layer.tiles[0].identified is None
+    assert layer.tiles[0].selectivity is None
+
+
+def test_broken_tiles_are_named_and_the_others_measured(tmp_path: Path) -> None:
+    # Given a tile that was cut, one of another filter, one of another job, and one with no record
+    job = make_job()
+    folder = store(job, tmp_path)
+    paths = {f: tmp_path / "bucket" / keys.tile(job.id, "features.0", f) for f in job.layers[0].selected}
+    paths[3].write_bytes(paths[3].read_bytes()[:500])
+    paths[5].write_bytes(paths[8].read_bytes())
+    paths[9].write_bytes(sample_tile(make_job(seed=4), "features.0", 9))
+    paths[10].write_bytes(b"\x89PNG")
+    # When the job is measured
+    layers = measure(job, folder, device="cpu")
+    # Then the others are, and the broken ones are named
+    assert [t.filter for t in layers[0].tiles] == [8, 11]
+    assert sorted(layers[0].broken) == [3, 5, 9, 10]
+    with pytest.raises(CorruptTile, match="4 of 6 tiles of .*features.0/3: .*delete them") as caught:
+        require_whole(job, layers)
+    assert "\n" not in str(caught.value)
+
+
+def otherwise_fed() -> Job:
+    job = make_job()
+    return job.model_copy(update={"recipe": job.recipe.model_copy(update={"preprocess": registry.HALVES})})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (make_job(), "the job itself"),
+        (make_job(seed=1), "random weights change with the seed"),
+        (make_job(model="squeezenet1_0"), "same model"),
+        (otherwise_fed(), "preprocessing"),
+    ],
+)
+def test_jobs_that_cannot_be_compared_are_refused(tmp_path: Path, other: Job, message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        measure(make_job(), store(make_job(), tmp_path), device="cpu", against=other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "neuron"}, "--objective neuron"),
+        ({"objective": "deepdream"}, "--objective deepdream"),
+        ({"negative": True}, "--negative"),
+        ({"diversity": 3}, "--objective filter --diversity 3"),
+    ],
+)
+def test_jobs_that_maximise_something_else_are_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    # Given a job whose tiles are not one picture for each filter that maximises it
+    job = make_job()
+    other = job.model_copy(update={"recipe": job.recipe.model_copy(update=changes)})
+    # When it is measured, or another against it
+    for first, second in ((other, None), (job, other)):
+        with pytest.raises(BadOption, match=said) as caught:
+            measure(first, store(job, tmp_path), device="cpu", against=second)
+        # Then one line says so
+        assert "\n" not in str(caught.value)
+
+
+def test_jobs_without_a_common_layer_are_refused(tmp_path: Path) -> None:
+    job, other = make_job(), make_job(layers=("features.3.squeeze",))
+    with pytest.raises(BadOption, match="no layer in common"):
+        measure(job, store(job, tmp_path), device="cpu", against=other)
+
+
+def with_checkpoint() -> Job:
+    weights = Weights(source="file", name="mine.pth", sha256="ab" * 32)
+    return make_job().model_copy(update={"weights": weights})
+
+
+def test_weights_that_are_gone_or_broken_are_told(tmp_path: Path) -> None:
+    # Given a job with a checkpoint of its own that nobody stored
+    job = with_checkpoint()
+    folder = store(job, tmp_path)
+    # When it is measured
+    with pytest.raises(WeightsMissing, match=r"lost its checkpoint mine\.pth"):
+        measure(job, folder, device="cpu")
+    # Or when it was stored, but is none
+    path = tmp_path / "bucket" / keys.weights(job.id, "ab" * 32)
+    path.parent.mkdir()
+    path.write_bytes(b"rubbish")
+    with pytest.raises(WeightsUnreadable, match="no checkpoint that loads safely"):
+        measure(job, folder, device="cpu")
+
+
+def test_the_checkpoint_of_the_job_is_what_tiles_are_shown_to(tmp_path: Path) -> None:
+    # Given a job with a checkpoint of its own, drawn from another seed than the network it would have without
+    job = with_checkpoint()
+    folder = store(job, tmp_path)
+    path = tmp_path / "bucket" / keys.weights(job.id, "ab" * 32)
+    path.parent.mkdir()
+    torch.save(registry.build("squeezenet1_1", seed=5).state_dict(), path)
+    # When it is measured
+    (layer,) = measure(job, folder, device="cpu")
+    # Then the answers are that network's
+    drawn = make_job(seed=5)
+    (wanted,) = measure(drawn, store(drawn, tmp_path), device="cpu")
+    assert [t.activation for t in layer.tiles] == pytest.approx([t.activation for t in wanted.tiles])
+
+
+def test_a_model_that_this_version_does_not_know_is_told(tmp_path: Path) -> None:
+    job = make_job(model="squeezenet9")
+    with pytest.raises(UnknownModel):
+        measure(job, store(job, tmp_path), device="cpu")
+
+
+def test_a_job_that_is_not_in_the_folder_is_told_with_the_nearest_that_is(tmp_path: Path) -> None:
+    # Given a folder with a job
+    job = make_job()
+    folder = store(job, tmp_path)
+    # When another is asked for, or something that is no name at all
+    for name in (job.id[:-1] + "x", "../../etc"):
+        with pytest.raises(NoJob, match=job.id):
+            folder.require(name)
+    # Or in a folder with none
+    with pytest.raises(NoJob, match="set FILTERFARM_BUCKET"):
+        Folder(tmp_path / "nowhere").require(job.id)
+    # Then the job itself is there
+    folder.require(job.id)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    # Given a folder where a tile should be
+    job = make_job()
+    folder = store(job, tmp_path, missing=(3,))
+    (tmp_path / "bucket" / keys.tile(job.id, "features.0", 3)).mkdir()
+    # Then that is no missing tile
+    with pytest.raises(StorageDenied, match="cannot read"):
+        measure(job, folder, device="cpu")
+
+
+def test_figures_are_shares_and_medians_of_what_is_not_dead() -> None:
+    # Given a truly dead filter, a grey tile, a rescued one that slept at the start, and a live one
+    layer = layer_of(
+        tile(0, inert=True, status="dead", activation=0.0, identified=False, selectivity=0.0, high_frequency=0.9),
+        tile(1, status="dead", activation=0.0, start_activation=0.0, identified=False, selectivity=0.0),
+        tile(2, status="rescued", activation=4.0, start_activation=0.0, selectivity=float("inf")),
+        tile(3, activation=8.0, start_activation=2.0),
+    )
+    # When they are summed up
+    of = quality_text.figures([layer])
+    # Then the dead one is in its own share alone
+    assert (of.planned, of.measured, of.dead) == (4, 4, 1 / 4)
+    assert (of.grey, of.rescued, of.self_identification) == (1 / 3, 1 / 3, 2 / 3)
+    # And gain is that of the tiles that began above zero
+    assert (of.gain, of.gain_of) == (4.0, 1)
+    assert (of.selectivity, of.high_frequency) == (2.0, 0.1)
+    assert (of.similarity, of.matched) == (None, None)
+
+
+def test_the_table_has_a_row_for_each_layer_and_one_for_all() -> None:
+    # Given two layers of two tiles
+    layers = [layer_of(tile(0), tile(1)), replace(layer_of(tile(0, identified=False), tile(1)), layer="b")]
+    # When they are printed
+    rows = [line.split() for line in quality_text.as_table(layers, against=False).split("\n\n")[0].splitlines()]
+    # Then self-identification is each one's, and all tiles' in the last row
+    column = rows[0].index("self-id") + 1  # gain's cell has a blank in it
+    assert [(row[0], row[column]) for row in rows[1:]] == [("a", "100.0%"), ("b", "50.0%"), ("all", "75.0%")]
+
+
+def test_json_holds_no_number_that_json_does_not_know() -> None:
+    # Given a tile whose filter nothing else excites
+    layers = [layer_of(tile(0, selectivity=float("inf")))]
+    # When the report is written as JSON
+    text = json.dumps(quality_text.as_json(make_job(), layers, None), allow_nan=False)
+    # Then the infinite one is null, and the rest is there
+    report = json.loads(text)
+    assert report["whole"]["selectivity"] is None
+    assert report["layers"][0]["tiles"][0]["activation"] == 3.0
+    assert report["against"] is None

@@ -1,0 +1,1 @@
+"""Redis, the object store and the operating system, as both sides use them."""

@@ -1,0 +1,81 @@
+"""Tiles to PNG and back, with their provenance inside the file."""
+
+import io
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from workers.contract.errors import CorruptTile
+from workers.contract.job import Job, decode
+from workers.contract.records import TileRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: The PNG text field that holds the record as JSON.
+TEXT_KEY = "filterfarm"
+
+#: How long a frame of an animation is shown, and the last one.
+_FRAME_MS, _REST_MS = 100, 1500
+
+#: A PNG is never much larger than its pixels; what is, is no tile.
+_OVERHEAD_BYTES = 65_536
+
+
+def max_bytes(size_px: tuple[int, int]) -> int:
+    """The most bytes a tile's PNG of that height and width can have."""
+    return size_px[0] * size_px[1] * 4 + _OVERHEAD_BYTES
+
+
+def encode_tile(pixels: "NDArray[np.uint8]", record: TileRecord) -> bytes:
+    """PNG of ``pixels`` ((H, W, 3) uint8 RGB) that carries ``record``."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(TEXT_KEY, record.model_dump_json())
+    out = io.BytesIO()
+    # Huffman only: noise-like pictures have no repeats to find, and this is 3x cheaper and no larger.
+    Image.fromarray(pixels).save(out, "PNG", pnginfo=text, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
+    return out.getvalue()
+
+
+def encode_frames(frames: "Sequence[NDArray[np.uint8]]") -> bytes:
+    """Animated WebP of frames ((H, W, 3) uint8 RGB each, of one size), which rests on the last one."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    pauses_ms = [_FRAME_MS] * (len(pictures) - 1) + [_REST_MS]
+    out = io.BytesIO()
+    pictures[0].save(
+        out, "WEBP", save_all=True, append_images=pictures[1:], duration=pauses_ms, loop=0, quality=90, method=2
+    )
+    return out.getvalue()
+
+
+def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint8]", TileRecord]:
+    """The pixels ((H, W, 3) uint8 RGB) and the record of the PNG of a tile of ``size_px``, height and width.
+
+    Raises CorruptTile for anything else, before anything large is decoded.
+    """
+    if len(data) > max_bytes(size_px):
+        raise CorruptTile(f"a tile of {len(data)} bytes is too long for {_text(size_px)}")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size[::-1] != size_px or image.mode != "RGB":
+                raise CorruptTile(f"a tile is {_text(image.size[::-1])} {image.mode}, not {_text(size_px)} RGB")
+            pixels = np.asarray(image)
+            text = image.info.get(TEXT_KEY, "")
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        raise CorruptTile(f"a tile is no readable PNG: {' '.join(str(error).split())[:100]}") from error
+    return pixels, decode(TileRecord, text, "a tile's provenance")
+
+
+def decode_tile_of(job: Job, layer: str, filter_: int, data: bytes) -> tuple["NDArray[np.uint8]", TileRecord]:
+    """The same of the tile that a job has of one filter; raises CorruptTile for another's tile too."""
+    pixels, record = decode_tile(data, job.recipe.tile_px)
+    if (record.job, record.layer, record.filter) != (job.id, layer, filter_):
+        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+    return pixels, record
+
+
+def _text(size_px: tuple[int, int]) -> str:
+    return f"{size_px[0]}x{size_px[1]} px"

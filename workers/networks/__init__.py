@@ -1,0 +1,1 @@
+"""Torch models: built, loaded, traced, cut and fused."""

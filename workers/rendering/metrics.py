@@ -1,0 +1,126 @@
+"""What pictures do to a layer, and what they are made of: the numbers behind ``filterfarm quality``. Pure, no I/O.
+
+The maps are those of the whole layer, not of the sliced one that the pictures were made with: what is measured here
+does not share the code it judges.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from workers.contract.recipe import Recipe
+from workers.networks import devices
+from workers.networks import tracing as graphs
+from workers.networks.layer_extractor import Tap
+from workers.networks.subgraphs import subgraph
+from workers.rendering import images
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Cycles per pixel beyond which power counts as high frequency: half of what a picture can hold (0.5). Of white noise
+#: 80 % lies beyond it (1 - pi / 16), of a photograph, whose power falls with the square of the frequency, a fifth or
+#: less (D. J. Field, "Relations between the statistics of natural images and the response properties of cortical
+#: cells", 1987).
+HIGH_FREQUENCY = 0.25
+
+#: Activations that differ by less than this share are the same to a picture of eight bits.
+TIE = 1e-3
+
+
+class Probe:
+    """One layer of a frozen network, to be shown pictures. Raises UnknownLayer where there is no such layer."""
+
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, layer: str, recipe: Recipe, device: torch.device, *, batch: int = 16
+    ) -> None:
+        chain = graphs.tapped(model, graphs.find(model, graph, layer), recipe.tap)
+        self._maps = subgraph(model, graph, upto=chain[-1])
+        self._recipe, self._device, self._batch = recipe, device, batch
+        #: (C,) bool: no picture can excite the filter; see Tap.inert
+        self.inert: NDArray[np.bool_] = Tap(model, graph, layer, recipe.tap).inert.numpy()
+
+    @torch.no_grad()
+    def responses(self, pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+        """Mean of each filter's map on each picture: (T, C) for pictures (T, H, W, 3) uint8 RGB."""
+        parts = []
+        for part in np.array_split(pictures, range(self._batch, len(pictures), self._batch)):
+            batch = torch.from_numpy(part.astype(np.float32)).to(self._device).permute(0, 3, 1, 2)
+            with devices.exact():
+                maps = self._maps(images.to_network(batch, self._recipe.preprocess))
+            parts.append(maps.float().mean(dim=(2, 3)).cpu().numpy())
+        return np.concatenate(parts)
+
+
+def identified(own: "NDArray[np.floating]") -> "NDArray[np.bool_]":
+    """Which tiles excite their own filter as no other tile does: (T,) bool.
+
+    ``own`` is (T, T): row t is what tile t does to the filters of all tiles, in the tiles' order. To come within TIE of
+    the best is enough, for two pictures can both hold all units at an activation function's ceiling. But a tile that
+    does the same as another to every filter is a failure, and so is one that excites its filter as little as any.
+    """
+    mine, best = np.diagonal(own), _best_other(own)
+    _, place, count = np.unique(own, axis=0, return_inverse=True, return_counts=True)
+    alone = count[place.reshape(-1)] == 1
+    result: NDArray[np.bool_] = (mine >= best - TIE * np.abs(best)) & (mine > own.min(axis=0)) & alone
+    return result
+
+
+def selectivity(own: "NDArray[np.floating]") -> "NDArray[np.float64]":
+    """Each tile's own activation over that of the best other tile on the same filter: (T,), 0 or more.
+
+    Infinite where nothing but its own tile excites the filter, 0 where its own does not.
+    """
+    mine, best = np.diagonal(own).astype(np.float64), _best_other(own).astype(np.float64)
+    ratio = np.divide(mine, best, out=np.full(len(own), np.inf), where=best > 0)
+    return np.where(mine > 0, ratio, 0.0)
+
+
+def high_frequency(pictures: "NDArray[np.uint8]") -> "NDArray[np.float64]":
+    """Share of each picture's power beyond HIGH_FREQUENCY, in 0..1: (T,) for pictures (T, H, W, 3) uint8.
+
+    Power is the squared magnitude of the discrete Fourier transform, summed over the colours, of each colour less its
+    mean and under a Hann window, which keeps the jump from edge to edge out of it (F. J. Harris, "On the use of windows
+    for harmonic analysis with the discrete Fourier transform", 1978). A picture of one colour has none: 0.
+    """
+    height, width = pictures.shape[1:3]
+    centred = pictures - pictures.mean(axis=(1, 2), keepdims=True)
+    window = np.outer(_hann(height), _hann(width))[:, :, None]
+    power = (np.abs(np.fft.fft2(centred * window, axes=(1, 2))) ** 2).sum(axis=3)  # (T, H, W)
+    beyond = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) > HIGH_FREQUENCY
+    total = power.sum(axis=(1, 2))
+    result: NDArray[np.float64] = np.divide(
+        power[:, beyond].sum(axis=1), total, out=np.zeros(len(pictures)), where=total > 0
+    )
+    return result
+
+
+def similarity(ours: "NDArray[np.float32]", theirs: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    """Cosines of the responses (T, C) of one set of pictures with those of another, (T, T), in -1..1.
+
+    Each channel is first centred on its mean over both sets and divided by its standard deviation there: what all
+    tiles of a layer have in common says nothing, and no loud channel should speak for all. So 0 is what two tiles of
+    the layer have in common on average, and 1 is the same response.
+    """
+    both = np.concatenate([ours, theirs]).astype(np.float64)
+    spread = both.std(axis=0)
+    centred = np.divide(both - both.mean(axis=0), spread, out=np.zeros_like(both), where=spread > 0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    result: NDArray[np.float64] = unit[: len(ours)] @ unit[len(ours) :].T
+    return result
+
+
+def _best_other(own: "NDArray[np.floating]") -> "NDArray[np.floating]":
+    """(T,) the most that any other tile does to each tile's filter; -inf where there is no other."""
+    others = own.copy()
+    np.fill_diagonal(others, -np.inf)
+    best: NDArray[np.floating] = others.max(axis=0)
+    return best
+
+
+def _hann(length: int) -> "NDArray[np.float64]":
+    """The periodic Hann window."""
+    return np.hanning(length + 1)[:-1]

@@ -1,0 +1,43 @@
+"""The Celery application of ``celery -A workers.runtime.app worker``, which ``filterfarm worker`` supervises."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+from celery import signals
+from celery.exceptions import SecurityWarning
+
+from workers.clients.broker import make_app
+from workers.contract.settings import Settings
+from workers.runtime import tasks
+from workers.runtime.supervisor import SUPERVISOR_VARIABLE
+
+
+@signals.setup_logging.connect
+def _log_plainly(**_: Any) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # One line per batch is ours; Celery's two per tile say nothing more, nor do its tracebacks of what is handed back.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+
+
+def _leave_with(supervisor: int) -> None:
+    """Drain once the supervisor is gone: nobody would start or stop this process any more."""
+    while os.getppid() == supervisor:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Celery warns root of pickled messages; ours are JSON, and nothing else is accepted.
+warnings.filterwarnings("ignore", category=SecurityWarning)
+
+settings = Settings.from_environ(os.environ)
+app = make_app(settings)
+tasks.install(app, settings)
+if SUPERVISOR_VARIABLE in os.environ:
+    threading.Thread(target=_leave_with, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()

@@ -1,0 +1,46 @@
+"""What is stored of a rendered tile: its PNG, which carries its record, and its animation."""
+
+import functools
+from importlib.metadata import version
+
+from workers.contract import keys
+from workers.contract.job import Job, Task
+from workers.contract.records import TileRecord
+from workers.contract.tile_png import encode_frames, encode_tile
+from workers.rendering.tile import Tile
+
+#: Packages on whose version a tile may depend.
+_PACKAGES = ("filterfarm", "torch", "torchvision", "numpy", "pillow")
+
+
+def objects(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[str, bytes, str]]:
+    """Key, body and content type of each object. The PNG is last, because a tile whose PNG is stored is done.
+
+    ``starts``: how many times work on the tile has begun.
+    """
+    record = TileRecord(
+        job=job.id,
+        layer=task.layer,
+        filter=task.filter,
+        seed=job.recipe.seed,
+        status=tile.status,
+        start_activation=tile.start_activation,
+        activation=tile.activation,
+        stored_activation=tile.stored_activation,
+        restarts=tile.restarts,
+        steps=job.recipe.total_steps,
+        seconds=tile.seconds,
+        attempts=starts,
+        device=tile.device,
+        precision=tile.precision,
+        versions=_versions(),
+    )
+    made = [(keys.tile(job.id, task.layer, task.filter), encode_tile(tile.pixels, record), "image/png")]
+    if tile.frames:
+        made.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
+    return made
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}

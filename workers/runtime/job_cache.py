@@ -1,0 +1,62 @@
+"""Jobs as a worker has them: read from the bucket once, their checkpoints kept on this machine."""
+
+import os
+import threading
+from pathlib import Path
+
+from workers.clients.retrying_storage import PatientStore
+from workers.contract import keys
+from workers.contract.errors import CorruptJob, NoJob
+from workers.contract.job import Job, decode
+
+#: Jobs that are remembered, each with the index of its tiles: a few MB for a whole network.
+_MOST_JOBS = 64
+
+
+class Jobs:
+    """The frozen jobs this worker has messages of. Thread-safe; raises the store's errors, and Draining as it does."""
+
+    def __init__(self, store: PatientStore, cache_dir: Path) -> None:
+        self._store = store
+        self._folder = cache_dir.expanduser() / "weights"
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        #: its own, because a checkpoint may take minutes, and no other job's batch should wait for that
+        self._download = threading.Lock()
+
+    def job(self, job_id: str) -> Job:
+        """The frozen job; raises NoJob and CorruptJob."""
+        with self._lock:
+            if job_id not in self._jobs:
+                data = self._store.get(keys.job(job_id))
+                if data is None:
+                    raise NoJob(f"no job {job_id!r} in the bucket")
+                job = decode(Job, data, f"job {job_id}")
+                if job.id != job_id:
+                    raise CorruptJob(f"job {job_id} holds the content of {job.id}")
+                if len(self._jobs) >= _MOST_JOBS:
+                    del self._jobs[next(iter(self._jobs))]
+                self._jobs[job_id] = job
+            return self._jobs[job_id]
+
+    def checkpoint(self, job: Job) -> Path | None:
+        """A copy of the job's own checkpoint, if it has one, kept by its hash so that many jobs share it.
+
+        Raises NoJob where the bucket has lost it, OSError where this machine cannot keep it.
+        """
+        if job.weights.source != "file" or job.weights.sha256 is None:
+            return None
+        # The suffix tells safetensors from pickle.
+        path = self._folder / f"{job.weights.sha256}{Path(job.weights.name).suffix}"
+        if path.exists():
+            return path
+        with self._download:
+            if not path.exists():
+                data = self._store.get(keys.weights(job.id, job.weights.sha256))
+                if data is None:
+                    raise NoJob(f"job {job.id} has lost its checkpoint {job.weights.name}; submit it again")
+                self._folder.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f"{path.name}.{os.getpid()}")
+                partial.write_bytes(data)
+                partial.replace(path)
+        return path
