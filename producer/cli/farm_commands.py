@@ -141,15 +141,15 @@ def cancel(job: str) -> None:
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
     """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
     from producer.cli import quality_text
-    from producer.quality.local_store import Folder
+    from producer.quality.local_store import LocalStore
     from producer.quality.quality import measure, require_whole
 
     settings = read_settings(device=device)
-    reader: Folder | Store
+    reader: LocalStore | Store
     if data is None and settings.bucket_url:
         reader = open_store(settings)
     else:
-        reader = Folder(data or DATA)
+        reader = LocalStore(data or DATA)
         for name in filter(None, (job, against)):
             reader.require(name)
     frozen = load_job(job, reader)

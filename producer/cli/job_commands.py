@@ -16,6 +16,7 @@ from producer.jobs.status import job_status, require_complete
 from producer.jobs.submit import submit as submit_job
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
+from producer.planning.layers import layers as list_layers
 from producer.planning.recipe_builder import chosen_size
 from workers.clients.broker import broker_errors
 
@@ -32,7 +33,7 @@ def layers(model: str | None, size: str, json_: bool) -> None:
         names = registry.names()
         click.echo(json.dumps(names) if json_ else "\n".join(names))
         return
-    plans = planning.layers(model, chosen_size(Options(model=model, size=size)))
+    plans = list_layers(model, chosen_size(Options(model=model, size=size)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
 
 

@@ -7,7 +7,7 @@ from producer.cli.doctor import Finding
 from producer.jobs.progress import summary
 from producer.jobs.status import JobStatus
 from producer.jobs.submit import Submitted
-from producer.planning.job_builder import LayerPlan
+from producer.planning.layers import LayerPlan
 from workers.contract.job import Job
 
 

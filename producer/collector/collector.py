@@ -107,14 +107,14 @@ class Collector:
 
     def _storage_answers(self) -> None:
         if self._storage_failed:
-            self._presence.note_storage(COLLECTOR, None)
+            self._presence.report_storage_error(COLLECTOR, None)
             self._storage_failed = False
             log.info("the object store answers again")
 
     def _storage_fails(self, error: FilterfarmError) -> None:
         """Tell whoever asks for a job's status, which the store cannot."""
         try:
-            self._presence.note_storage(COLLECTOR, error)
+            self._presence.report_storage_error(COLLECTOR, error)
             self._storage_failed = True
         except redis.RedisError as cause:
             log.warning("could not note that the object store fails: %s", cause)
@@ -131,7 +131,7 @@ class Collector:
             self._still_mine()
             try:
                 watched = self._watch(job_id)
-                if watched is not None and not self._ledger.is_held(job_id):
+                if watched is not None and not self._ledger.is_submitting(job_id):
                     missing[job_id] = self._advance(watched)
             except (FilterfarmError, redis.RedisError):
                 raise
@@ -230,8 +230,8 @@ class Collector:
                 log.warning("job %s: %d tiles are in no queue; enqueueing them again", job_id, len(numbers))
                 self._still_mine()
                 enqueue_tiles(watched.job, numbers, self._ledger, self._app)
-                self._ledger.note_requeued(job_id, numbers)
-                self._ledger.release(job_id)
+                self._ledger.record_requeued(job_id, numbers)
+                self._ledger.end_submission(job_id)
                 watched.progress_at, watched.idle_since = now, None
 
     def _still_mine(self) -> None:

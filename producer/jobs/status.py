@@ -9,7 +9,7 @@ from rich.console import Console
 from producer.jobs.submit import inventory, read_state
 from workers.clients.broker import Outstanding, outstanding
 from workers.clients.ledger import Ledger
-from workers.clients.presence import WORKER_SEEN_S, Presence, StorageTrouble
+from workers.clients.presence import WORKER_SEEN_S, Presence, StorageErrorReport
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import (
@@ -171,7 +171,7 @@ class _Farm:
     #: worker name -> seconds since it was seen
     seen: dict[str, float]
     has_collector: bool
-    trouble: StorageTrouble | None
+    trouble: StorageErrorReport | None
 
     @classmethod
     def look(cls, job_id: str, ledger: Ledger) -> "_Farm":
@@ -180,7 +180,7 @@ class _Farm:
             messages=outstanding(ledger.client, [job_id])[job_id],
             seen=presence.workers(),
             has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
-            trouble=presence.storage_trouble(),
+            trouble=presence.storage_error(),
         )
 
     @property

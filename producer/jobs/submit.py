@@ -39,7 +39,7 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
     The job's objects go first, once Redis has shown that it takes something in: a submission that is cut off leaves
     either no job at all, or one that the collector completes.
     """
-    ledger.hold(job.id)
+    ledger.begin_submission(job.id)
     _store_checkpoint(job, checkpoint, store)
     _store_job(job, store)
     stored, failed = inventory(job, store)
@@ -49,7 +49,7 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
         # Its layer's sheet shows a gap, and is made anew.
         store.delete(keys.records(job.id, layer))
     running = _is_on_its_way(job, ledger)
-    ledger.hold(job.id)
+    ledger.begin_submission(job.id)
     if running:
         # Its messages are on their way; what of them is lost, the collector finds. Failed filters have none.
         ledger.reopen(job.id, set(failed))
@@ -60,7 +60,7 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
     ledger.register(job.id)
     write_status(store, job.id, "running", reasons={})
     count = enqueue_tiles(job, wanted, ledger, app)
-    ledger.release(job.id)
+    ledger.end_submission(job.id)
     return Submitted(job=job.id, planned=len(job.tiles), stored=len(stored), enqueued=count)
 
 
@@ -81,7 +81,7 @@ def enqueue_tiles(job: Job, numbers: set[int], ledger: Ledger, app: Celery) -> i
     def tasks() -> Iterator[Task]:
         for count, number in enumerate(sorted(numbers)):
             if count % _CHUNK == 0:
-                ledger.hold(job.id)
+                ledger.begin_submission(job.id)
             layer, filter_ = job.tiles[number]
             yield Task(job=job.id, layer=layer, filter=filter_)
 

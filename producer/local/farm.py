@@ -81,7 +81,7 @@ class Farm:
     ) -> None:
         self._stack.close()
 
-    def tend(self) -> None:
+    def restart_dead(self) -> None:
         """Start again what has ended on its own; raises ServerFailed or DeviceLost where that does not help."""
         for name, process in list(self._running.items()):
             if process.poll() is None:

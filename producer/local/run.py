@@ -47,7 +47,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         console.print(text.submitted(submitted), highlight=False, soft_wrap=True)
 
         def look() -> JobStatus:
-            farm.tend()
+            farm.restart_dead()
             status = job_status(job, store, ledger)
             # Nobody has to start anything: the farm tends its own processes.
             return replace(status, waiting_for="its own processes to start") if status.waiting_for else status

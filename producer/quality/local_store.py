@@ -8,7 +8,7 @@ from workers.contract import keys
 from workers.contract.errors import NoJob, StorageDenied
 
 
-class Folder:
+class LocalStore:
     """The bucket of a data folder, to be read like a :class:`~workers.clients.storage.Store`."""
 
     def __init__(self, data: Path) -> None:

@@ -21,7 +21,7 @@ from workers.contract.job import Job, Layer
 from workers.contract.records import Status
 
 if TYPE_CHECKING:
-    from workers.rendering.metrics import Probe
+    from workers.rendering.metrics import LayerProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def measure(
     import torch
 
     from workers.networks import process_tuning, tracing, weights
-    from workers.rendering.metrics import Probe
+    from workers.rendering.metrics import LayerProbe
 
     process_tuning.tune()
     target = torch.device(device)
@@ -81,7 +81,7 @@ def measure(
     trace = tracing.trace(model)
     result = []
     for layer in job.layers:
-        result.append(_layer(job, layer, Probe(model, trace, layer.name, job.recipe, target), reader, against))
+        result.append(_layer(job, layer, LayerProbe(model, trace, layer.name, job.recipe, target), reader, against))
         done(layer.name)
     return result
 
@@ -103,7 +103,7 @@ def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:
         )
 
 
-def _layer(job: Job, layer: Layer, probe: "Probe", reader: Reader, against: Job | None) -> LayerQuality:
+def _layer(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, against: Job | None) -> LayerQuality:
     from workers.rendering import metrics as numbers
 
     seen = show(job, layer, probe, reader)
@@ -134,7 +134,7 @@ def _layer(job: Job, layer: Layer, probe: "Probe", reader: Reader, against: Job 
 
 
 def _alike(
-    seen: Seen, against: Job | None, layer: Layer, probe: "Probe", reader: Reader
+    seen: Seen, against: Job | None, layer: Layer, probe: "LayerProbe", reader: Reader
 ) -> dict[int, tuple[float, bool]]:
     """Filter -> likeness to the other job's tile of it, and whether that is the most alike of all, for common ones."""
     from workers.rendering import metrics as numbers

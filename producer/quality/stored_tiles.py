@@ -18,7 +18,7 @@ from workers.contract.tile_png import decode_tile_of, max_bytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from workers.rendering.metrics import Probe
+    from workers.rendering.metrics import LayerProbe
 
 #: Tiles that are in memory at once.
 _CHUNK = 64
@@ -37,7 +37,7 @@ class Seen:
     broken: dict[int, str] = field(default_factory=dict)
 
 
-def show(job: Job, layer: Layer, probe: "Probe", reader: Reader) -> Seen:
+def show(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader) -> Seen:
     """Read a layer's tiles, chunk by chunk, and show them to the network."""
     from workers.rendering import metrics as numbers
 

@@ -14,9 +14,9 @@ from producer.planning import job_builder as planning
 from producer.planning.options import Options
 from workers.contract.recipe import Recipe
 from workers.networks import process_tuning, tracing, weights
-from workers.networks.fusion import Kernels
-from workers.networks.layer_extractor import Tap
-from workers.rendering.render import render_tapped
+from workers.networks.fusion import FusedConvolutions
+from workers.networks.layer_extractor import LayerExtractor
+from workers.rendering.render import render_layer
 
 
 def main() -> None:
@@ -31,14 +31,14 @@ def main() -> None:
     options = Options(model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all")
     job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
-    trace, kernels = tracing.trace(model), Kernels()
+    trace, kernels = tracing.trace(model), FusedConvolutions()
     small = {"height_px": arguments.size, "width_px": arguments.size, "steps": arguments.steps}
     short = job.recipe.model_copy(update=small)
     print(f"{job.model}: {job.recipe.described}, after a first try: {short.described}", flush=True)
     filters = inert = dead = 0
     wrong: list[str] = []
     for layer in job.layers:
-        tap = Tap(model, trace, layer.name, job.recipe.tap, "fp32", kernels)
+        tap = LayerExtractor(model, trace, layer.name, job.recipe.tap, "fp32", kernels)
         names = set(range(layer.channels))
         again = _dead(tap, layer.name, names, short, arguments.batch)
         found = _dead(tap, layer.name, again, job.recipe, arguments.batch)
@@ -49,13 +49,13 @@ def main() -> None:
     print(f"all: {filters} filters, {inert} inert, {dead} dead; one without the other: {', '.join(wrong) or 'none'}")
 
 
-def _dead(tap: Tap, layer: str, filters: set[int], recipe: Recipe, batch: int) -> set[int]:
+def _dead(tap: LayerExtractor, layer: str, filters: set[int], recipe: Recipe, batch: int) -> set[int]:
     """Which of these filters are dead, rendered with that recipe."""
     ordered = sorted(filters)
     tiles = [
         tile
         for first in range(0, len(ordered), batch)
-        for tile in render_tapped(tap, layer, ordered[first : first + batch], recipe, torch.device("cpu"))
+        for tile in render_layer(tap, layer, ordered[first : first + batch], recipe, torch.device("cpu"))
     ]
     return {tile.filter for tile in tiles if tile.status == "dead"}
 

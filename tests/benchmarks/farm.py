@@ -11,7 +11,7 @@ from tests.benchmarks.subjects import Subject
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from workers.contract.job import Job, Layer, Weights
 from workers.contract.recipe import Preprocess, Recipe
-from workers.runtime.batch_size import most_at_once, sizes_to_try
+from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.render_process import Batch, Renderer
 
 #: A network that costs next to nothing at this size.
@@ -34,7 +34,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) 
     def alone() -> float:
         answer = subject.ask(
             "tiles", model="vgg16", trained=False, layers=[layer], recipe=recipe.model_dump(mode="json"),
-            filters=filters, batch=most_at_once("cpu"), warm=True,
+            filters=filters, batch=max_batch_size("cpu"), warm=True,
         )  # fmt: skip
         return float(answer["seconds"])
 
@@ -45,7 +45,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) 
             farm.start("collector")
             # Other filters, so many that the worker has tried every batch size. The same seed: another would be another
             # network, and loading that no part of a warm job.
-            tried = 2 * sum(sizes_to_try(0, "cpu"))
+            tried = 2 * sum(candidate_sizes(0, "cpu"))
             _finish(farm, *options, "--filters", f"{filters}-{filters + tried - 1}")
             return _finish(farm, *options, "--filters", f"0-{filters - 1}")
 

@@ -30,7 +30,7 @@ from tests.benchmarks.lucent import Lucent
 from workers.contract.job import Grid, Job, Layer
 from workers.networks import process_tuning, tracing, weights
 from workers.rendering import metrics
-from workers.rendering.metrics import Probe
+from workers.rendering.metrics import LayerProbe
 from workers.rendering.render import render
 from workers.rendering.tile import Tile
 
@@ -158,7 +158,7 @@ def _bench(
     for batch in _batches(filters, arguments.batch):
         tiles += render(model, trace, layer.name, batch, job.recipe, device)
     seconds = time.monotonic() - began
-    probe = Probe(model, trace, layer.name, job.recipe, device)
+    probe = LayerProbe(model, trace, layer.name, job.recipe, device)
     alive = np.array([not probe.inert[filter_] for filter_ in filters])
     pictures = np.stack([tile.pixels for tile in tiles])
     own = probe.responses(pictures)[:, filters]
@@ -207,7 +207,7 @@ def _lucent(
 
 
 def _ratios(
-    probe: Probe,
+    probe: LayerProbe,
     filters: list[int],
     ours: "NDArray[np.uint8]",
     theirs: "NDArray[np.uint8] | None",
@@ -223,7 +223,7 @@ def _ratios(
     return at_128, at_224, at_best
 
 
-def _own(probe: Probe, filters: list[int], pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+def _own(probe: LayerProbe, filters: list[int], pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
     """(T,) what each picture does to its own filter."""
     return probe.responses(pictures)[np.arange(len(filters)), filters]
 

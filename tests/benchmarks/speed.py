@@ -17,7 +17,7 @@ from typing import Any
 from tests.benchmarks import farm
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.tables import CAVEATS, Row, print_rows, targets
-from workers.networks import registry, tracing
+from workers.networks import cost, registry, tracing
 
 OUTPUT = Path(__file__).parents[2] / "build" / "speed.json"
 
@@ -29,11 +29,11 @@ def rows_of(model: str, size_px: int, every: int) -> list[Row]:
     """The layers that are measured, each with the filters that it stands for."""
     network = registry.skeleton(model)
     trace = tracing.trace(network)
-    costs = tracing.costs(network, trace, (size_px, size_px))
+    costs = cost.costs(network, trace, (size_px, size_px))
     rows: list[Row] = []
-    for place, (layer, cost) in enumerate(costs.items()):
+    for place, (layer, price) in enumerate(costs.items()):
         if place % every == 0:
-            rows.append(Row(model=model, layer=layer, filters=0, step_gflop=cost.step_gflop()))
+            rows.append(Row(model=model, layer=layer, filters=0, step_gflop=price.step_gflop()))
         rows[-1].filters += int(network.get_submodule(layer).out_channels)  # type: ignore[arg-type]  # a convolution's
     return rows
 

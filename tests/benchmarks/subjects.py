@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from workers.contract.recipe import Recipe
 from workers.networks import devices, process_tuning, registry, tracing, weights
-from workers.networks.fusion import Kernels
-from workers.networks.layer_extractor import Tap
+from workers.networks.fusion import FusedConvolutions
+from workers.networks.layer_extractor import LayerExtractor
 from workers.networks.subgraphs import subgraph
 from workers.rendering.optimization import rms
-from workers.rendering.render import render_tapped
+from workers.rendering.render import render_layer
 from workers.runtime import render_child
 
 #: Pictures (B, 3, H, W) -> the mean of each one's own map, (B,).
@@ -72,15 +72,15 @@ class _Networks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._last: tuple[str, nn.Module, Any, Kernels] | None = None
+        self._last: tuple[str, nn.Module, Any, FusedConvolutions] | None = None
         self.device = torch.device(devices.available()[0])
 
-    def get(self, model: str) -> tuple[nn.Module, Any, Kernels]:
+    def get(self, model: str) -> tuple[nn.Module, Any, FusedConvolutions]:
         if self._last is None or self._last[0] != model:
             network = registry.build(model, seed=0).to(self.device).requires_grad_(self._name == "lucent")
             if self._name == "ours":
                 network = network.to(memory_format=torch.channels_last)
-            self._last = model, network, tracing.trace(network), Kernels()
+            self._last = model, network, tracing.trace(network), FusedConvolutions()
         return self._last[1:]
 
 
@@ -88,7 +88,7 @@ def _forward(name: str, networks: _Networks, ask: dict[str, Any]) -> Forward:
     network, trace, kernels = networks.get(ask["model"])
     if name == "ours":
         chosen = devices.precision(ask["precision"], networks.device)
-        tap = Tap(network, trace, ask["layer"], "activation", chosen, kernels)
+        tap = LayerExtractor(network, trace, ask["layer"], "activation", chosen, kernels)
         sliced = tap.slice(torch.arange(ask["batch"], device=networks.device) % tap.channels)
         return lambda pictures: sliced(pictures).mean(dim=(1, 2))
     chain = tracing.tapped(network, tracing.find(network, trace, ask["layer"]), "activation")
@@ -176,19 +176,19 @@ def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
         chosen, file = weights.choose(ask["model"], None)
         network = weights.load(ask["model"], chosen, file, seed=0).to(networks.device)
         network = network.to(memory_format=torch.channels_last)
-        trace, kernels = tracing.trace(network), Kernels()
+        trace, kernels = tracing.trace(network), FusedConvolutions()
     recipe = Recipe.model_validate_json(json.dumps(ask["recipe"]))
     chosen_precision = devices.precision(recipe.precision, networks.device)
     answer: dict[str, Any] = {"activations": {}, "seconds": 0.0}
     for layer in ask["layers"]:
-        tap = Tap(network, trace, layer, recipe.tap, chosen_precision, kernels)
+        tap = LayerExtractor(network, trace, layer, recipe.tap, chosen_precision, kernels)
         if ask["warm"]:
             quick = recipe.model_copy(update={"steps": 1})
-            render_tapped(tap, layer, list(range(ask["batch"])), quick, networks.device)
+            render_layer(tap, layer, list(range(ask["batch"])), quick, networks.device)
         began = time.perf_counter()
         for first in range(0, ask["filters"], ask["batch"]):
             filters = [f for f in range(first, min(first + ask["batch"], ask["filters"])) if f < tap.channels]
-            tiles = render_tapped(tap, layer, filters, recipe, networks.device)
+            tiles = render_layer(tap, layer, filters, recipe, networks.device)
             live = {tile.filter: tile.activation for tile in tiles if tile.status == "live"}
             answer["activations"].setdefault(layer, {}).update(live)
         answer["seconds"] += time.perf_counter() - began

@@ -58,7 +58,7 @@ class Ledger:
         self._claim = client.register_script(_CLAIM)
         self._end_claim = client.register_script(_END_CLAIM)
 
-    # Jobs
+    # JobCache
 
     def register(self, job_id: str) -> None:
         """Put the job before the collector, uncancelled, as a submission of its own."""
@@ -83,15 +83,15 @@ class Ledger:
         """Ids of the jobs that workers serve and the collector looks after."""
         return {_text(member) for member in self.client.smembers(keys.JOBS)}
 
-    def hold(self, job_id: str) -> None:
+    def begin_submission(self, job_id: str) -> None:
         """Say that the job is being enqueued right now; holds for SUBMITTING_S seconds."""
         self.client.set(keys.redis(job_id, "submitting"), 1, ex=SUBMITTING_S)
 
-    def release(self, job_id: str) -> None:
+    def end_submission(self, job_id: str) -> None:
         """Say that all of the job has been enqueued."""
         self.client.delete(keys.redis(job_id, "submitting"))
 
-    def is_held(self, job_id: str) -> bool:
+    def is_submitting(self, job_id: str) -> bool:
         """Whether somebody is enqueueing the job."""
         return bool(self.client.exists(keys.redis(job_id, "submitting")))
 
@@ -124,7 +124,7 @@ class Ledger:
         found = self._claim([keys.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
         return int(cast("int", found))
 
-    def keep_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
+    def renew_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
         """Make the claims on these tiles last so many seconds from now."""
         pipe = self.client.pipeline(transaction=False)
         for job_id, number in tiles:
@@ -136,7 +136,7 @@ class Ledger:
         fields = (keys.redis(job_id, name) for name in ("done", "failed", "starts", "attempts"))
         self._end_claim([keys.claim(job_id, number), *fields], [token, number, int(stored)])
 
-    def abandon(self, job_id: str, number: int) -> None:
+    def undo_start(self, job_id: str, number: int) -> None:
         """Note that work on a tile was handed back: a preemption is no attempt."""
         self.client.hincrby(keys.redis(job_id, "starts"), str(number), -1)
 
@@ -179,7 +179,7 @@ class Ledger:
         entries = self.client.hgetall(keys.redis(job_id, "failed"))
         return {int(number): _text(reason) for number, reason in entries.items()}
 
-    def note_requeued(self, job_id: str, numbers: set[int]) -> None:
+    def record_requeued(self, job_id: str, numbers: set[int]) -> None:
         """Note that the collector enqueued these tiles again."""
         pipe = self.client.pipeline()
         for number in numbers:

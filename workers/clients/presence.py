@@ -21,7 +21,7 @@ COLLECTOR = "collector"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageTrouble:
+class StorageErrorReport:
     """What a worker or the collector hears from the object store instead of answers."""
 
     #: it is refused, and not merely without an answer: somebody has to do something
@@ -37,7 +37,7 @@ class Presence:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
 
-    def see_worker(self, name: str) -> None:
+    def worker_heartbeat(self, name: str) -> None:
         """Note that a worker is alive."""
         now = time.time()
         pipe = self._client.pipeline()
@@ -45,7 +45,7 @@ class Presence:
         pipe.zremrangebyscore(keys.WORKERS, 0, now - 86400)
         pipe.execute()
 
-    def forget_worker(self, name: str) -> None:
+    def remove_worker(self, name: str) -> None:
         """Note that a worker has left in good order."""
         pipe = self._client.pipeline()
         pipe.zrem(keys.WORKERS, name)
@@ -58,19 +58,21 @@ class Presence:
         seen = cast("list[tuple[bytes, float]]", self._client.zrange(keys.WORKERS, 0, -1, withscores=True))
         return {name.decode(): max(0.0, now - when) for name, when in seen}
 
-    def note_storage(self, name: str, error: FilterfarmError | None) -> None:
+    def report_storage_error(self, name: str, error: FilterfarmError | None) -> None:
         """Note what a worker, or the collector, hears from the object store; None once it answers again."""
         if error is None:
             self._client.hdel(keys.STORAGE, name)
             return
-        trouble = StorageTrouble(refused=not isinstance(error, StorageUnreachable), reason=str(error), at=time.time())
+        trouble = StorageErrorReport(
+            refused=not isinstance(error, StorageUnreachable), reason=str(error), at=time.time()
+        )
         self._client.hset(keys.STORAGE, name, json.dumps(asdict(trouble)))
 
-    def storage_trouble(self) -> StorageTrouble | None:
+    def storage_error(self) -> StorageErrorReport | None:
         """What keeps the farm from its object store: the collector, or every worker there is, says so. Else None."""
         entries = cast("dict[bytes, bytes]", self._client.hgetall(keys.STORAGE))
         now = time.time()
-        troubles = {name.decode(): StorageTrouble(**json.loads(text)) for name, text in entries.items()}
+        troubles = {name.decode(): StorageErrorReport(**json.loads(text)) for name, text in entries.items()}
         fresh = {name: trouble for name, trouble in troubles.items() if now - trouble.at <= _TROUBLE_S}
         here = {name for name, ago in self.workers().items() if ago <= WORKER_SEEN_S}
         if COLLECTOR in fresh:

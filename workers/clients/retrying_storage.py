@@ -21,26 +21,27 @@ Result = TypeVar("Result")
 
 #: Each caller's own retries, which outlast a server's hiccup; after that they take turns. Also how long they wait for
 #: an answer, so it is far above what a server that is merely slow takes for one.
-OWN_PATIENCE_S = 15.0
+OWN_RETRY_S = 15.0
 
 #: Between two requests of all callers together while the store fails.
 PAUSE_S = 5.0
 
 
-class PatientStore:
+class RetryingStore:
     """Like Store, but refusals are retried too: policies are mended, and buckets come back. Thread-safe.
 
     Every method raises the last StorageUnreachable, StorageDenied or NoBucket once the settings' patience is over,
-    and Draining once ``stop`` is set. ``tell`` is called with the error at each failure, and with None when it is over.
+    and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with
+    None when it is over.
     """
 
     def __init__(
-        self, settings: Settings, *, stop: threading.Event, tell: Callable[[FilterfarmError | None], None]
+        self, settings: Settings, *, stop: threading.Event, report: Callable[[FilterfarmError | None], None]
     ) -> None:
         self._patience_s = settings.storage_patience_s
-        self._store = Store(settings, patience_s=min(OWN_PATIENCE_S, self._patience_s), stop=stop)
+        self._store = Store(settings, patience_s=min(OWN_RETRY_S, self._patience_s), stop=stop)
         self._stop = stop
-        self._tell = tell
+        self._report = report
         self._trouble: FilterfarmError | None = None
         self._turn = threading.Lock()
 
@@ -56,7 +57,7 @@ class PatientStore:
         """Store ``body`` whole under ``key``."""
         self._insist(lambda: self._store.put(key, body, content_type))
 
-    def await_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return at once where nothing is known to be wrong, and else once the store answers again."""
         if self._trouble is not None:
             self._insist(self._store.check)
@@ -92,4 +93,4 @@ class PatientStore:
         elif self._trouble is None:
             log.warning("waiting for the object store: %s", trouble)
         self._trouble = trouble
-        self._tell(trouble)
+        self._report(trouble)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 
-class Deferred(threading.Thread):
+class DeferredCall(threading.Thread):
     """Calls ``action`` once, in a thread of its own, soon after ``begin``. ``join`` waits for its end."""
 
     def __init__(self, action: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class Deferred(threading.Thread):
 def stop_on_signals() -> threading.Event:
     """An event that SIGTERM and SIGINT set from now on; to be called by the main thread."""
     stop = threading.Event()
-    told = Deferred(stop.set)
+    told = DeferredCall(stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.begin())
     return stop

@@ -18,16 +18,16 @@ from workers.contract.records import Precision
 from workers.kernels import amx, depthwise, pool, winograd
 from workers.kernels.frozen import FrozenConv
 from workers.networks import tracing as graphs
-from workers.networks.gradient_override import ceiling_of_relu
+from workers.networks.gradient_override import relu_ceiling
 
 
-class Kernels:
+class FusedConvolutions:
     """The convolutions of one network in their fastest form, each made when a tap first needs it."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, bool, Precision], nn.Module] = {}
 
-    def quicken(self, trunk: fx.GraphModule, precision: Precision, *, relus: bool = True) -> fx.GraphModule:
+    def optimize(self, trunk: fx.GraphModule, precision: Precision, *, relus: bool = True) -> fx.GraphModule:
         """The same operations on float32, or all in bfloat16; changes nothing in ``trunk``.
 
         Without ``relus``, every activation function remains an operation of its own.
@@ -57,7 +57,7 @@ class Kernels:
         made = self._fastest(str(node.target), conv, trunk, norm, precision)
         _take_over(node, norm)
         relu = _reader(node)
-        ceiling = ceiling_of_relu(trunk, relu) if relus and relu is not None else None
+        ceiling = relu_ceiling(trunk, relu) if relus and relu is not None else None
         if isinstance(made, FrozenConv) and ceiling is not None:
             made = made.with_relu(ceiling)
             _take_over(node, relu)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 
-class Leak(NamedTuple):
+class GradientOverride(NamedTuple):
     """Which pictures of a batch get a gradient through units where their activation function has none."""
 
     #: (B,) bool: through every unit that sleeps
@@ -50,9 +50,9 @@ _LEAK, _LAST_LEAK = 0.1, 1.0
 
 
 class _Leaky(nn.Module):
-    """An activation whose values are its own, and whose gradient leaks where it is flat; see Leak."""
+    """An activation whose values are its own, and whose gradient leaks where it is flat; see GradientOverride."""
 
-    leak: Leak
+    leak: GradientOverride
 
     def __init__(self, curve: _Curve, helpful_leak: float) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def leaking(trunk: fx.GraphModule) -> fx.GraphModule:
     return leaky
 
 
-def ceiling_of_relu(trunk: fx.GraphModule, node: fx.Node) -> float | None:
+def relu_ceiling(trunk: fx.GraphModule, node: fx.Node) -> float | None:
     """What a node that is a ReLU cuts off above, infinity where nothing is; None if it is none."""
     curve = _curve(trunk, node)
     return curve.ceiling if curve in (_RELU, _RELU6) else None
@@ -114,7 +114,7 @@ def _curve(trunk: fx.GraphModule, node: fx.Node) -> _Curve | None:
     return _CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
-def set_leak(leaky: fx.GraphModule, leak: Leak) -> None:
+def set_gradient_override(leaky: fx.GraphModule, leak: GradientOverride) -> None:
     """What a leaky trunk's next passes let through."""
     for module in leaky.modules():
         if isinstance(module, _Leaky):

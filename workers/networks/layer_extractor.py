@@ -17,16 +17,16 @@ from workers.contract.records import Precision
 from workers.kernels import amx
 from workers.networks import devices
 from workers.networks import tracing as graphs
-from workers.networks.fusion import Kernels, parted
-from workers.networks.gradient_override import Leak, leaking, set_leak
+from workers.networks.fusion import FusedConvolutions, parted
+from workers.networks.gradient_override import GradientOverride, leaking, set_gradient_override
 from workers.networks.subgraphs import part, subgraph
 
 
-class Tap(nn.Module):
+class LayerExtractor(nn.Module):
     """A frozen network up to one layer.
 
-    ``Tap(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing in it. With
-    ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what it needs;
+    ``LayerExtractor(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing
+    in it. With ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what it needs;
     under ``torch.no_grad``, where values are only looked at, in float32 as ever (and not in TF32). Taps of one network
     may share their ``kernels``.
     """
@@ -38,7 +38,7 @@ class Tap(nn.Module):
         layer: str,
         tap: str,
         precision: Precision = "fp32",
-        kernels: Kernels | None = None,
+        kernels: FusedConvolutions | None = None,
     ) -> None:
         super().__init__()
         conv = graphs.find(model, graph, layer)
@@ -51,11 +51,11 @@ class Tap(nn.Module):
             for node in trunk.graph.nodes
             if node.op == "call_module"
         )
-        self._kernels = kernels or Kernels()
+        self._kernels = kernels or FusedConvolutions()
         self._slow_trunk = trunk
-        self._trunk = self._kernels.quicken(trunk, "fp32")
+        self._trunk = self._kernels.optimize(trunk, "fp32")
         self.precision = precision
-        self._half = self._kernels.quicken(trunk, "bf16") if precision == "bf16" else None
+        self._half = self._kernels.optimize(trunk, "bf16") if precision == "bf16" else None
         #: the same in two, where a filter alone may follow its last convolution in one
         self._parted = None if self._half is None else parted(self._half)
         self._leaky: fx.GraphModule | None = None
@@ -74,7 +74,7 @@ class Tap(nn.Module):
         #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
-    def features(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+    def features(self, pictures: torch.Tensor, leak: GradientOverride | None) -> torch.Tensor:
         """What the layer is fed, in bfloat16 where that is what it is computed in.
 
         A filter may see nothing but channels that sleep, as a depthwise one does, which sees one: then nothing at all
@@ -87,8 +87,8 @@ class Tap(nn.Module):
         if leak is None:
             return (self._half or self._trunk)(pictures)  # type: ignore[no-any-return]
         if self._leaky is None:
-            self._leaky = leaking(self._kernels.quicken(self._slow_trunk, self.precision, relus=False))
-        set_leak(self._leaky, leak)
+            self._leaky = leaking(self._kernels.optimize(self._slow_trunk, self.precision, relus=False))
+        set_gradient_override(self._leaky, leak)
         return self._leaky(pictures)  # type: ignore[no-any-return]
 
     def map_px(self, height: int, width: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class Tap(nn.Module):
                 self._refused.add((height, width))
         return (height, width) not in self._refused
 
-    def of_each(self, filters: torch.Tensor) -> Callable[[torch.Tensor, Leak | None], torch.Tensor] | None:
+    def of_each(self, filters: torch.Tensor) -> Callable[[torch.Tensor, GradientOverride | None], torch.Tensor] | None:
         """What makes of pictures (B, 3, H, W) the map of one filter for each, (B, H', W') float32; in bfloat16, where
         compiled code does not compute the others' filters for each picture too.
         """
@@ -124,7 +124,7 @@ class Tap(nn.Module):
         fused = own.behind(last) if own.follows(last) else None
         bias = None if conv.bias is None else conv.bias[filters, None, None]
 
-        def maps(pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+        def maps(pictures: torch.Tensor, leak: GradientOverride | None) -> torch.Tensor:
             if fused is None or leak is not None:
                 made = own(self.features(pictures, leak))
             else:
@@ -134,19 +134,19 @@ class Tap(nn.Module):
 
         return maps
 
-    def slice(self, filters: torch.Tensor) -> "SlicedTap":
+    def slice(self, filters: torch.Tensor) -> "FilterExtractor":
         """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
-        return SlicedTap(self, filters)
+        return FilterExtractor(self, filters)
 
 
 #: A gain or variance below this is none: trained networks have them at exactly 0, or far above.
 _INERT = 1e-6
 
 
-class SlicedTap:
+class FilterExtractor:
     """The map of one chosen filter for each picture of a batch."""
 
-    def __init__(self, tap: Tap, filters: torch.Tensor) -> None:
+    def __init__(self, tap: LayerExtractor, filters: torch.Tensor) -> None:
         distinct, place = torch.unique(filters, return_inverse=True)
         self._tap = tap
         self._place = place
@@ -165,8 +165,8 @@ class SlicedTap:
         """Maps (B, H', W') for network input (B, 3, H, W), both in the network's dtype; picture b sees filter b."""
         return self.both(pictures)[0]
 
-    def both(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same maps, and what they were before the activation function: (B, H', W') each; see Tap.features."""
+    def both(self, pictures: torch.Tensor, leak: GradientOverride | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same maps, and what they were before the activation function: (B, H', W') each."""
         with self._exactly():
             # To what follows, pictures are channels: each with its own filter's parameters.
             if self._alone is not None and torch.is_grad_enabled():
@@ -177,7 +177,7 @@ class SlicedTap:
             after, before = self._followed(maps.to(pictures.dtype), *self._own)
         return after.squeeze(0), before.squeeze(0)
 
-    def whole(self, pictures: torch.Tensor, leak: Leak | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def whole(self, pictures: torch.Tensor, leak: GradientOverride | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps of all of the filters for each picture, after and before the activation function.
 
         (B, K, H', W') each, with the filters in ascending order and without repeats.
@@ -188,7 +188,7 @@ class SlicedTap:
     def _exactly(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if torch.is_grad_enabled() else devices.exact()
 
-    def _convolved(self, pictures: torch.Tensor, leak: Leak | None) -> torch.Tensor:
+    def _convolved(self, pictures: torch.Tensor, leak: GradientOverride | None) -> torch.Tensor:
         features = self._tap.features(pictures, leak)
         if self._inputs is not None:
             features = features[:, self._inputs]

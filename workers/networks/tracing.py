@@ -5,14 +5,12 @@ A torch.fx trace finds them; its leaves are torch.nn's own modules and every sub
 inside ``torchvision.ops`` blocks, where EfficientNet and MobileNet keep all of theirs.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from workers.contract.errors import UnknownLayer
 
@@ -32,25 +30,6 @@ _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _ConvNd) or super().is_leaf_module(m, module_qualified_name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one layer costs at one picture size."""
-
-    #: height and width of the layer's map
-    output_px: tuple[int, int]
-    #: floating-point operations (a multiply-add counts two) to run one picture through everything before the layer
-    trunk_flop: float
-    #: the same for one filter of the layer itself
-    filter_flop: float
-
-    def step_gflop(self, filters: int = 1) -> float:
-        """GFLOP of one gradient step of one picture that is shown to so many filters of the layer.
-
-        Forward, and backward to the picture, which costs the same again.
-        """
-        return 2e-9 * (self.trunk_flop + filters * self.filter_flop)
 
 
 def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -140,60 +119,6 @@ def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
             break
     prefixes = tuple(modules)
     return lambda name: name in attributes or name.startswith(prefixes)
-
-
-def costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> dict[str, Cost]:
-    """Layer -> what it costs, for every layer that a picture of that height and width gets through.
-
-    The model is on the meta device.
-    """
-    return dict(_costs(model, graph, size_px))
-
-
-def _costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> Iterator[tuple[str, Cost]]:
-    wanted = {node: name for name, node in convolutions(model, graph).items()}
-    runner = _CountingInterpreter(model, graph)
-    runner.env[next(node for node in graph.nodes if node.op == "placeholder")] = torch.empty(
-        1, 3, *size_px, device="meta"
-    )
-    before: dict[fx.Node, frozenset[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "output":
-            return
-        before[node] = frozenset().union(*(before[source] | {source} for source in node.all_input_nodes))
-        if node.op == "placeholder":
-            continue
-        try:
-            runner.env[node] = runner.count(node)
-        except (RuntimeError, AssertionError, ValueError):
-            return  # the picture is too small, or of a size this network does not take
-        if node in wanted:
-            height, width = runner.env[node].shape[-2:]
-            trunk = sum(runner.flop.get(source, 0.0) for source in before[node])
-            channels = int(model.get_submodule(str(node.target)).out_channels)  # type: ignore[arg-type]  # a convolution
-            yield (
-                wanted[node],
-                Cost(
-                    output_px=(int(height), int(width)),
-                    trunk_flop=trunk,
-                    filter_flop=runner.flop[node] / channels,
-                ),
-            )
-
-
-class _CountingInterpreter(fx.Interpreter):
-    """Runs a graph node by node and keeps each node's floating-point operations."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
-        self.flop: dict[fx.Node, float] = {}
-
-    def count(self, node: fx.Node) -> torch.Tensor:
-        counter = FlopCounterMode(display=False)
-        with counter:
-            result: torch.Tensor = self.run_node(node)
-        self.flop[node] = float(counter.get_total_flops())
-        return result
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

@@ -10,7 +10,7 @@ import torch
 
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.recipe import Recipe
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 from workers.rendering.objectives import Objective, penalty, regularised
 from workers.rendering.optimization import (
@@ -21,9 +21,9 @@ from workers.rendering.optimization import (
     canvas_ascent,
     notebook_ascent,
 )
-from workers.rendering.parametrization import CANVASES, longest_wave_px, pace
+from workers.rendering.parametrization import PARAMETRIZATIONS, longest_wave_px, pace
 from workers.rendering.rng import Stream
-from workers.rendering.transforms import Views
+from workers.rendering.transforms import Transforms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,9 @@ class Made(NamedTuple):
     frames: "list[list[NDArray[np.uint8]]]"
 
 
-def make(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
+def make(
+    objective: Objective, streams: list[Stream], recipe: Recipe, tap: LayerExtractor, device: torch.device
+) -> Made:
     """Pictures of one batch from one start image each, for what ``objective`` sees of the ``tap``."""
     if recipe.method == "notebook":
         return _notebook(objective, streams, recipe, device)
@@ -73,7 +75,9 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
     return Made(climbed, pixels, album.frames(pixels))
 
 
-def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap: Tap, device: torch.device) -> Made:
+def _on_canvas(
+    objective: Objective, streams: list[Stream], recipe: Recipe, tap: LayerExtractor, device: torch.device
+) -> Made:
     size_px = recipe.height_px, recipe.width_px
     wider = wider_px(size_px)
     stride = layer_stride(size_px, tap.map_px(*size_px), tap.map_px(*wider) if tap.takes(*wider) else None)
@@ -81,7 +85,7 @@ def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap:
     gentle = streams[0].restart == 0
     # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
     short = gentle and (tap.stem or recipe.method == "maco")
-    canvas = CANVASES[recipe.method](
+    canvas = PARAMETRIZATIONS[recipe.method](
         streams,
         size_px=size_px,
         channels=1 if recipe.grey else 3,
@@ -89,7 +93,7 @@ def _on_canvas(objective: Objective, streams: list[Stream], recipe: Recipe, tap:
         device=device,
     )
     pinned = recipe.objective == "neuron"
-    views = Views(
+    views = Transforms(
         streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned,
         roomy=tap.takes(*seen_px(size_px, stride, pinned=pinned)),
     )  # fmt: skip

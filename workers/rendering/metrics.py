@@ -13,7 +13,7 @@ from torch import fx, nn
 from workers.contract.recipe import Recipe
 from workers.networks import devices
 from workers.networks import tracing as graphs
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 from workers.networks.subgraphs import subgraph
 from workers.rendering import images
 
@@ -30,7 +30,7 @@ HIGH_FREQUENCY = 0.25
 TIE = 1e-3
 
 
-class Probe:
+class LayerProbe:
     """One layer of a frozen network, to be shown pictures. Raises UnknownLayer where there is no such layer."""
 
     def __init__(
@@ -39,8 +39,8 @@ class Probe:
         chain = graphs.tapped(model, graphs.find(model, graph, layer), recipe.tap)
         self._maps = subgraph(model, graph, upto=chain[-1])
         self._recipe, self._device, self._batch = recipe, device, batch
-        #: (C,) bool: no picture can excite the filter; see Tap.inert
-        self.inert: NDArray[np.bool_] = Tap(model, graph, layer, recipe.tap).inert.numpy()
+        #: (C,) bool: no picture can excite the filter; see LayerExtractor.inert
+        self.inert: NDArray[np.bool_] = LayerExtractor(model, graph, layer, recipe.tap).inert.numpy()
 
     @torch.no_grad()
     def responses(self, pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from workers.contract.recipe import Directions, Recipe
-from workers.networks.gradient_override import Leak
-from workers.networks.layer_extractor import Tap
+from workers.networks.gradient_override import GradientOverride
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 
 
@@ -30,13 +30,13 @@ class Seen:
 
 
 #: (pictures (B, C, H, W) in 0..255, how the network leaks, if it does) -> what they look like
-Objective = Callable[[torch.Tensor, Leak | None], Seen]
+Objective = Callable[[torch.Tensor, GradientOverride | None], Seen]
 
 #: The layer's maps of all channels that count, (B, K, H', W') after and before the activation function.
-_Whole = Callable[[torch.Tensor, Leak | None], tuple[torch.Tensor, torch.Tensor]]
+_Whole = Callable[[torch.Tensor, GradientOverride | None], tuple[torch.Tensor, torch.Tensor]]
 
 
-def objective(tap: Tap, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
+def objective(tap: LayerExtractor, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
     """The recipe's objective for tiles of ``filters``, each with ``recipe.diversity`` pictures next to each other."""
     own = [filter_ for filter_ in filters for _ in range(recipe.diversity)]
     if recipe.objective == "direction" and recipe.directions is not None:
@@ -48,7 +48,7 @@ def objective(tap: Tap, filters: list[int], recipe: Recipe, device: torch.device
     else:
         see = _filter(tap, own, device)
 
-    def look(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def look(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         seen = see(images.to_network(pictures, recipe.preprocess), leak)
         after, before = seen.after, seen.before
         if recipe.objective == "neuron":
@@ -85,17 +85,19 @@ def penalty(pictures: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return result
 
 
-def _filter(tap: Tap, own: list[int], device: torch.device) -> Objective:
+def _filter(tap: LayerExtractor, own: list[int], device: torch.device) -> Objective:
     sliced = tap.slice(torch.tensor(own, device=device))
 
-    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         after, before = sliced.both(pictures, leak)
         return Seen(after=after, before=before)
 
     return see
 
 
-def _direction(tap: Tap, own: list[int], directions: Directions, count: int, device: torch.device) -> Objective:
+def _direction(
+    tap: LayerExtractor, own: list[int], directions: Directions, count: int, device: torch.device
+) -> Objective:
     """The weighted sum of the layer's maps.
 
     Channels that no direction of the batch weighs are not computed, unless pictures are to be unlike in them too.
@@ -105,7 +107,7 @@ def _direction(tap: Tap, own: list[int], directions: Directions, count: int, dev
     whole = _channels(tap, used.tolist(), device)
     weights = torch.from_numpy(data[:, used].astype(np.float32)).to(device)  # (B, K)
 
-    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         after, before = whole(pictures, leak)
         mix = "bkhw,bk->bhw"
         return Seen(
@@ -117,10 +119,10 @@ def _direction(tap: Tap, own: list[int], directions: Directions, count: int, dev
     return see
 
 
-def _deepdream(tap: Tap, count: int, device: torch.device) -> Objective:
+def _deepdream(tap: LayerExtractor, count: int, device: torch.device) -> Objective:
     whole = _channels(tap, list(range(tap.channels)), device)
 
-    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         maps = whole(pictures, leak)[0]
         dream = maps.square().mean(dim=1)
         # A whole layer never sleeps; and before the activation function a square would go the wrong way too.
@@ -129,11 +131,11 @@ def _deepdream(tap: Tap, count: int, device: torch.device) -> Objective:
     return see
 
 
-def _diverse(tap: Tap, own: list[int], count: int, device: torch.device) -> Objective:
+def _diverse(tap: LayerExtractor, own: list[int], count: int, device: torch.device) -> Objective:
     whole = _channels(tap, list(range(tap.channels)), device)
     rows, place = torch.arange(len(own), device=device), torch.tensor(own, device=device)
 
-    def see(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         after, before = whole(pictures, leak)
         return Seen(after=after[rows, place], before=before[rows, place], likeness=_likeness(after, count))
 
@@ -156,7 +158,7 @@ def _likeness(maps: torch.Tensor, count: int) -> torch.Tensor | None:
     return ((cosine * others).sum(dim=2) / (count - 1)).flatten()
 
 
-def _channels(tap: Tap, channels: list[int], device: torch.device) -> _Whole:
+def _channels(tap: LayerExtractor, channels: list[int], device: torch.device) -> _Whole:
     sliced = tap.slice(torch.tensor(channels, device=device))
     return sliced.whole
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.networks.gradient_override import Leak
+from workers.networks.gradient_override import GradientOverride
 from workers.rendering.objectives import Objective
-from workers.rendering.parametrization import Canvas
-from workers.rendering.transforms import Views
+from workers.rendering.parametrization import Parametrization
+from workers.rendering.transforms import Transforms
 
 #: pictures (B, C, H, W) in 0..255 -> (B,) what counts against each
 Penalty = Callable[[torch.Tensor], torch.Tensor]
@@ -93,7 +93,13 @@ def rms(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def canvas_ascent(
-    watch: "Watch", canvas: Canvas, views: Views, *, steps: int, learning_rate: float, album: Album | None = None
+    watch: "Watch",
+    canvas: Parametrization,
+    views: Transforms,
+    *,
+    steps: int,
+    learning_rate: float,
+    album: Album | None = None,
 ) -> torch.Tensor:
     """Climb over the canvas's coefficients, with Adam, each step from another view; returns the tiles at the end.
 
@@ -127,8 +133,8 @@ class Watch:
     With rescue, a picture whose map is zero on the start image climbs what its filter is before the activation
     function, until the map is zero no more; the others are untouched by that. One that has no gradient in the first
     step (its map is the same everywhere, though not zero) does so from then on. One that has none even then sees its
-    network leak: see Leak. ``anew`` adds the map's middle to what is climbed, which wakes one unit where the
-    mean wakes none: a depthwise kernel of a negative sum would have all of its channel asleep, but for that.
+    network leak: see GradientOverride. ``anew`` adds the map's middle to what is climbed, which wakes one unit
+    where the mean wakes none: a depthwise kernel of a negative sum would have all of its channel asleep, but for that.
 
     ``strict``: what lives climbs its map and nothing else. Otherwise it climbs what its filter is before the activation
     function at first, and its map in the end: a unit that is asleep or saturated has no gradient of its own, and a map
@@ -137,8 +143,8 @@ class Watch:
     large step of an optimiser may send it, is woken as well.
 
     ``leaky``: for filters that see one channel alone. They are soon left with nothing where that is put to sleep or
-    driven to its ceiling, so the network lets through what helps, see Leak, and ever less of it, because the picture is
-    for the network as it is. And where the kernel's sum is negative, the mean before the activation function is highest
+    driven to its ceiling, so the network lets through what helps, see GradientOverride, and ever less of it,
+    because the picture is for the network as it is. And where the kernel's sum is negative, the mean before the activation function is highest
     where all of the channel sleeps. So they climb a soft activation function at first, which counts places that are
     nearly awake more.
     """
@@ -172,7 +178,9 @@ class Watch:
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) what is climbed, for the pictures as they are seen in this step; ``early`` falls from 1 to 0."""
         leaks = self._leaky or bool(self._leaking.any())
-        seen = self._objective(pictures, Leak(self._leaking, helpful=early * self._leaky) if leaks else None)
+        seen = self._objective(
+            pictures, GradientOverride(self._leaking, helpful=early * self._leaky) if leaks else None
+        )
         if self._rescue:
             sleeping = _is_zero(seen.after)
             self.redirected = (self._asleep & sleeping if self._strict else sleeping) | self._flat

@@ -39,7 +39,7 @@ _START = 1
 Planes = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Canvas:
+class Parametrization:
     """Pictures (B, C, H, W) in 0..255, made from ``coefficients``; larger than the tiles by MARGIN_PX on each side."""
 
     def __init__(self, start: "NDArray[np.float32]", planes: Planes, *, device: torch.device) -> None:
@@ -61,9 +61,9 @@ class Canvas:
         return self.whole()[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
 
 
-def fourier_canvas(
+def fourier_parametrization(
     streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
-) -> Canvas:
+) -> Parametrization:
     """Real and imaginary parts of Fourier coefficients, (B, C, H, W // 2 + 1, 2), scaled as photographs' are."""
     whole_px = _with_margin(size_px)
     scale = torch.from_numpy(spectrum_scale(whole_px, longest_px)).to(device)
@@ -74,12 +74,12 @@ def fourier_canvas(
         return raw / _SCALE
 
     shape = (channels, whole_px[0], whole_px[1] // 2 + 1, 2)
-    return Canvas(_normal(streams, shape) * _start_sd(streams), planes, device=device)
+    return Parametrization(_normal(streams, shape) * _start_sd(streams), planes, device=device)
 
 
-def phase_canvas(
+def phase_parametrization(
     streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
-) -> Canvas:
+) -> Parametrization:
     """Phases, (B, C, H, W // 2 + 1) in radians, of Fourier coefficients whose magnitudes are fixed.
 
     The magnitudes are 1 / frequency, the law that the mean spectrum of photographs follows; the paper takes the
@@ -94,19 +94,19 @@ def phase_canvas(
         raw: torch.Tensor = torch.fft.irfft2(torch.polar(magnitude.expand_as(phases), phases), s=whole_px, norm="ortho")
         return raw / raw.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
 
-    return Canvas(_normal(streams, (channels, whole_px[0], whole_px[1] // 2 + 1)), planes, device=device)
+    return Parametrization(_normal(streams, (channels, whole_px[0], whole_px[1] // 2 + 1)), planes, device=device)
 
 
-def pixel_canvas(
+def pixel_parametrization(
     streams: list[Stream], *, size_px: tuple[int, int], channels: int, longest_px: float, device: torch.device
-) -> Canvas:
+) -> Parametrization:
     """The pixels themselves, (B, C, H, W): Lucid's parametrisation without ``fft``. No wave is held back."""
     start = _normal(streams, (channels, *_with_margin(size_px))) * _start_sd(streams)
-    return Canvas(start, lambda pixels: pixels, device=device)
+    return Parametrization(start, lambda pixels: pixels, device=device)
 
 
 #: method -> the canvas it moves
-CANVASES = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canvas}
+PARAMETRIZATIONS = {"fourier": fourier_parametrization, "maco": phase_parametrization, "pixel": pixel_parametrization}
 
 
 def longest_wave_px(stride: float) -> float:

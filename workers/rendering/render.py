@@ -12,7 +12,7 @@ from torch import fx, nn
 from workers.contract.recipe import GAP_PX, Recipe
 from workers.contract.records import Status
 from workers.networks import devices
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering.methods import Made, channels_first, make
 from workers.rendering.objectives import objective
 from workers.rendering.rng import Stream
@@ -28,15 +28,17 @@ MAX_RESTARTS = 3
 def render(
     model: nn.Module, graph: fx.Graph, layer: str, filters: list[int], recipe: Recipe, device: torch.device
 ) -> list[Tile]:
-    """The tiles of ``filters``, in their order, rendered as one batch: :func:`render_tapped` with a tap of its own.
+    """The tiles of ``filters``, in their order, rendered as one batch: :func:`render_layer` with a tap of its own.
 
     ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
     """
-    tap = Tap(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
-    return render_tapped(tap, layer, filters, recipe, device)
+    tap = LayerExtractor(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
+    return render_layer(tap, layer, filters, recipe, device)
 
 
-def render_tapped(tap: Tap, layer: str, filters: list[int], recipe: Recipe, device: torch.device) -> list[Tile]:
+def render_layer(
+    tap: LayerExtractor, layer: str, filters: list[int], recipe: Recipe, device: torch.device
+) -> list[Tile]:
     """The tiles of ``filters``, in their order, rendered as one batch from the recipe's tap of the layer.
 
     With the objective direction, ``filters`` are numbers of directions; with deepdream there is only 0.
@@ -85,7 +87,14 @@ def _better(first: Tile, other: Tile) -> Tile:
 
 
 def _attempt(
-    tap: Tap, inert: list[bool], layer: str, filters: list[int], recipe: Recipe, device: torch.device, *, restart: int
+    tap: LayerExtractor,
+    inert: list[bool],
+    layer: str,
+    filters: list[int],
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    restart: int,
 ) -> list[Tile]:
     """The tiles of one batch from one start image each."""
     began = time.monotonic()

@@ -20,7 +20,7 @@ _JITTER_PX, _ZOOM, _ROTATION = 8.0, 0.1, 10.0
 _VIEWS = 2
 
 
-class Views:
+class Transforms:
     """For each picture and step a small random shift, zoom and rotation, from the picture's own generator.
 
     ``stride`` is how many times smaller than the picture the layer's map is; ``pinned``: one place of it is looked at;

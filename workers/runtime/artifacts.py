@@ -13,7 +13,7 @@ from workers.rendering.tile import Tile
 _PACKAGES = ("filterfarm", "torch", "torchvision", "numpy", "pillow")
 
 
-def objects(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[str, bytes, str]]:
+def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[str, bytes, str]]:
     """Key, body and content type of each object. The PNG is last, because a tile whose PNG is stored is done.
 
     ``starts``: how many times work on the tile has begun.

@@ -15,7 +15,7 @@ _TRIES = 2
 _CPU_MOST, _GPU_MOST = 16, 32
 
 
-def most_at_once(device: str) -> int:
+def max_batch_size(device: str) -> int:
     """Tiles that a worker takes on for a device: the largest batch that is tried."""
     return _GPU_MOST if device.startswith(("cuda", "mps", "xpu")) else _CPU_MOST
 
@@ -30,13 +30,13 @@ class _Known:
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
-def sizes_to_try(batch: int, device: str) -> tuple[int, ...]:
+def candidate_sizes(batch: int, device: str) -> tuple[int, ...]:
     """What the setting FILTERFARM_BATCH leaves open: nothing, unless it is 0."""
-    most = most_at_once(device)
+    most = max_batch_size(device)
     return () if batch else (most, most // 2, most // 4)
 
 
-class Pace:
+class BatchSizer:
     """What one renderer has learnt. ``sizes`` are tried for each layer, the first one first, to go on with the best.
 
     Without any, a batch goes as it comes, as far as it fits.
@@ -62,7 +62,7 @@ class Pace:
         if len(taken) < _TRIES:
             taken.append(seconds / tiles)
 
-    def too_many(self, kind: Kind, tiles: int) -> None:
+    def record_oom(self, kind: Kind, tiles: int) -> None:
         """The device's memory could not hold so many: from now on half, or fewer where that is known."""
         known = self._of(kind)
         known.fitting = max(1, min(known.fitting or tiles, tiles // 2))

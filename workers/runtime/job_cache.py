@@ -4,7 +4,7 @@ import os
 import threading
 from pathlib import Path
 
-from workers.clients.retrying_storage import PatientStore
+from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, NoJob
 from workers.contract.job import Job, decode
@@ -13,10 +13,10 @@ from workers.contract.job import Job, decode
 _MOST_JOBS = 64
 
 
-class Jobs:
+class JobCache:
     """The frozen jobs this worker has messages of. Thread-safe; raises the store's errors, and Draining as it does."""
 
-    def __init__(self, store: PatientStore, cache_dir: Path) -> None:
+    def __init__(self, store: RetryingStore, cache_dir: Path) -> None:
         self._store = store
         self._folder = cache_dir.expanduser() / "weights"
         self._jobs: dict[str, Job] = {}

@@ -7,8 +7,8 @@ What happens to a message:
     a body that names no tile of a known job              logged, dropped
     rendered                                              PNG stored, then noted in the ledger
     cannot be rendered                                    failure stored with its reason, then noted
-    an error that may be this machine's, or a bug of ours HandBack; after the third, as one that cannot be rendered
-    storage out of reach, device lost, worker stopping    HandBack: the queue gets it again
+    an error that may be this machine's, or a bug of ours Requeue; after the third, as one that cannot be rendered
+    storage out of reach, device lost, worker stopping    Requeue: the queue gets it again
 """
 
 import json
@@ -24,7 +24,7 @@ import redis
 from workers.clients.broker import connect
 from workers.clients.ledger import Ledger
 from workers.clients.presence import Presence
-from workers.clients.retrying_storage import PatientStore
+from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
 from workers.contract.errors import (
     STORAGE_ERRORS,
@@ -39,10 +39,10 @@ from workers.contract.errors import (
 from workers.contract.job import Job, Task, decode
 from workers.contract.records import FailureRecord
 from workers.contract.settings import Settings
-from workers.runtime.artifacts import objects
-from workers.runtime.batch_size import most_at_once, sizes_to_try
+from workers.runtime.artifacts import tile_artifacts
+from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.batcher import Batcher, Group
-from workers.runtime.job_cache import Jobs
+from workers.runtime.job_cache import JobCache
 from workers.runtime.render_process import Batch, Renderer
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ class _Cancelled(FilterfarmError):
     """Raised for a tile whose job was cancelled while it waited for its batch."""
 
 
-class HandBack(Exception):
+class Requeue(Exception):
     """Raised when a message has to go back to the queue."""
 
 
-class Service:
+class MessageHandler:
     """What one Celery process does with messages. ``handle`` is called by many threads.
 
-    ``Service(settings, name)`` raises DeviceLost where nothing can be rendered here.
+    ``MessageHandler(settings, name)`` raises DeviceLost where nothing can be rendered here.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -92,33 +92,35 @@ class Service:
         client = connect(settings, retries=20)
         self.ledger = Ledger(client)
         self.presence = presence = Presence(client)
-        self._store = PatientStore(settings, stop=self._stopping, tell=lambda error: presence.note_storage(name, error))
+        self._store = RetryingStore(
+            settings, stop=self._stopping, report=lambda error: presence.report_storage_error(name, error)
+        )
         self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
         #: (job id, tile number) of what this process has claimed
         self._claims: set[tuple[str, int]] = set()
         #: for the batcher, which does not wait for a Redis that is gone: a batch may begin all the same
         self._impatient = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
-        self._renderer = Renderer(hang_s=settings.hang_s, sizes=sizes_to_try(settings.batch, settings.device))
+        self._renderer = Renderer(hang_s=settings.hang_s, sizes=candidate_sizes(settings.batch, settings.device))
         try:
             self._renderer.check(settings.device)  # before a message is taken that others could deal with
         except DeviceLost:
             self._renderer.stop()
             raise
         self._batcher: Batcher[Tile] = Batcher(
-            self._run, size=settings.batch or most_at_once(settings.device), linger_s=LINGER_S
+            self._run, size=settings.batch or max_batch_size(settings.device), linger_s=LINGER_S
         )
-        self._jobs = Jobs(self._store, settings.cache_dir)
+        self._jobs = JobCache(self._store, settings.cache_dir)
 
     def handle(self, body: object) -> None:
-        """Deal with one message; returns when it may be acknowledged. Raises HandBack when it may not."""
+        """Deal with one message; returns when it may be acknowledged. Raises Requeue when it may not."""
         try:
-            self._store.await_ready()  # before the work: it could not be stored
+            self._store.wait_until_ready()  # before the work: it could not be stored
             task, job = self._decode(body)
         except (CorruptJob, NoJob) as error:
             log.error("dropped a message: %s", error)
             return
         except Draining as error:
-            raise HandBack from error
+            raise Requeue from error
         except STORAGE_ERRORS as error:
             self._hand_back(error)
         number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
@@ -133,9 +135,9 @@ class Service:
             self._claims.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token, stored=stored)
 
-    def keep(self, ledger: Ledger) -> None:
+    def renew_claims(self, ledger: Ledger) -> None:
         """Called every few seconds: keep what this process has claimed."""
-        ledger.keep_claims(list(self._claims), self._claim_s)
+        ledger.renew_claims(list(self._claims), self._claim_s)
 
     def drain(self, timeout_s: float) -> None:
         """Stop: finish the batch on the device if that takes no longer than ``timeout_s``, hand back the rest."""
@@ -158,13 +160,13 @@ class Service:
         try:
             return self._make(task, job, number, starts)
         except _Cancelled:
-            self.ledger.abandon(job.id, number)
+            self.ledger.undo_start(job.id, number)
             return False
         except Draining as error:
-            self.ledger.abandon(job.id, number)
-            raise HandBack from error
+            self.ledger.undo_start(job.id, number)
+            raise Requeue from error
         except (TransientError, *STORAGE_ERRORS) as error:
-            self.ledger.abandon(job.id, number)
+            self.ledger.undo_start(job.id, number)
             self._hand_back(error)
 
     def _make(self, task: Task, job: Job, number: int, starts: int) -> bool:
@@ -199,7 +201,7 @@ class Service:
         tile = self._batcher.submit((job.id, task.layer), task.filter).result()
         if tile.error:
             raise RenderFailed(tile.error)
-        return objects(job, task, tile, starts)
+        return tile_artifacts(job, task, tile, starts)
 
     def _give_up(self, task: Task, job: Job, number: int, starts: int, reason: str) -> None:
         log.error("failed job=%s layer=%s filter=%d: %s", job.id, task.layer, task.filter, reason)
@@ -211,7 +213,7 @@ class Service:
     def _hand_back(self, error: BaseException) -> NoReturn:
         log.warning("handed a message back: %s", error)
         self._stopping.wait(HAND_BACK_PAUSE_S)
-        raise HandBack from error
+        raise Requeue from error
 
     def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
         try:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 
-class Turns:
+class QueueOrder:
     """The order of the queues, as Kombu's ``queue_order_strategy`` wants it; the first that holds a message is read."""
 
     def __init__(self, size: int) -> None:

@@ -65,12 +65,12 @@ _Network = tuple[str, Weights, Path | None, int, str]
 def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) -> "list[Tile]":
     """The tiles of one batch; raises what can go wrong with it, without torch in it."""
     from workers.networks import devices
-    from workers.rendering.render import render_tapped
+    from workers.rendering.render import render_layer
 
     def work() -> "list[Tile]":
         device = _device(network[4])
         tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
-        return render_tapped(tap, layer, filters, recipe, device)
+        return render_layer(tap, layer, filters, recipe, device)
 
     return _telling(work)
 
@@ -119,10 +119,10 @@ def _device(name: str) -> Any:
 # The child's only state, with the networks: a few taps, because layers and jobs take turns.
 @functools.lru_cache(maxsize=4)
 def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
-    from workers.networks.layer_extractor import Tap
+    from workers.networks.layer_extractor import LayerExtractor
 
     model, graph, kernels = _load(network)
-    return Tap(model, graph, layer, tap, precision, kernels)
+    return LayerExtractor(model, graph, layer, tap, precision, kernels)
 
 
 # Two, so that two jobs that take turns load once each.
@@ -131,10 +131,10 @@ def _load(network: _Network) -> tuple[Any, Any, Any]:
     import torch
 
     from workers.networks import weights as loading
-    from workers.networks.fusion import Kernels
+    from workers.networks.fusion import FusedConvolutions
     from workers.networks.tracing import trace
 
     name, weights, checkpoint, seed, device = network
     model = loading.load(name, weights, checkpoint, seed=seed).to(_device(device))
     model = model.to(memory_format=torch.channels_last)
-    return model, trace(model), Kernels()
+    return model, trace(model), FusedConvolutions()

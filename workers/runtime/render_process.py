@@ -29,7 +29,7 @@ from workers.contract.errors import (
 )
 from workers.contract.job import Job
 from workers.runtime import render_child
-from workers.runtime.batch_size import Kind, Pace
+from workers.runtime.batch_size import BatchSizer, Kind
 
 if TYPE_CHECKING:
     from workers.rendering.tile import Tile
@@ -76,7 +76,7 @@ class Renderer:
         self._hang_s = hang_s
         self._stopped = False
         self._lock = threading.Lock()
-        self._pace = Pace(sizes)
+        self._pace = BatchSizer(sizes)
         #: to be called once the device is at work
         self._begun: Callable[[], None] | None = None
         #: counts what the child has done; that it changes is all that is asked of it
@@ -130,13 +130,13 @@ class Renderer:
             results = self._in_parts(batch, 1 if deaths == MAX_ATTEMPTS - 1 else half, deaths)
             if count > 1 and not any(isinstance(result, FilterfarmError) for result in results.values()):
                 # No tile's own fault, so most likely it was killed for its memory.
-                self._pace.too_many(batch.kind, count)
+                self._pace.record_oom(batch.kind, count)
             return results
         except (DeviceFull, RenderFailed) as error:
             if count == 1:
                 return {batch.filters[0]: error}
             if isinstance(error, DeviceFull):
-                self._pace.too_many(batch.kind, count)
+                self._pace.record_oom(batch.kind, count)
             return self._in_parts(batch, half, deaths)
         except FilterfarmError as error:  # of the job, such as weights that are not here: no tile's own fault
             return dict.fromkeys(batch.filters, error)

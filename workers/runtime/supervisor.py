@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from workers.clients.signals import stop_on_signals
 from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
-from workers.runtime.batch_size import most_at_once
+from workers.runtime.batch_size import max_batch_size
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
     slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
     while not stop.is_set():
         for slot in slots:
-            _tend(slot, settings, environ)
+            _restart_dead(slot, settings, environ)
         if all(slot.due == math.inf for slot in slots):
             raise DeviceLost(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
         stop.wait(0.2)
@@ -72,7 +72,7 @@ def _devices(settings: Settings, all_gpus: bool) -> list[str]:
     return here if all_gpus else [settings.choose_device(here)]
 
 
-def _tend(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
+def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
     """Start the slot's process if it is not there and its pause is over."""
     now = time.monotonic()
     if slot.process is not None:
@@ -93,7 +93,7 @@ def _tend(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    batch = settings.batch or most_at_once(device)
+    batch = settings.batch or max_batch_size(device)
     mine = replace(settings, device=device)
     name = f"{device.replace(':', '')}-{os.getpid()}@%h"
     command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.runtime.app", "worker", "--hostname", name]

@@ -16,12 +16,12 @@ from workers.clients.broker import TASK_NAME, connect, refresh_visibility
 from workers.clients.clock import check_clock
 from workers.clients.ledger import Ledger
 from workers.clients.presence import Presence
-from workers.clients.signals import Deferred
+from workers.clients.signals import DeferredCall
 from workers.contract.errors import ClockWrong, DeviceLost, ExitCode
 from workers.contract.settings import Settings
-from workers.runtime.batch_size import most_at_once
-from workers.runtime.message_handler import HandBack, Service
-from workers.runtime.queue_order import Turns
+from workers.runtime.batch_size import max_batch_size
+from workers.runtime.message_handler import MessageHandler, Requeue
+from workers.runtime.queue_order import QueueOrder
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Farmhand:
         self._in_flight: set[str] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self.service = Service(settings, name)
-        self._drainer = Deferred(lambda: self.service.drain(settings.drain_s))
+        self.service = MessageHandler(settings, name)
+        self._drainer = DeferredCall(lambda: self.service.drain(settings.drain_s))
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def handle(self, tag: str, body: object) -> None:
@@ -55,7 +55,7 @@ class Farmhand:
             self._in_flight.add(tag)
         try:
             self.service.handle(body)
-        except HandBack as error:
+        except Requeue as error:
             raise Reject(str(error), requeue=True) from error
         except redis.RedisError as error:
             log.warning("the ledger is out of reach, a message goes back: %s", error)
@@ -74,7 +74,7 @@ class Farmhand:
         self._drainer.join(self._settings.drain_s + 10.0)
         self._ended.set()
         try:
-            self.service.presence.forget_worker(self._name)
+            self.service.presence.remove_worker(self._name)
         except redis.RedisError as error:
             log.warning("could not sign off: %s", error)
 
@@ -90,8 +90,8 @@ class Farmhand:
                 tags = list(self._in_flight)
             try:
                 refresh_visibility(client, tags, check_clock(client, self._settings.visibility_timeout_s))
-                self.service.keep(ledger)
-                presence.see_worker(self._name)
+                self.service.renew_claims(ledger)
+                presence.worker_heartbeat(self._name)
                 heard = time.monotonic()
             except redis.RedisError as error:
                 log.warning("no heartbeat: %s", error)
@@ -127,7 +127,7 @@ def _compare_clocks(settings: Settings) -> None:
 def install(app: Celery, settings: Settings) -> None:
     """Give ``app`` the render task, and the service to run it with once a worker starts."""
     app.conf.worker_consumer = "workers.runtime.consumer:Consumer"
-    turns = functools.partial(Turns, settings.batch or most_at_once(settings.device))
+    turns = functools.partial(QueueOrder, settings.batch or max_batch_size(settings.device))
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "queue_order_strategy": turns}
     farmhands: list[Farmhand] = []
 

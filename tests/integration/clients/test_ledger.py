@@ -35,7 +35,7 @@ def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
     assert ledger.requeued(JOB.id) == 0
     assert ledger.planned(JOB.id) is None
     assert not ledger.is_done(JOB.id, 0)
-    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_submitting(JOB.id)
     assert not ledger.is_cancelled(JOB.id)
     assert not ledger.is_synced(JOB.id)
     # And asking has left nothing behind
@@ -72,15 +72,15 @@ def test_a_cancelled_job_is_off_the_list_until_it_is_registered_again(ledger: Le
 
 def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledger) -> None:
     # Given a job that is being enqueued
-    ledger.hold(JOB.id)
+    ledger.begin_submission(JOB.id)
     # Then it is held, for a limited time
-    assert ledger.is_held(JOB.id)
+    assert ledger.is_submitting(JOB.id)
     assert 0 < ledger.client.ttl(keys.redis(JOB.id, "submitting")) <= SUBMITTING_S
     # When it is released, twice
     for _ in range(2):
-        ledger.release(JOB.id)
+        ledger.end_submission(JOB.id)
     # Then it is free
-    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_submitting(JOB.id)
 
 
 def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> None:
@@ -136,7 +136,7 @@ def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
     assert [begin(ledger, JOB.id, 5) for _ in range(2)] == [1, 2]
     # When a third begins and hands it back
     assert begin(ledger, JOB.id, 5) == 3
-    ledger.abandon(JOB.id, 5)
+    ledger.undo_start(JOB.id, 5)
     # Then the next is the third again: a preemption is no attempt
     assert begin(ledger, JOB.id, 5) == 3
     # And other tiles have counts of their own
@@ -157,7 +157,7 @@ def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -
     # Given a tile that is being rendered while Redis loses its data, and is then handed back
     assert ledger.claim(JOB.id, 5, "token", 60.0) == 1
     ledger.client.flushall()
-    ledger.abandon(JOB.id, 5)
+    ledger.undo_start(JOB.id, 5)
     # When it is delivered again
     # Then somebody gets it, and keeps it where the count is lost again
     assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
@@ -213,10 +213,10 @@ def test_reopening_nothing_changes_nothing(ledger: Ledger) -> None:
 
 def test_a_tile_that_is_enqueued_again_twice_counts_once(ledger: Ledger) -> None:
     # Given tiles that the collector has enqueued again
-    ledger.note_requeued(JOB.id, {1, 2})
+    ledger.record_requeued(JOB.id, {1, 2})
     # When one of them is once more
-    ledger.note_requeued(JOB.id, {2, 3})
-    ledger.note_requeued(JOB.id, set())
+    ledger.record_requeued(JOB.id, {2, 3})
+    ledger.record_requeued(JOB.id, set())
     # Then each counts once
     assert ledger.requeued(JOB.id) == 3
 
@@ -261,11 +261,11 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     ledger.end_claim(JOB.id, 3, "first", stored=False)
     # And one that is not kept ends by itself, and one that is kept does not
     assert ledger.claim(JOB.id, 3, "fourth", 0.3)
-    ledger.keep_claims([(JOB.id, 4)], 0.6)
+    ledger.renew_claims([(JOB.id, 4)], 0.6)
     time.sleep(0.4)
     assert ledger.claim(JOB.id, 3, "fifth", 60.0)
     assert not ledger.claim(JOB.id, 4, "fifth", 60.0)
-    ledger.keep_claims([(JOB.id, 9)], 60.0)
+    ledger.renew_claims([(JOB.id, 9)], 60.0)
     assert ledger.claim(JOB.id, 9, "sixth", 60.0)
 
 
@@ -298,14 +298,14 @@ def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
 def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     # Given a ledger of which every part was used
     ledger.register(JOB.id)
-    ledger.hold(JOB.id)
+    ledger.begin_submission(JOB.id)
     ledger.sync(JOB, {1}, {2: "why"})
     ledger.count_attempt(JOB.id, 3)
-    ledger.note_requeued(JOB.id, {3})
+    ledger.record_requeued(JOB.id, {3})
     ledger.claim(JOB.id, 3, "token", 60.0)
     presence = Presence(ledger.client)
-    presence.see_worker("cpu-1@here")
-    presence.note_storage("cpu-1@here", NoBucket("none"))
+    presence.worker_heartbeat("cpu-1@here")
+    presence.report_storage_error("cpu-1@here", NoBucket("none"))
     ledger.register(OTHER.id)
     ledger.cancel(JOB.id)
     # When Redis is asked for its keys

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import S3
 from tests.s3proxy import S3Proxy, s3_proxy
 from workers.clients import retrying_storage
-from workers.clients.retrying_storage import PatientStore
+from workers.clients.retrying_storage import RetryingStore
 from workers.contract.errors import Draining, FilterfarmError, StorageDenied, StorageUnreachable
 from workers.contract.settings import Settings
 
@@ -37,14 +37,14 @@ class Told:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a fifth of a second."""
     monkeypatch.setattr(retrying_storage, "PAUSE_S", 0.2)
-    monkeypatch.setattr(retrying_storage, "OWN_PATIENCE_S", 0.1)
+    monkeypatch.setattr(retrying_storage, "OWN_RETRY_S", 0.1)
 
 
-def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> PatientStore:
+def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> RetryingStore:
     """The store as a worker has it that waits for so many seconds."""
     url = "s3://filterfarm/patience"
     settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_patience_s=for_s)
-    return PatientStore(settings, stop=stop or threading.Event(), tell=told)
+    return RetryingStore(settings, stop=stop or threading.Event(), report=told)
 
 
 @pytest.mark.parametrize("fault", ["denied", "down"])
@@ -81,7 +81,7 @@ def test_what_is_absent_is_no_failure(proxy: S3Proxy) -> None:
     # Then it is not, and there is no trouble
     assert store.get("nothing") is None
     assert not store.exists("nothing")
-    store.await_ready()
+    store.wait_until_ready()
     assert told.errors == []
 
 
@@ -96,13 +96,13 @@ def test_patience_ends_with_what_the_store_has_said_last(proxy: S3Proxy) -> None
     # Then that ends in time, and so does waiting before the next
     assert time.monotonic() - began < 5
     with pytest.raises(StorageDenied):
-        store.await_ready()
+        store.wait_until_ready()
     # And what is in the way may change meanwhile
     proxy.denied, proxy.down = False, True
     with pytest.raises(StorageUnreachable):
         store.put("x", b"x", TEXT)
     proxy.down = False
-    store.await_ready()
+    store.wait_until_ready()
     store.put("x", b"x", TEXT)
 
 

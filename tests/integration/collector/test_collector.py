@@ -268,7 +268,7 @@ def test_lost_messages_are_enqueued_again_once(
     # Then each of the others is enqueued, once, and counted
     assert queued(redis_client) == [JOB.tiles[number] for number in (2, 3, 5, 6, 7)]
     assert ledger.requeued(JOB.id) == 5
-    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_submitting(JOB.id)
 
 
 def test_nothing_is_enqueued_again_while_messages_are_on_their_way(
@@ -343,13 +343,13 @@ def test_a_job_that_is_being_enqueued_is_left_alone(
     # Given a job whose messages are being published
     submitted(JOB, store, ledger, app)
     acknowledge_all(redis_client)
-    ledger.hold(JOB.id)
+    ledger.begin_submission(JOB.id)
     # When the collector looks
     drive(collector, caplog, 3)
     # Then it does not publish them too
     assert queued(redis_client) == []
     # And when nobody does any more, it does
-    ledger.release(JOB.id)
+    ledger.end_submission(JOB.id)
     drive(collector, caplog, 3)
     assert len(queued(redis_client)) == 8
 

@@ -31,9 +31,9 @@ def running(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redi
         assert isinstance(message, bytes)
         if number == 4:
             redis_client.hset("unacked", "tag", f'[{message.decode()}, "", "{keys.queue(JOB.id)}"]')
-    ledger.note_requeued(JOB.id, {1, 2})
+    ledger.record_requeued(JOB.id, {1, 2})
     redis_client.set(keys.COLLECTOR_LOCK, "x")
-    Presence(redis_client).see_worker("cpu-1@here")
+    Presence(redis_client).worker_heartbeat("cpu-1@here")
     return ledger
 
 
@@ -83,7 +83,7 @@ def test_a_farm_that_cannot_reach_its_store_says_so_of_every_running_job(
 ) -> None:
     # Given a collector that hears errors from the store
     presence = Presence(running.client)
-    presence.note_storage(COLLECTOR, error)
+    presence.report_storage_error(COLLECTOR, error)
     # When the job is asked for, by somebody whom the store lets in
     status = job_status(JOB, store, running)
     # Then it says what keeps it, and has failed only where somebody has to do something
@@ -100,7 +100,7 @@ def test_a_farm_that_cannot_reach_its_store_says_so_of_every_running_job(
         with pytest.raises(StorageDenied, match="storage: refused"):
             require_complete(status)
     # And when it is over, it runs again
-    presence.note_storage(COLLECTOR, None)
+    presence.report_storage_error(COLLECTOR, None)
     assert (job_status(JOB, store, running).state, job_status(JOB, store, running).waiting_for) == ("running", "")
 
 
@@ -108,7 +108,7 @@ def test_a_job_that_has_ended_is_not_failed_by_what_the_store_does_later(running
     # Given a finished job, and a store that refuses
     write_status(store, JOB.id, "finished", reasons={})
     running.unregister(JOB.id)
-    Presence(running.client).note_storage(COLLECTOR, StorageDenied("refused"))
+    Presence(running.client).report_storage_error(COLLECTOR, StorageDenied("refused"))
     # When it is asked for
     status = job_status(JOB, store, running)
     # Then it is finished, and the ledger alone knows no open job of that name

@@ -53,7 +53,7 @@ def test_a_new_job_is_stored_registered_and_enqueued(
     # And the collector knows it, and may look after it
     assert ledger.jobs() == {JOB.id}
     assert ledger.is_synced(JOB.id)
-    assert not ledger.is_held(JOB.id)
+    assert not ledger.is_submitting(JOB.id)
 
 
 def test_submitting_twice_enqueues_once(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:

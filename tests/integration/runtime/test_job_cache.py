@@ -9,27 +9,27 @@ import pytest
 
 from tests.conftest import S3, sample_job
 from tests.s3proxy import s3_proxy
-from workers.clients.retrying_storage import PatientStore
+from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
 from workers.contract.job import Job, Weights
 from workers.contract.settings import Settings
 from workers.runtime import job_cache
-from workers.runtime.job_cache import Jobs
+from workers.runtime.job_cache import JobCache
 
 CHECKPOINT = b"the parameters"
 
 
-def store_at(endpoint: str) -> PatientStore:
+def store_at(endpoint: str) -> RetryingStore:
     settings = Settings(bucket_url="s3://filterfarm/jobs", endpoint_url=endpoint)
-    return PatientStore(settings, stop=threading.Event(), tell=lambda error: None)
+    return RetryingStore(settings, stop=threading.Event(), report=lambda error: None)
 
 
-def put(store: PatientStore, job: Job) -> Job:
+def put(store: RetryingStore, job: Job) -> Job:
     store.put(keys.job(job.id), job.to_json(), "application/json")
     return job
 
 
-def job_with_checkpoint(store: PatientStore) -> Job:
+def job_with_checkpoint(store: RetryingStore) -> Job:
     digest = hashlib.sha256(CHECKPOINT).hexdigest()
     weights = Weights(source="file", name="mine.pth", sha256=digest)
     job = put(store, sample_job().model_copy(update={"weights": weights}))
@@ -42,7 +42,7 @@ def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) 
     with s3_proxy(s3.endpoint) as proxy:
         store = store_at(proxy.endpoint)
         slow, other = job_with_checkpoint(store), put(store, sample_job(seed=1))
-        found = Jobs(store, tmp_path)
+        found = JobCache(store, tmp_path)
         proxy.delay_s = 5.0
         since, download = time.time(), threading.Thread(target=found.checkpoint, args=(slow,))
         download.start()
@@ -77,7 +77,7 @@ def test_of_many_jobs_the_oldest_is_forgotten_and_read_again(
     with s3_proxy(s3.endpoint) as proxy:
         store = store_at(proxy.endpoint)
         one, two, three = (put(store, sample_job(seed=seed)) for seed in (1, 2, 3))
-        found, since = Jobs(store, tmp_path), time.time()
+        found, since = JobCache(store, tmp_path), time.time()
         # When
         for job in (one, two, three, three, two, one):
             assert found.job(job.id) == job

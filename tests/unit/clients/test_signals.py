@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from workers.clients.signals import Deferred
+from workers.clients.signals import DeferredCall
 
 #: The main thread holds the event's lock whenever it begins to wait and whenever it ends; here for longer, to be hit.
 _HIT_WHILE_IT_BEGINS_TO_WAIT = """
@@ -35,7 +35,7 @@ def test_a_signal_stops_a_process_that_is_about_to_wait(number: signal.Signals) 
 def test_what_is_deferred_runs_once_however_often_it_is_begun() -> None:
     # Given something deferred
     ran: list[int] = []
-    deferred = Deferred(lambda: ran.append(threading.get_ident()))
+    deferred = DeferredCall(lambda: ran.append(threading.get_ident()))
 
     # When nothing has begun it, then it has not run
     deferred.join(0.05)

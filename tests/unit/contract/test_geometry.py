@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 
-from producer.planning.job_builder import LayerPlan, as_rendered, layers, make_job
+from producer.planning.job_builder import as_rendered, make_job
+from producer.planning.layers import LayerPlan, layers
 from producer.planning.options import Options
 from workers.contract.geometry import layer_stride, wider_px
 from workers.contract.recipe import Recipe

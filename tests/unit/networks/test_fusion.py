@@ -13,7 +13,7 @@ from workers.kernels.depthwise import DepthwiseConv
 from workers.kernels.pool import FastMaxPool
 from workers.kernels.winograd import WinogradConv
 from workers.networks import registry, tracing
-from workers.networks.fusion import Kernels
+from workers.networks.fusion import FusedConvolutions
 from workers.networks.subgraphs import subgraph
 from workers.networks.tracing import is_norm
 
@@ -74,7 +74,7 @@ def test_folded_equals_unfolded_whatever_the_norms_stand_behind() -> None:
     trunk = whole(model)
     assert norms(trunk) == 6
     # When
-    fast = Kernels().quicken(trunk, "fp32")
+    fast = FusedConvolutions().optimize(trunk, "fp32")
     # Then the norm of a convolution's only reader is gone, of a module and of a function, and no other
     assert norms(fast) == 4
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
@@ -86,8 +86,8 @@ def test_folding_changes_nothing_in_the_network_or_in_what_it_was_made_from() ->
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     trunk, before = whole(model), model(x)
     # When
-    Kernels().quicken(trunk, "fp32")
-    Kernels().quicken(trunk, "bf16")
+    FusedConvolutions().optimize(trunk, "fp32")
+    FusedConvolutions().optimize(trunk, "bf16")
     # Then
     assert torch.equal(model(x), before)
     assert torch.equal(trunk(x), before)
@@ -99,7 +99,7 @@ def test_in_bf16_every_tensor_is_bf16() -> None:
     model = knotted()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     # When
-    half = Kernels().quicken(whole(model), "bf16")
+    half = FusedConvolutions().optimize(whole(model), "bf16")
     answer = half(x.bfloat16())
     # Then
     assert answer.dtype == torch.bfloat16
@@ -109,7 +109,7 @@ def test_in_bf16_every_tensor_is_bf16() -> None:
 def test_no_gradient_of_any_parameter_is_computed() -> None:
     # Given
     model = knotted()
-    fast = Kernels().quicken(whole(model), "fp32")
+    fast = FusedConvolutions().optimize(whole(model), "fp32")
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
     # When
     fast(x).sum().backward()
@@ -124,9 +124,9 @@ def test_taps_of_one_network_share_what_is_made_for_them() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.Conv2d(128, 128, 3)).eval()
-    kernels = Kernels()
+    kernels = FusedConvolutions()
     # When
-    first, second = (kernels.quicken(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
+    first, second = (kernels.optimize(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
     # Then
     for name in ("0", "2"):
         assert first.get_submodule(name) is second.get_submodule(name)
@@ -167,9 +167,9 @@ def test_relus_go_into_compiled_convolutions_unless_they_are_wanted_apart() -> N
     # Given
     model = pooled()
     x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    kernels = Kernels()
+    kernels = FusedConvolutions()
     # When
-    fast, apart = kernels.quicken(whole(model), "fp32"), kernels.quicken(whole(model), "fp32", relus=False)
+    fast, apart = kernels.optimize(whole(model), "fp32"), kernels.optimize(whole(model), "fp32", relus=False)
     # Then
     assert operations(fast) == ["first", "second", "pool", "read_twice", "relu", "meeting", "add"]
     assert operations(apart) == ["first", "relu6", "second", "relu_", "pool", "read_twice", "relu", "meeting", "add"]
@@ -183,7 +183,7 @@ def test_convolutions_of_the_matrix_unit_take_in_those_before_them_and_poolings_
     model = pooled()
     x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     # When
-    half = Kernels().quicken(whole(model), "bf16")
+    half = FusedConvolutions().optimize(whole(model), "bf16")
     # Then
     assert operations(half) == ["second", "read_twice", "relu", "meeting", "add"]
     assert isinstance(half.get_submodule("meeting"), FastMaxPool)
@@ -204,7 +204,7 @@ def test_a_convolution_whose_maps_others_read_as_well_stays_on_its_own() -> None
 
     model = Fork().requires_grad_(False)
     # When
-    half = Kernels().quicken(whole(model), "bf16")
+    half = FusedConvolutions().optimize(whole(model), "bf16")
     # Then
     assert operations(half) == ["first", "second", "third", "add"]
 
@@ -213,9 +213,9 @@ def test_a_convolution_whose_maps_others_read_as_well_stays_on_its_own() -> None
 def test_taps_share_kernels_of_the_matrix_unit_and_halved_weights() -> None:
     # Given
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2)).requires_grad_(False)
-    kernels = Kernels()
+    kernels = FusedConvolutions()
     # When
-    first, second = (kernels.quicken(whole(model), "bf16") for _ in range(2))
+    first, second = (kernels.optimize(whole(model), "bf16") for _ in range(2))
     # Then
     assert first.get_submodule("0")._panels is second.get_submodule("0")._panels
     assert first.get_submodule("2") is second.get_submodule("2")
@@ -231,7 +231,7 @@ def test_nothing_of_efficientnets_relus_is_left_in_bf16_but_those_behind_the_ste
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     trunk = subgraph(model, trace, upto=last)
     # When
-    half = Kernels().quicken(trunk, "bf16")
+    half = FusedConvolutions().optimize(trunk, "bf16")
     # Then
     kinds = {type(half.get_submodule(str(node.target))) for node in half.graph.nodes if node.op == "call_module"}
     assert kinds == {Conv2dSame, nn.ReLU6, AmxConv, DepthwiseConv}
@@ -245,9 +245,11 @@ def test_networks_on_other_devices_keep_their_librarys_operations(precision: Pre
     # Given any device but the CPU, whatever the CPU beside it can do
     model = registry.build("vgg16", seed=2).to("meta")
     # When
-    fast = Kernels().quicken(whole(model), precision)
+    fast = FusedConvolutions().optimize(whole(model), precision)
     # Then
     mine = (WinogradConv, AmxConv, DepthwiseConv, FastMaxPool)
     assert not any(isinstance(module, mine) for module in fast.modules())
     model = registry.build("mobilenet_v2", seed=2).to("meta")
-    assert not any(isinstance(module, mine) for module in Kernels().quicken(whole(model), precision).modules())
+    assert not any(
+        isinstance(module, mine) for module in FusedConvolutions().optimize(whole(model), precision).modules()
+    )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from workers.contract.errors import UnknownLayer
 from workers.networks import registry, tracing, weights
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 
 Post = Callable[[torch.Tensor], torch.Tensor]
 
@@ -84,7 +84,7 @@ def assert_sliced_equals_whole(
         wanted = post(seen[0])[places, chosen]
         (wanted_gradient,) = torch.autograd.grad(wanted.mean(dim=(1, 2)).sum(), whole)
         cut = pictures.clone().requires_grad_(True)
-        got = Tap(network, trace, layer, tap).slice(chosen)(cut)
+        got = LayerExtractor(network, trace, layer, tap).slice(chosen)(cut)
         (got_gradient,) = torch.autograd.grad(got.mean(dim=(1, 2)).sum(), cut)
         return got.detach(), wanted.detach(), got_gradient, wanted_gradient
 
@@ -201,7 +201,7 @@ def test_filters_may_repeat_and_come_in_any_order(layer: str, filters: tuple[int
 def test_one_tap_gives_many_slices_that_do_not_disturb_each_other() -> None:
     # Given a grouped convolution, whose group count depends on the slice
     model = prelu_network()
-    tap = Tap(model, tracing.trace(model), "2", "conv")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "conv")
     pictures = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     # When
     narrow, wide = tap.slice(torch.tensor([4, 4])), tap.slice(torch.tensor([0, 11]))
@@ -225,7 +225,7 @@ def test_slicing_a_tap_again_for_other_filters_of_a_grouped_convolution_gives_th
         torch.manual_seed(6)
         model = nn.Sequential(nn.Conv2d(3, channels[0], 3), nn.Softplus(), nn.Conv2d(*channels, 3, groups=groups))
     model.eval().requires_grad_(False)
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     whole = model(pictures)
     for first in (0, 2):
@@ -250,7 +250,9 @@ def test_a_slice_gives_the_maps_before_and_after_the_activation_function() -> No
     model[1].bias.data.zero_()  # type: ignore[operator]
     pictures = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     # When
-    maps, before = Tap(model, tracing.trace(model), "0", "activation").slice(torch.tensor([5, 0, 5])).both(pictures)
+    maps, before = (
+        LayerExtractor(model, tracing.trace(model), "0", "activation").slice(torch.tensor([5, 0, 5])).both(pictures)
+    )
     # Then
     normed = model[:2](pictures)[torch.arange(3), [5, 0, 5]]
     assert (normed < 0).any()
@@ -276,7 +278,7 @@ def test_the_statistics_of_a_batch_norm_are_its_gain_and_variance(affine: bool) 
     gain, variance = statistics
     assert torch.equal(gain, norm.weight if affine else torch.ones(8))
     assert torch.equal(variance, torch.arange(8.0))
-    assert Tap(model, trace, "0", "activation").inert.tolist() == [
+    assert LayerExtractor(model, trace, "0", "activation").inert.tolist() == [
         place == 0 or (affine and place == 4) for place in range(8)
     ]
 
@@ -314,7 +316,9 @@ def test_of_the_trained_efficientnet_lite0_130_channels_of_21008_are_inert() -> 
     model = weights.load("efficientnet_lite0", chosen, file, seed=0)
     trace = tracing.trace(model)
     # When
-    inert = {layer: Tap(model, trace, layer, "activation").inert for layer in tracing.convolutions(model, trace)}
+    inert = {
+        layer: LayerExtractor(model, trace, layer, "activation").inert for layer in tracing.convolutions(model, trace)
+    }
     # Then
     assert sum(len(channels) for channels in inert.values()) == 21008
     assert sum(int(channels.sum()) for channels in inert.values()) == 130
@@ -328,7 +332,7 @@ def test_cutting_a_network_changes_nothing_in_it() -> None:
     pictures = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     answer = model(pictures)
     # When
-    Tap(model, tracing.trace(model), "2", "activation").slice(torch.tensor([4]))(pictures)
+    LayerExtractor(model, tracing.trace(model), "2", "activation").slice(torch.tensor([4]))(pictures)
     # Then
     assert torch.equal(model(pictures), answer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -343,7 +347,7 @@ def test_nothing_behind_the_layer_runs(vgg16: tuple[nn.Module, fx.Graph]) -> Non
     pictures = torch.rand(1, 3, 32, 32)
     # When
     with outputs_of(model, "features.4") as runs_before, outputs_of(model, "features.7") as runs_behind:
-        Tap(model, trace, "features.5", "activation").slice(torch.tensor([0]))(pictures)
+        LayerExtractor(model, trace, "features.5", "activation").slice(torch.tensor([0]))(pictures)
     # Then
     assert (len(runs_before), len(runs_behind)) == (1, 0)
 
@@ -364,7 +368,7 @@ class Windows(nn.Module):
 def test_what_sizes_a_network_takes_is_asked_of_it_once_each() -> None:
     # Given a network of which the layer sees windows of 8 px, as attention has them
     model = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 1), windows=Windows(8), last=nn.Conv2d(4, 4, 1)))
-    tap = Tap(model, tracing.trace(model), "last", "conv")
+    tap = LayerExtractor(model, tracing.trace(model), "last", "conv")
     # When / Then
     with outputs_of(model, "first") as runs:
         assert [tap.takes(*size) for size in [(16, 24), (16, 20), (20, 16)]] == [True, False, False]
@@ -380,7 +384,7 @@ def test_what_sizes_a_network_takes_is_asked_of_it_once_each() -> None:
 def test_a_device_without_memory_is_no_answer_to_what_a_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    tap = Tap(model, tracing.trace(model), "1", "conv")
+    tap = LayerExtractor(model, tracing.trace(model), "1", "conv")
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -397,7 +401,7 @@ def test_the_number_of_filters_is_known() -> None:
     # Given
     model = prelu_network()
     # When / Then
-    assert Tap(model, tracing.trace(model), "2", "conv").channels == 12
+    assert LayerExtractor(model, tracing.trace(model), "2", "conv").channels == 12
 
 
 def test_cutting_at_what_is_no_convolution_is_an_unknown_layer() -> None:
@@ -405,4 +409,4 @@ def test_cutting_at_what_is_no_convolution_is_an_unknown_layer() -> None:
     model = prelu_network()
     # When / Then
     with pytest.raises(UnknownLayer, match="'1'"):
-        Tap(model, tracing.trace(model), "1", "activation")
+        LayerExtractor(model, tracing.trace(model), "1", "activation")

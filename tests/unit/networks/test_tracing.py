@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.errors import UnknownLayer
-from workers.networks import registry, tracing
+from workers.networks import cost, registry, tracing
 
 
 def channels(model: nn.Module, layer: str) -> int:
@@ -257,12 +257,12 @@ def test_the_cost_of_a_small_network_is_the_one_computed_by_hand() -> None:
         nn.Conv2d(6, 12, 1, groups=2),
     ).to("meta")
     # When
-    costs = tracing.costs(model.eval(), tracing.trace(model), (16, 16))
+    costs = cost.costs(model.eval(), tracing.trace(model), (16, 16))
     # Then a multiply-add counts two
     first, second, third = 16 * 16 * (3 * 9) * 2, 6 * 6 * (4 * 9) * 2, 6 * 6 * 3 * 2
     assert [cost.output_px for cost in costs.values()] == [(16, 16), (6, 6), (6, 6)]
     assert [cost.filter_flop for cost in costs.values()] == [first, second, third]
-    assert [cost.trunk_flop for cost in costs.values()] == [0, 4 * first, 4 * first + 6 * second]
+    assert [cost.upstream_flop for cost in costs.values()] == [0, 4 * first, 4 * first + 6 * second]
     # and the way back to the picture costs as much as the way there
     assert costs["3"].step_gflop() == pytest.approx(2 * (4 * first + second) / 1e9)
     assert costs["3"].step_gflop(6) == pytest.approx(2 * (4 * first + 6 * second) / 1e9)
@@ -286,17 +286,17 @@ def test_a_branch_does_not_pay_for_its_neighbour() -> None:
     # Given
     model = Branches().eval().to("meta")
     # When
-    costs = tracing.costs(model, tracing.trace(model), (8, 8))
+    costs = cost.costs(model, tracing.trace(model), (8, 8))
     # Then
-    assert costs["right"].trunk_flop == 0
-    assert costs["both"].trunk_flop == 64 * 2 * 3 * (4 + 8)
+    assert costs["right"].upstream_flop == 0
+    assert costs["both"].upstream_flop == 64 * 2 * 3 * (4 + 8)
 
 
 def test_all_of_vgg16_at_the_notebooks_size_costs_76_tflop_a_step() -> None:
     # Given
     model = registry.skeleton("vgg16")
     # When
-    costs = tracing.costs(model, tracing.trace(model), (150, 150))
+    costs = cost.costs(model, tracing.trace(model), (150, 150))
     # Then
     step_gflop = sum(cost.step_gflop() * channels(model, layer) for layer, cost in costs.items())
     assert step_gflop == pytest.approx(76_091, abs=0.5)
@@ -307,7 +307,7 @@ def test_layers_that_a_small_picture_does_not_reach_are_left_out(size_px: int, d
     # Given VGG16 halves its maps four times before its last block, and 8 px only three
     model = registry.skeleton("vgg16")
     # When
-    costs = tracing.costs(model, tracing.trace(model), (size_px, size_px))
+    costs = cost.costs(model, tracing.trace(model), (size_px, size_px))
     # Then
     assert list(costs)[-1] == deepest
 
@@ -317,5 +317,5 @@ def test_a_network_that_takes_one_size_only_costs_nothing_at_another() -> None:
     model = registry.skeleton("vit_b_16")
     trace = tracing.trace(model)
     # When / Then
-    assert list(tracing.costs(model, trace, (224, 224))) == ["conv_proj"]
-    assert tracing.costs(model, trace, (100, 100)) == {}
+    assert list(cost.costs(model, trace, (224, 224))) == ["conv_proj"]
+    assert cost.costs(model, trace, (100, 100)) == {}

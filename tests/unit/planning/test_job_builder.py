@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from producer.planning.job_builder import LayerPlan, layers, make_job, select
+from producer.planning.job_builder import make_job
+from producer.planning.layers import LayerPlan, layers, select
 from producer.planning.options import Options
 from workers.contract.errors import (
     BadFilters,

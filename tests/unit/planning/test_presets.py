@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from producer.cli import text
 from producer.cli.job_options import job_options
-from producer.planning.job_builder import as_rendered, layers, make_job
+from producer.planning.job_builder import as_rendered, make_job
+from producer.planning.layers import layers
 from producer.planning.options import Options
 from producer.planning.presets import DEFAULT_METHOD, METHODS, PRESETS
 from producer.planning.recipe_builder import chosen_size, make_recipe

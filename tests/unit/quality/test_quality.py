@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from producer.cli import quality_text
-from producer.quality.local_store import Folder
+from producer.quality.local_store import LocalStore
 from producer.quality.quality import LayerQuality, TileQuality, measure, require_whole
 from tests.conftest import sample_tile
 from workers.contract import keys
@@ -52,7 +52,7 @@ def lite0(*, seed: int = 0) -> Job:
     )
 
 
-def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] = ()) -> Folder:
+def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] = ()) -> LocalStore:
     """Put a job into a data folder, its tiles noise drawn from ``pictures``."""
     folder = data / "bucket"
     files = {keys.job(job.id): job.to_json()}
@@ -65,7 +65,7 @@ def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] =
     for key, content in files.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(content)
-    return Folder(data)
+    return LocalStore(data)
 
 
 def tile(filter_: int, **changes: object) -> TileQuality:
@@ -288,7 +288,7 @@ def test_a_job_that_is_not_in_the_folder_is_told_with_the_nearest_that_is(tmp_pa
             folder.require(name)
     # Or in a folder with none
     with pytest.raises(NoJob, match="set FILTERFARM_BUCKET"):
-        Folder(tmp_path / "nowhere").require(job.id)
+        LocalStore(tmp_path / "nowhere").require(job.id)
     # Then the job itself is there
     folder.require(job.id)
 

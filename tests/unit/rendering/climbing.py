@@ -4,28 +4,28 @@ from collections.abc import Callable
 
 import torch
 
-from workers.networks.gradient_override import Leak
-from workers.networks.layer_extractor import SlicedTap
+from workers.networks.gradient_override import GradientOverride
+from workers.networks.layer_extractor import FilterExtractor
 from workers.rendering.objectives import Objective, Seen
 from workers.rendering.optimization import Climbed, Watch, canvas_ascent, notebook_ascent
-from workers.rendering.parametrization import Canvas
-from workers.rendering.transforms import Views
+from workers.rendering.parametrization import Parametrization
+from workers.rendering.transforms import Transforms
 
 
 def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
     """An objective without an activation function: its maps are what they were before it, leaky or not."""
 
-    def objective(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def objective(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         result = maps(pictures)
         return Seen(after=result, before=result)
 
     return objective
 
 
-def seen_by(tap: SlicedTap) -> Objective:
+def seen_by(tap: FilterExtractor) -> Objective:
     """Each picture's own filter, of pictures that go into the network as they are."""
 
-    def objective(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+    def objective(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
         after, before = tap.both(pictures, leak)
         return Seen(after=after, before=before)
 
@@ -41,7 +41,13 @@ def climb(
 
 
 def climb_canvas(
-    objective: Objective, canvas: Canvas, views: Views, *, steps: int, learning_rate: float, rescue: bool = False
+    objective: Objective,
+    canvas: Parametrization,
+    views: Transforms,
+    *,
+    steps: int,
+    learning_rate: float,
+    rescue: bool = False,
 ) -> Climbed:
     """Lucid's ascent over a canvas."""
     with torch.no_grad():

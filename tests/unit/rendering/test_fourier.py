@@ -11,11 +11,18 @@ from torch import nn
 from tests.unit.rendering.climbing import climb_canvas, maps_of
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
-from workers.rendering.parametrization import MARGIN_PX, Canvas, fourier_canvas, longest_wave_px, pace, spectrum_scale
+from workers.rendering.parametrization import (
+    MARGIN_PX,
+    Parametrization,
+    fourier_parametrization,
+    longest_wave_px,
+    pace,
+    spectrum_scale,
+)
 from workers.rendering.render import render
 from workers.rendering.rng import Stream
 from workers.rendering.tile import Tile
-from workers.rendering.transforms import Views
+from workers.rendering.transforms import Transforms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,23 +50,23 @@ def coefficients(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: 
     """Of a canvas of that many pixels to each side."""
     mine = stream(seed=seed, restart=restart, layer=layer, filter_=filter_)
     tile_px = size_px - 2 * MARGIN_PX
-    canvas = fourier_canvas([mine], size_px=(tile_px, tile_px), channels=3, longest_px=math.inf, device=CPU)
+    canvas = fourier_parametrization([mine], size_px=(tile_px, tile_px), channels=3, longest_px=math.inf, device=CPU)
     return canvas.coefficients.detach().numpy()[0]  # type: ignore[no-any-return]
 
 
-def canvas_of(start: "NDArray[np.float32]", longest_px: float = math.inf) -> Canvas:
+def canvas_of(start: "NDArray[np.float32]", longest_px: float = math.inf) -> Parametrization:
     tile_px = start.shape[2] - 2 * MARGIN_PX
-    canvas = fourier_canvas(
+    canvas = fourier_parametrization(
         [stream()] * len(start), size_px=(tile_px, tile_px), channels=3, longest_px=longest_px, device=CPU
     )
     canvas.coefficients.data.copy_(torch.from_numpy(start))
     return canvas
 
 
-def views_of(filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int) -> Views:
+def views_of(filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int) -> Transforms:
     seed, restart = identity.get("seed", 0), identity.get("restart", 0)
     streams = [stream(filter_=filter_, seed=seed, restart=restart) for filter_ in filters]
-    return Views(streams, steps=steps, size_px=(size_px, size_px), stride=stride, device=CPU)
+    return Transforms(streams, steps=steps, size_px=(size_px, size_px), stride=stride, device=CPU)
 
 
 def reference_picture(start: "NDArray[np.float32]", scale: "NDArray[np.float64]") -> "NDArray[np.float64]":

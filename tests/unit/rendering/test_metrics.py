@@ -9,7 +9,7 @@ from workers.contract.errors import UnknownLayer
 from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import tracing
 from workers.rendering import metrics
-from workers.rendering.metrics import Probe
+from workers.rendering.metrics import LayerProbe
 
 CPU = torch.device("cpu")
 RAW = Preprocess(name="raw")
@@ -25,10 +25,10 @@ def network() -> nn.Module:
     return nn.Sequential(conv, norm, nn.ReLU(inplace=True)).eval().requires_grad_(False)
 
 
-def probe(*, tap: str = "activation", preprocess: Preprocess = RAW, batch: int = 16) -> Probe:
+def probe(*, tap: str = "activation", preprocess: Preprocess = RAW, batch: int = 16) -> LayerProbe:
     model = network()
     recipe = Recipe.model_validate({"preprocess": preprocess, "height_px": 8, "width_px": 8, "tap": tap})
-    return Probe(model, tracing.trace(model), "0", recipe, CPU, batch=batch)
+    return LayerProbe(model, tracing.trace(model), "0", recipe, CPU, batch=batch)
 
 
 def plain(*colours: tuple[int, int, int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
@@ -85,7 +85,7 @@ def test_a_filter_that_its_norm_multiplies_away_is_inert() -> None:
 def test_a_layer_that_is_none_is_an_error_of_its_own() -> None:
     model = network()
     with pytest.raises(UnknownLayer):
-        Probe(model, tracing.trace(model), "9", Recipe(preprocess=RAW), CPU)
+        LayerProbe(model, tracing.trace(model), "9", Recipe(preprocess=RAW), CPU)
 
 
 def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:

@@ -17,7 +17,7 @@ from tests.unit.rendering.climbing import climb, seen_by
 from workers.contract.job import Grid
 from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import tracing
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 from workers.rendering.render import render
 from workers.rendering.rng import Stream
@@ -136,7 +136,7 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
     starts = np.stack([reference_start(layer, filter_, 20, 3) for filter_ in filters]).transpose(0, 3, 1, 2)
     start = torch.from_numpy(starts.astype(np.float64))
     # When
-    tap = Tap(network, tracing.trace(network), layer, "activation").slice(torch.tensor(filters))
+    tap = LayerExtractor(network, tracing.trace(network), layer, "activation").slice(torch.tensor(filters))
     climbed = climb(seen_by(tap), start, steps=40)
     # Then
     wanted = [reference_climb(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
@@ -190,7 +190,7 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
     starts = np.stack([reference_start("features.24", filter_, 32, 3) for filter_ in filters]).transpose(0, 3, 1, 2)
     start = torch.from_numpy(starts.astype(np.float64))
     # When
-    tap = Tap(features, tracing.trace(features), "24", "activation").slice(torch.tensor(filters))
+    tap = LayerExtractor(features, tracing.trace(features), "24", "activation").slice(torch.tensor(filters))
     climbed = climb(seen_by(tap), start, steps=3)
     # Then
     wanted = [reference_climb(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]

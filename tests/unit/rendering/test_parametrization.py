@@ -10,10 +10,10 @@ import pytest
 from tests.unit.rendering.tiny import CPU, LAYER, network, recipe_of, tiles_of
 from workers.rendering.parametrization import (
     MARGIN_PX,
-    Canvas,
-    fourier_canvas,
-    phase_canvas,
-    pixel_canvas,
+    Parametrization,
+    fourier_parametrization,
+    phase_parametrization,
+    pixel_parametrization,
     spectrum_scale,
 )
 from workers.rendering.rng import Stream
@@ -27,16 +27,16 @@ SIZES = [(8, 12), (11, 8), (8, 11), (9, 13), (10, 10)]
 #: Canvas around the tile, to each side.
 MARGIN = 24
 
-MAKERS = {"fourier": fourier_canvas, "maco": phase_canvas, "pixel": pixel_canvas}
+MAKERS = {"fourier": fourier_parametrization, "maco": phase_parametrization, "pixel": pixel_parametrization}
 
 
 def streams(count: int) -> list[Stream]:
     return [Stream(seed=2, restart=0, layer="a", filter=number) for number in range(count)]
 
 
-def canvas_of(method: str, size_px: tuple[int, int], channels: int = 3, *, louder: float = 1.0) -> Canvas:
+def canvas_of(method: str, size_px: tuple[int, int], channels: int = 3, *, louder: float = 1.0) -> Parametrization:
     """Two pictures, with coefficients so many times larger than at the start."""
-    make: Callable[..., Canvas] = MAKERS[method]
+    make: Callable[..., Parametrization] = MAKERS[method]
     canvas = make(streams(2), size_px=size_px, channels=channels, longest_px=math.inf, device=CPU)
     canvas.coefficients.data *= louder
     return canvas

@@ -6,8 +6,8 @@ from torch import nn
 
 from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import devices, tracing
-from workers.networks.gradient_override import Leak
-from workers.networks.layer_extractor import Tap
+from workers.networks.gradient_override import GradientOverride
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering.render import render
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_gradients_in_bf16_are_nearly_those_in_fp32(layer: str) -> None:
     for precision in ("fp32", "bf16"):
         variable = pictures().requires_grad_(True)
         # When
-        maps = Tap(model, tracing.trace(model), layer, "activation", precision).slice(chosen)(variable)
+        maps = LayerExtractor(model, tracing.trace(model), layer, "activation", precision).slice(chosen)(variable)
         assert maps.dtype == torch.float32
         (gradient,) = torch.autograd.grad(maps.sum(), variable)
         gradients.append(gradient.flatten())
@@ -65,7 +65,7 @@ def test_in_bf16_a_filter_alone_has_the_maps_and_gradients_that_it_has_among_all
     # Given
     model = chain_network()
     chosen = torch.tensor([14, 0, 14])
-    sliced = Tap(model, tracing.trace(model), layer, tap, "bf16").slice(chosen)
+    sliced = LayerExtractor(model, tracing.trace(model), layer, tap, "bf16").slice(chosen)
     variable = pictures().requires_grad_(True)
     # When
     alone = sliced.both(variable)
@@ -82,10 +82,10 @@ def test_in_bf16_a_filter_alone_has_the_maps_and_gradients_that_it_has_among_all
 def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(layer: str) -> None:
     # Given
     model = chain_network()
-    sliced = Tap(model, tracing.trace(model), layer, "activation", "bf16").slice(torch.tensor([14, 0, 14]))
+    sliced = LayerExtractor(model, tracing.trace(model), layer, "activation", "bf16").slice(torch.tensor([14, 0, 14]))
     variable = pictures().requires_grad_(True)
     # When
-    plain, leaky = sliced(variable), sliced.both(variable, Leak(torch.tensor([False] * 3)))[0]
+    plain, leaky = sliced(variable), sliced.both(variable, GradientOverride(torch.tensor([False] * 3)))[0]
     # Then
     assert torch.equal(plain, leaky)
     gradients = [torch.autograd.grad(maps.sum(), variable)[0] for maps in (plain, leaky)]
@@ -95,14 +95,14 @@ def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(l
 def test_in_bf16_filters_of_a_grouped_convolution_are_the_same_behind_a_slice_of_one() -> None:
     # Given
     model = small_network()
-    tap = Tap(model, tracing.trace(model), "3", "conv", "bf16")
+    tap = LayerExtractor(model, tracing.trace(model), "3", "conv", "bf16")
     variable = pictures()[:1].requires_grad_(True)
     # When
     fresh, again = (tap.slice(torch.tensor([7]))(variable).detach() for _ in range(2))
     # Then
     assert fresh.count_nonzero() > 0
     assert torch.equal(fresh, again)
-    wanted = Tap(model, tracing.trace(model), "3", "conv").slice(torch.tensor([7]))(variable).detach()
+    wanted = LayerExtractor(model, tracing.trace(model), "3", "conv").slice(torch.tensor([7]))(variable).detach()
     assert (again - wanted).norm() < 0.02 * wanted.norm()
 
 
@@ -114,7 +114,7 @@ def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> No
     with torch.no_grad():
         # When
         maps = [
-            Tap(model, tracing.trace(model), layer, "activation", precision).slice(chosen)(pictures())
+            LayerExtractor(model, tracing.trace(model), layer, "activation", precision).slice(chosen)(pictures())
             for precision in ("fp32", "bf16")
         ]
     # Then
@@ -125,11 +125,11 @@ def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -
     # Given a network whose first activation sleeps everywhere
     model = small_network()
     model[1].bias.data.fill_(-100)  # type: ignore[operator]
-    sliced = Tap(model, tracing.trace(model), "3", "conv", "bf16").slice(torch.tensor([4, 0, 4]))
+    sliced = LayerExtractor(model, tracing.trace(model), "3", "conv", "bf16").slice(torch.tensor([4, 0, 4]))
     variable = pictures().requires_grad_(True)
     stuck = torch.tensor([True, False, True])
     # When
-    maps, _ = sliced.both(variable, Leak(stuck))
+    maps, _ = sliced.both(variable, GradientOverride(stuck))
     (gradient,) = torch.autograd.grad(maps.sum(), variable)
     # Then
     assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == stuck.tolist()

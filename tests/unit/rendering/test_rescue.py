@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from tests.unit.rendering.climbing import climb, climb_canvas
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
-from workers.networks.gradient_override import Leak
-from workers.networks.layer_extractor import Tap
+from workers.networks.gradient_override import GradientOverride
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 from workers.rendering.objectives import Seen
-from workers.rendering.parametrization import Canvas, fourier_canvas, longest_wave_px
+from workers.rendering.parametrization import Parametrization, fourier_parametrization, longest_wave_px
 from workers.rendering.render import MAX_RESTARTS, render
 from workers.rendering.rng import Stream
 from workers.rendering.tile import Tile
-from workers.rendering.transforms import Views
+from workers.rendering.transforms import Transforms
 
 CPU = torch.device("cpu")
 NOTEBOOK = Recipe(
@@ -256,7 +256,9 @@ def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
     # Given a filter that sleeps on the tile, and not on what lies around it
     stream = Stream(seed=1, restart=0, layer="0", filter=3)
     model = one_layer({3: 0.0}, inplace=False)
-    canvas = fourier_canvas([stream], size_px=(24, 24), channels=3, longest_px=longest_wave_px(1.0), device=CPU)
+    canvas = fourier_parametrization(
+        [stream], size_px=(24, 24), channels=3, longest_px=longest_wave_px(1.0), device=CPU
+    )
     with torch.no_grad():
         inside, around = (
             float(model.get_submodule("0")(pictures / 127.5 - 1)[0, 3].max())
@@ -292,13 +294,13 @@ def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name:
     model = registry.build(name, seed=2)
     trace = tracing.trace(model)
     layer = list(tracing.convolutions(model, trace))[-1]
-    tap = Tap(model, trace, layer, "activation")
+    tap = LayerExtractor(model, trace, layer, "activation")
     side_px = 112 if name == "inception_v3" else 32  # on maps of one pixel, whose memory has no order, it may be noise
     pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)
-    leaky = tap.features(pictures.clone(), Leak(torch.tensor([True, False])))
-    none_stuck = tap.features(pictures.clone(), Leak(torch.tensor([False, False])))
+    leaky = tap.features(pictures.clone(), GradientOverride(torch.tensor([True, False])))
+    none_stuck = tap.features(pictures.clone(), GradientOverride(torch.tensor([False, False])))
     # Then
     assert plain.abs().max() > 0
     torch.testing.assert_close(leaky, plain, rtol=0, atol=0)
@@ -335,12 +337,12 @@ def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace:
     assert first.bias is not None
     first.weight.data.fill_(1.0)
     first.bias.data.copy_(torch.tensor(units))
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     # When unit by unit is climbed, in a picture that is stuck and in one that is not
     found = []
     for unit in range(len(units)):
         pictures = torch.zeros(2, 3, 1, 1, requires_grad=True)
-        fed = tap.features(pictures, Leak(torch.tensor([True, False])))
+        fed = tap.features(pictures, GradientOverride(torch.tensor([True, False])))
         torch.testing.assert_close(fed[0].flatten(), F.hardswish(torch.tensor(units)))
         (gradient,) = torch.autograd.grad(fed[:, unit].sum(), pictures)
         found.append(gradient[:, 0, 0, 0])
@@ -354,10 +356,10 @@ def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace:
 def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation: type[nn.Module]) -> None:
     # Given a trunk in which everything sleeps
     model = depthwise(dict.fromkeys(range(8), -50.0), activation=activation)
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
-    fed = tap.features(pictures, Leak(torch.tensor([False, True, False])))
+    fed = tap.features(pictures, GradientOverride(torch.tensor([False, True, False])))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
     # Then
     assert not fed.any()
@@ -380,11 +382,11 @@ def test_what_helps_passes_through_flat_units_and_nothing_else(
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
     model = frozen(lambda: nn.Sequential(identity, kind(), nn.Conv2d(3, 3, 1, groups=3)))
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.tensor([-2.0, 3.0, 8.0]).view(1, 3, 1, 1).requires_grad_(True)
     for climbs, wanted in passes.items():
         # When the gradient wants all of them lower, or all of them higher
-        fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=1.0))
+        fed = tap.features(pictures, GradientOverride(torch.tensor([False]), helpful=1.0))
         (gradient,) = torch.autograd.grad(climbs * fed.sum(), pictures)
         # Then it reaches those that it helps to move
         assert gradient.flatten().tolist() == wanted
@@ -397,10 +399,10 @@ def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly(
         nn.init.dirac_(conv.weight)
         nn.init.constant_(conv.bias, -1.0)  # type: ignore[arg-type]  # these have one
     model = frozen(lambda: nn.Sequential(convs[0], nn.ReLU6(), convs[1], nn.ReLU6(), nn.Conv2d(3, 3, 1, groups=3)))
-    tap = Tap(model, tracing.trace(model), "4", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "4", "activation")
     pictures = torch.zeros(1, 3, 1, 1, requires_grad=True)
     # When
-    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=1.0))
+    fed = tap.features(pictures, GradientOverride(torch.tensor([False]), helpful=1.0))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
     # Then one passes it whole, the other a tenth of it
     torch.testing.assert_close(gradient.flatten(), torch.full((3,), 0.1))
@@ -411,10 +413,10 @@ def test_what_helps_passes_by_less_when_asked_to() -> None:
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
     model = frozen(lambda: nn.Sequential(identity, nn.ReLU(), nn.Conv2d(3, 3, 1, groups=3)))
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.full((1, 3, 1, 1), -1.0, requires_grad=True)
     # When
-    fed = tap.features(pictures, Leak(torch.tensor([False]), helpful=0.25))
+    fed = tap.features(pictures, GradientOverride(torch.tensor([False]), helpful=0.25))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
     # Then
     assert gradient.flatten().tolist() == [0.25] * 3
@@ -470,10 +472,10 @@ def test_the_leaky_trunk_leaves_the_network_alone() -> None:
     # Given
     model = depthwise({3: -0.6})
     modules = [type(module) for module in model.modules()]
-    tap = Tap(model, tracing.trace(model), "2", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.zeros(1, 3, 8, 8)
     # When
-    tap.features(pictures, Leak(torch.tensor([True])))
+    tap.features(pictures, GradientOverride(torch.tensor([True])))
     plain = tap.features(pictures.requires_grad_(True), None)
     # Then the network and the tap's own trunk are what they were
     assert [type(module) for module in model.modules()] == modules
@@ -488,7 +490,7 @@ def test_a_filter_that_its_norm_multiplies_away_is_dead_and_no_other_is(recipe: 
     # Given gains and variances at, below and above what counts as none
     model = normed({1: 0.0, 2: 1e-9, 3: -1e-9, 6: 1e-3, 7: -1e-3}, {4: 0.0, 5: 1e-9}, shift=shift)
     # When
-    tap = Tap(model, tracing.trace(model), "0", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "0", "activation")
     tiles = tiles_of(model, list(range(8)), recipe)
     # Then
     inert = [False, True, True, True, True, True, False, False]
@@ -511,7 +513,7 @@ def test_before_the_norm_no_filter_is_inert() -> None:
     # Given
     model = normed({1: 0.0}, {4: 0.0})
     # When
-    tap = Tap(model, tracing.trace(model), "0", "conv")
+    tap = LayerExtractor(model, tracing.trace(model), "0", "conv")
     tiles = tiles_of(model, [1, 4], changed(NOTEBOOK, tap="conv"))
     # Then
     assert not tap.inert.any()
@@ -522,7 +524,7 @@ def test_a_filter_without_a_norm_is_not_inert() -> None:
     # Given
     model = one_layer({3: -1e6})
     # When
-    tap = Tap(model, tracing.trace(model), "0", "activation")
+    tap = LayerExtractor(model, tracing.trace(model), "0", "activation")
     # Then
     assert tap.inert.tolist() == [False] * 8
 
@@ -580,7 +582,7 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     assert difference.mean() < 10
 
 
-def red_before_and_green_after(pictures: torch.Tensor, leak: Leak | None) -> Seen:
+def red_before_and_green_after(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
     """Maps that sleep until there is red enough, and then climb green; before the activation function, red alone."""
     red, green = 100 * (pictures[:, 0] - 150.0), 100 * pictures[:, 1]
     return Seen(after=torch.where(red > 0, green, torch.zeros_like(green)), before=red)
@@ -609,10 +611,10 @@ def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_
 def test_in_the_fourier_method_too_only_sleeping_pictures_climb_what_they_were_before() -> None:
     # Given
     streams = [Stream(seed=0, restart=0, layer="a", filter=0)]
-    views = Views(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
+    views = Transforms(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
 
-    def grey() -> Canvas:
-        canvas = fourier_canvas(streams, size_px=(24, 24), channels=3, longest_px=float("inf"), device=CPU)
+    def grey() -> Parametrization:
+        canvas = fourier_parametrization(streams, size_px=(24, 24), channels=3, longest_px=float("inf"), device=CPU)
         canvas.coefficients.data.zero_()
         return canvas
 
@@ -645,7 +647,7 @@ def test_the_convolutions_own_output_is_never_redirected(recipe: Recipe) -> None
 def test_at_the_convolutions_own_output_the_maps_are_what_they_were_before() -> None:
     # Given
     model = one_layer({3: -50.0})
-    sliced = Tap(model, tracing.trace(model), "0", "conv").slice(torch.tensor([3, 1]))
+    sliced = LayerExtractor(model, tracing.trace(model), "0", "conv").slice(torch.tensor([3, 1]))
     # When
     maps, before = sliced.both(torch.rand(2, 3, 8, 8))
     # Then
@@ -659,7 +661,9 @@ def test_what_a_map_was_before_its_activation_function_is_kept_from_one_that_wor
     model = one_layer({3: -0.6}, inplace=inplace)
     pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     # When
-    maps, before = Tap(model, tracing.trace(model), "0", "activation").slice(torch.tensor([3, 1])).both(pictures)
+    maps, before = (
+        LayerExtractor(model, tracing.trace(model), "0", "activation").slice(torch.tensor([3, 1])).both(pictures)
+    )
     # Then
     conv = model.get_submodule("0")(pictures)
     wanted = torch.stack([conv[0, 3], conv[1, 1]])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from workers.rendering.parametrization import MARGIN_PX
 from workers.rendering.rng import Stream
-from workers.rendering.transforms import Views
+from workers.rendering.transforms import Transforms
 
 CPU = torch.device("cpu")
 
@@ -21,11 +21,11 @@ def streams(count: int) -> list[Stream]:
     return [Stream(seed=1, restart=0, layer="a", filter=number) for number in range(count)]
 
 
-def views_of(size_px: tuple[int, int], *, stride: float, steps: int = 12, pinned: bool = False) -> Views:
-    return Views(streams(1), steps=steps, size_px=size_px, stride=stride, device=CPU, pinned=pinned)
+def views_of(size_px: tuple[int, int], *, stride: float, steps: int = 12, pinned: bool = False) -> Transforms:
+    return Transforms(streams(1), steps=steps, size_px=size_px, stride=stride, device=CPU, pinned=pinned)
 
 
-def seen_at(views: Views, size_px: tuple[int, int], step: int) -> NDArray[np.float64]:
+def seen_at(views: Transforms, size_px: tuple[int, int], step: int) -> NDArray[np.float64]:
     """(H', W', 2) row and column of the canvas that each pixel of the view shows: views of pictures of coordinates."""
     height, width = size_px[0] + 2 * MARGIN_PX, size_px[1] + 2 * MARGIN_PX
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

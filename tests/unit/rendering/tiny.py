@@ -9,7 +9,7 @@ from torch import nn
 
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
-from workers.networks.layer_extractor import Tap
+from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering.render import render
 from workers.rendering.tile import Tile
 
@@ -55,8 +55,8 @@ def recipe_of(method: str = "notebook", **changes: Any) -> Recipe:
     return Recipe.model_validate({"method": method, "preprocess": registry.HALVES, **few, **changes})
 
 
-def tap_of(layers: nn.Module, *, tap: str = "activation") -> Tap:
-    return Tap(layers, tracing.trace(layers), LAYER, tap)
+def tap_of(layers: nn.Module, *, tap: str = "activation") -> LayerExtractor:
+    return LayerExtractor(layers, tracing.trace(layers), LAYER, tap)
 
 
 def tiles_of(layers: nn.Module, filters: list[int], recipe: Recipe, layer: str = LAYER) -> list[Tile]:

@@ -3,14 +3,14 @@
 import pytest
 
 from tests.conftest import sample_job
-from workers.runtime.batch_size import Kind, Pace, most_at_once, sizes_to_try
+from workers.runtime.batch_size import BatchSizer, Kind, candidate_sizes, max_batch_size
 
 RECIPE = sample_job().recipe
 LAYER: Kind = ("vgg16", "features.0", RECIPE)
 OTHER: Kind = ("vgg16", "features.2", RECIPE)
 
 
-def rendered(pace: Pace, seconds_per_tile: dict[int, float], waiting: int = 16) -> list[int]:
+def rendered(pace: BatchSizer, seconds_per_tile: dict[int, float], waiting: int = 16) -> list[int]:
     """Sizes of twelve parts, each of which takes as long as its size says."""
     sizes = []
     for _ in range(12):
@@ -24,14 +24,14 @@ def test_each_size_is_tried_twice_and_the_fastest_is_kept(best: int) -> None:
     # Given
     seconds = {size: 1.0 if size == best else 1.5 for size in (16, 8, 4)}
     # When
-    sizes = rendered(Pace((16, 8, 4)), seconds)
+    sizes = rendered(BatchSizer((16, 8, 4)), seconds)
     # Then
     assert sizes == [16, 16, 8, 8, 4, 4] + [best] * 6
 
 
 def test_a_slow_first_part_does_not_count_against_a_size() -> None:
     # Given a first part that had to load the network
-    pace = Pace((16, 8, 4))
+    pace = BatchSizer((16, 8, 4))
     pace.note(LAYER, 16, 100.0)
     # When
     sizes = rendered(pace, {16: 1.0, 8: 1.5, 4: 1.5})
@@ -41,7 +41,7 @@ def test_a_slow_first_part_does_not_count_against_a_size() -> None:
 
 def test_layers_are_measured_apart() -> None:
     # Given
-    pace = Pace((16, 8, 4))
+    pace = BatchSizer((16, 8, 4))
     rendered(pace, {16: 2.0, 8: 1.0, 4: 2.0})
     # When / Then
     assert pace.size(LAYER, 16) == 8
@@ -50,9 +50,9 @@ def test_layers_are_measured_apart() -> None:
 
 def test_what_did_not_fit_is_not_tried_again() -> None:
     # Given
-    pace = Pace((16, 8, 4))
+    pace = BatchSizer((16, 8, 4))
     # When
-    pace.too_many(LAYER, 16)
+    pace.record_oom(LAYER, 16)
     # Then
     assert set(rendered(pace, {8: 2.0, 4: 1.0})) == {8, 4}
     assert pace.size(OTHER, 16) == 16
@@ -60,19 +60,19 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
 
 def test_what_fits_is_not_taken_back_by_what_is_heard_later() -> None:
     # Given
-    pace = Pace()
+    pace = BatchSizer()
     # When
     for tiles in (4, 16):
-        pace.too_many(LAYER, tiles)
+        pace.record_oom(LAYER, tiles)
     # Then
     assert pace.size(LAYER, 16) == 2
 
 
 def test_even_one_tile_goes_where_nothing_fits() -> None:
     # Given
-    pace = Pace()
+    pace = BatchSizer()
     # When
-    pace.too_many(LAYER, 1)
+    pace.record_oom(LAYER, 1)
     # Then
     assert pace.size(LAYER, 5) == 1
 
@@ -80,7 +80,7 @@ def test_even_one_tile_goes_where_nothing_fits() -> None:
 @pytest.mark.parametrize("waiting", [1, 3, 8])
 def test_a_batch_that_somebody_chose_goes_as_it_is(waiting: int) -> None:
     # Given
-    pace = Pace(sizes_to_try(8, "cpu"))
+    pace = BatchSizer(candidate_sizes(8, "cpu"))
     # When
     pace.note(LAYER, waiting, 1.0)
     # Then
@@ -89,11 +89,11 @@ def test_a_batch_that_somebody_chose_goes_as_it_is(waiting: int) -> None:
 
 def test_a_few_tiles_go_at_once_however_few() -> None:
     # When / Then
-    assert [Pace((16, 8, 4)).size(LAYER, waiting) for waiting in (1, 3, 4, 7, 9)] == [1, 3, 4, 4, 8]
+    assert [BatchSizer((16, 8, 4)).size(LAYER, waiting) for waiting in (1, 3, 4, 7, 9)] == [1, 3, 4, 4, 8]
 
 
 @pytest.mark.parametrize(("device", "most"), [("cpu", 16), ("auto", 16), ("cuda:1", 32), ("mps", 32)])
 def test_what_is_tried_depends_on_the_device(device: str, most: int) -> None:
     # When / Then
-    assert most_at_once(device) == most
-    assert sizes_to_try(0, device) == (most, most // 2, most // 4)
+    assert max_batch_size(device) == most
+    assert candidate_sizes(0, device) == (most, most // 2, most // 4)

@@ -1,9 +1,9 @@
 """Whose queue a worker asks first: turns of one batch per job."""
 
-from workers.runtime.queue_order import Turns
+from workers.runtime.queue_order import QueueOrder
 
 
-def read(turns: Turns, holding: dict[str, int], count: int) -> str:
+def read(turns: QueueOrder, holding: dict[str, int], count: int) -> str:
     """The jobs of ``count`` messages, read as Redis does: of the first queue, in the given order, that holds one."""
     found = ""
     for _ in range(count):
@@ -17,7 +17,7 @@ def read(turns: Turns, holding: dict[str, int], count: int) -> str:
 
 def test_each_job_gets_a_batch_in_turn() -> None:
     # Given three jobs with plenty of messages, and batches of four
-    turns = Turns(4)
+    turns = QueueOrder(4)
     turns.update(["a", "b", "c"])
     # When messages are read
     # Then each job has its turn, one whole batch of it
@@ -26,7 +26,7 @@ def test_each_job_gets_a_batch_in_turn() -> None:
 
 def test_a_job_without_messages_leaves_its_turn_to_the_others() -> None:
     # Given a job that has run dry
-    turns = Turns(2)
+    turns = QueueOrder(2)
     turns.update(["dry", "a", "b"])
     # When messages are read
     # Then the others take turns
@@ -35,7 +35,7 @@ def test_a_job_without_messages_leaves_its_turn_to_the_others() -> None:
 
 def test_a_new_job_comes_next_and_the_others_keep_their_places() -> None:
     # Given two jobs, the first of which has had one message of its turn of two
-    turns = Turns(2)
+    turns = QueueOrder(2)
     turns.update(["a", "b"])
     holding = {"a": 99, "b": 99, "new": 99}
     assert read(turns, holding, 1) == "a"
@@ -47,7 +47,7 @@ def test_a_new_job_comes_next_and_the_others_keep_their_places() -> None:
 
 def test_a_job_that_has_ended_is_asked_no_more() -> None:
     # Given two jobs, of which one ends
-    turns = Turns(2)
+    turns = QueueOrder(2)
     turns.update(["a", "b"])
     turns.update(["b"])
     # When the queues are asked for
@@ -59,7 +59,7 @@ def test_a_job_that_has_ended_is_asked_no_more() -> None:
 
 def test_no_more_queues_are_given_than_are_wanted() -> None:
     # Given three queues
-    turns = Turns(2)
+    turns = QueueOrder(2)
     turns.update(["a", "b", "c"])
     # When two are wanted
     # Then the first two are given

@@ -1,0 +1,82 @@
+"""The layers of a model and what a tile of each costs, and how people name them. Loads no weights."""
+
+import difflib
+import fnmatch
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.contract.errors import UnknownLayer
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """One convolution of a model, and what a tile of it costs."""
+
+    name: str
+    aliases: tuple[str, ...]
+    channels: int
+    #: height and width of its map; None where a picture of this size does not get that far
+    output_px: tuple[int, int] | None
+    #: GFLOP of one gradient step of one picture; in a job's plan, with all that the recipe looks at
+    step_gflop: float
+    #: the same where the whole layer is looked at, not one filter of it
+    whole_step_gflop: float
+
+
+def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
+    """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
+    from workers.networks import cost as costing
+    from workers.networks import registry, tracing
+
+    model, trace = _traced(model_name)
+    costs = costing.costs(model, trace, size_px)
+    names = registry.aliases(model_name, model)
+    result = []
+    for name in tracing.convolutions(model, trace):
+        cost = costs.get(name)
+        channels = int(model.get_submodule(name).out_channels)  # type: ignore[arg-type]  # a convolution's
+        plan = LayerPlan(
+            name=name,
+            aliases=(names[name],) if name in names else (),
+            channels=channels,
+            output_px=cost.output_px if cost else None,
+            step_gflop=cost.step_gflop() if cost else 0.0,
+            whole_step_gflop=cost.step_gflop(channels) if cost else 0.0,
+        )
+        result.append(plan)
+    return result
+
+
+def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan]:
+    """The layers that comma-separated names, aliases and globs mean, in the order they run; raises UnknownLayer."""
+    if text.strip() == "all":
+        return plans
+    chosen: set[str] = set()
+    for pattern in filter(None, (part.strip() for part in text.split(","))):
+        matches = {
+            plan.name for plan in plans if any(fnmatch.fnmatchcase(n, pattern) for n in (plan.name, *plan.aliases))
+        }
+        if not matches:
+            every = [name for plan in plans for name in (plan.name, *plan.aliases)]
+            near = difflib.get_close_matches(pattern, every, n=2, cutoff=0.3) or every[:2]
+            raise UnknownLayer(
+                f"no layer {pattern[:80]!r} in {model_name}; nearest: {', '.join(near)} "
+                f"('filterfarm layers {model_name}' lists all)"
+            )
+        chosen |= matches
+    if not chosen:
+        raise UnknownLayer(f"--layers {text!r} names no layer; 'filterfarm layers {model_name}' lists all")
+    return [plan for plan in plans if plan.name in chosen]
+
+
+@functools.lru_cache(maxsize=1)
+def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
+    """The model without its weights, and its graph; raises UnknownModel. Kept, for it is asked for at several sizes."""
+    from workers.networks import registry, tracing
+
+    model = registry.skeleton(model_name)
+    return model, tracing.trace(model)
