@@ -15,8 +15,8 @@ from producer.jobs.session import open_session, read_settings
 from producer.jobs.status import job_status, require_complete
 from producer.jobs.submit import submit as submit_job
 from producer.planning import job_builder as planning
-from producer.planning.options import Options
 from producer.planning.layers import layers as list_layers
+from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_size
 from workers.clients.broker import broker_errors
 

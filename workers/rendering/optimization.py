@@ -144,7 +144,8 @@ class Watch:
 
     ``leaky``: for filters that see one channel alone. They are soon left with nothing where that is put to sleep or
     driven to its ceiling, so the network lets through what helps, see GradientOverride, and ever less of it,
-    because the picture is for the network as it is. And where the kernel's sum is negative, the mean before the activation function is highest
+    because the picture is for the network as it is. And where the kernel's sum is negative, the mean before
+    the activation function is highest
     where all of the channel sleeps. So they climb a soft activation function at first, which counts places that are
     nearly awake more.
     """
