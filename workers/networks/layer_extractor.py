@@ -27,8 +27,8 @@ class LayerExtractor(nn.Module):
 
     ``LayerExtractor(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing
     in it. With ``precision`` bf16 it computes its convolutions in bfloat16 wherever autograd is on, from a copy of what
-    it needs; under ``torch.no_grad``, where values are only looked at, in float32 as ever (and not in TF32). Extractors of
-    one network may share their ``kernels``.
+    it needs; under ``torch.no_grad``, where values are only looked at, in float32 as ever (and not in TF32).
+    Extractors of one network may share their ``kernels``.
     """
 
     def __init__(
