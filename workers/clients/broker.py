@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from workers.contract import keys
-from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable
+from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, one_line
 from workers.contract.job import Task
 from workers.contract.settings import Settings
 
@@ -115,11 +115,11 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         cause = error if isinstance(error, redis.RedisError) else error.__cause__ or error.__context__ or error
         if isinstance(cause, redis.exceptions.OutOfMemoryError) or str(cause).startswith("MISCONF"):
             raise BrokerFull(
-                f"Redis at {settings.public_broker_url} is full ({_one_line(cause)}); "
+                f"Redis at {settings.public_broker_url} is full ({one_line(cause)}); "
                 "give it more memory or disk, then the same command again"
             ) from error
         raise BrokerUnreachable(
-            f"no answer from Redis at {settings.public_broker_url} ({type(error).__name__}: {_one_line(error)}); "
+            f"no answer from Redis at {settings.public_broker_url} ({type(error).__name__}: {one_line(error)}); "
             "check FILTERFARM_BROKER_URL and that the server runs"
         ) from error
 
@@ -191,7 +191,3 @@ def _queue_of(entry: bytes) -> str:
         return str(json.loads(entry)[2])
     except (ValueError, LookupError, TypeError):
         return ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,14 +1,14 @@
-"""Every error filterfarm raises on purpose: one root, permanent against transient, few children.
+"""All errors that filterfarm raises itself. Each is either permanent or transient.
 
-A message says what is wrong, the offending value, and the way out, on one line and without secrets.
-The command line prints it and exits with the error's ``exit_code``; a worker retries only transient ones.
+A message states the fault, the value and the remedy, on one line and without secrets. The command line prints it and
+exits with the error's ``exit_code``. A worker retries only transient errors.
 """
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the ``filterfarm`` command returns to the shell."""
+    """Exit status of the ``filterfarm`` command."""
 
     OK = 0
     UNEXPECTED = 1
@@ -39,17 +39,17 @@ class ExitCode(IntEnum):
 
 
 class FilterfarmError(Exception):
-    """Root of all errors that filterfarm raises on purpose."""
+    """Root of all errors that filterfarm raises itself."""
 
     exit_code = ExitCode.UNEXPECTED
 
 
 class PermanentError(FilterfarmError):
-    """Raised when trying again cannot help."""
+    """Raised when a retry cannot succeed."""
 
 
 class TransientError(FilterfarmError):
-    """Raised when the same call may succeed later."""
+    """Raised when a retry may succeed."""
 
 
 class UnknownModel(PermanentError):
@@ -65,7 +65,7 @@ class UnknownLayer(PermanentError):
 
 
 class BadFilters(PermanentError):
-    """Raised when a filter range is malformed or leaves the layer."""
+    """Raised when a filter range is malformed or exceeds the layer."""
 
     exit_code = ExitCode.BAD_FILTERS
 
@@ -113,19 +113,19 @@ class BrokerDenied(PermanentError):
 
 
 class BrokerFull(TransientError):
-    """Raised when Redis answers, but takes nothing in: its memory or its disk is full."""
+    """Raised when Redis refuses writes because its memory or disk is full."""
 
     exit_code = ExitCode.BROKER_FULL
 
 
 class ClockWrong(PermanentError):
-    """Raised when this machine's clock is too far from Redis's."""
+    """Raised when this machine's clock differs too much from that of the Redis server."""
 
     exit_code = ExitCode.CLOCK_WRONG
 
 
 class StorageUnreachable(TransientError):
-    """Raised when the object store does not answer, or answers that it is overloaded."""
+    """Raised when the object store does not answer or reports overload."""
 
     exit_code = ExitCode.STORAGE_UNREACHABLE
 
@@ -142,7 +142,7 @@ class NoBucket(PermanentError):
     exit_code = ExitCode.NO_BUCKET
 
 
-#: All that the object store can do to a request that is right.
+#: Every error of the object store that a valid request can meet.
 STORAGE_ERRORS = (StorageUnreachable, StorageDenied, NoBucket)
 
 
@@ -159,19 +159,19 @@ class CorruptJob(PermanentError):
 
 
 class CorruptTile(PermanentError):
-    """Raised when a stored tile is not the PNG it should be."""
+    """Raised when a stored tile is not a valid PNG of the expected tile."""
 
     exit_code = ExitCode.CORRUPT_TILE
 
 
 class JobIncomplete(PermanentError):
-    """Raised when a job ended without all of its tiles, or was cancelled while somebody waited for it."""
+    """Raised when a job ended without all of its tiles, or was cancelled while a command waited for it."""
 
     exit_code = ExitCode.JOB_INCOMPLETE
 
 
 class RenderFailed(PermanentError):
-    """Raised when a tile cannot be rendered, however often it is tried."""
+    """Raised when a tile cannot be rendered after all attempts."""
 
     exit_code = ExitCode.RENDER_FAILED
 
@@ -181,11 +181,11 @@ class DeviceFull(PermanentError):
 
 
 class DeviceFailed(PermanentError):
-    """Raised when a device answers no more, as a GPU after a fault; another machine's may."""
+    """Raised when a device no longer responds, such as a GPU after a fault; another machine's may."""
 
 
 class DeviceLost(TransientError):
-    """Raised when not even a new process can compute on a device; the tiles go to other machines."""
+    """Raised when a new process cannot compute on the device either; its tiles are requeued for other machines."""
 
     exit_code = ExitCode.DEVICE_LOST
 
@@ -195,10 +195,15 @@ class RendererLost(TransientError):
 
 
 class Draining(TransientError):
-    """Raised for work that a stopping worker hands back to the queue."""
+    """Raised for work that a stopping worker requeues."""
 
 
 class ServerFailed(PermanentError):
-    """Raised when a server that filterfarm starts for itself does not come up."""
+    """Raised when a local server started by filterfarm does not become ready."""
 
     exit_code = ExitCode.SERVER_FAILED
+
+
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """The error's text on one line of at most ``limit`` characters, for messages, records and logs."""
+    return " ".join(str(error).split())[:limit]

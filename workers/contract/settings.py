@@ -1,15 +1,14 @@
-"""Everything a process reads from its environment, in one frozen object, checked together and once.
+"""All settings a process reads from its environment, in one frozen object, validated once.
 
-Credentials are not in here: boto3 finds the AWS ones by itself, and the broker's stand in its URL.
+The AWS credentials are not among them: boto3 reads them itself. The broker's password is part of its URL, which is
+therefore excluded from ``repr``.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from kombu.utils.url import maybe_sanitize_url
+from urllib.parse import urlsplit, urlunsplit
 
 from workers.contract.errors import BadSettings
 
@@ -18,31 +17,31 @@ _BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9._/
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How this process reaches the farm, and how it behaves there."""
+    """Addresses of the broker and the object store, and the limits of this process."""
 
     #: FILTERFARM_BROKER_URL: the Redis (or Valkey) that holds queue and ledger; redis:// or rediss://
-    broker_url: str = "redis://127.0.0.1:6379/0"
+    broker_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
     #: FILTERFARM_BUCKET: s3://bucket or s3://bucket/prefix
     bucket_url: str = ""
     #: AWS_ENDPOINT_URL_S3: any S3-compatible server; empty means AWS
     endpoint_url: str = ""
-    #: FILTERFARM_DEVICE: auto, cpu, cuda, cuda:1, mps ...; auto takes a GPU where there is one
+    #: FILTERFARM_DEVICE: auto, cpu, cuda, cuda:1, mps ...; auto prefers a GPU
     device: str = "auto"
-    #: FILTERFARM_BATCH: tiles rendered at once; 0: what is fastest, measured layer by layer, up to 16 on
-    #: a CPU and 32 on a GPU
+    #: FILTERFARM_BATCH: tiles rendered at once, 0..1024; 0: the fastest size, measured per layer, up to 16
+    #: on a CPU and 32 on a GPU
     batch: int = 0
     #: FILTERFARM_CACHE: folder for downloaded checkpoints
     cache_dir: Path = Path("~/.cache/filterfarm")
-    #: FILTERFARM_VISIBILITY_TIMEOUT_S: a message whose worker has been silent this long goes to another; a heartbeat
-    #: keeps long batches alive, so it can be short
+    #: FILTERFARM_VISIBILITY_TIMEOUT_S: seconds (>= 5) without a heartbeat after which a message is redelivered to
+    #: another worker; may be shorter than a batch
     visibility_timeout_s: float = 120.0
-    #: FILTERFARM_HANG_S: a renderer that has not gone on (called no layer of its network) for this long is taken for
-    #: hung and replaced; must outlast loading a model, downloads included, and one gradient step of a batch
+    #: FILTERFARM_HANG_S: seconds (>= 1) without progress (no layer of the network called) after which a renderer is
+    #: replaced; must exceed the time to load a model, downloads included, and that of one gradient step of a batch
     hang_s: float = 600.0
-    #: FILTERFARM_STORAGE_PATIENCE_S: how long workers and collector retry when the object store is out of reach
-    #: or, the workers, when it refuses; then they hand their messages back
+    #: FILTERFARM_STORAGE_PATIENCE_S: seconds (>= 0) for which workers and collector retry when the object store is
+    #: unreachable, and workers also when it denies access; then they requeue their messages
     storage_patience_s: float = 120.0
-    #: FILTERFARM_DRAIN_S: after SIGTERM, the time the batch on the device has to finish
+    #: FILTERFARM_DRAIN_S: seconds (>= 0) that the running batch has to finish after SIGTERM
     drain_s: float = 15.0
 
     @property
@@ -52,16 +51,20 @@ class Settings:
 
     @property
     def prefix(self) -> str:
-        """What every object key begins with: "" or "some/folder/"."""
+        """Common prefix of all object keys: "" or "some/folder/"."""
         return _split_bucket(self.bucket_url)[1]
 
     @property
     def public_broker_url(self) -> str:
-        """The broker's URL without its password, for messages and logs."""
-        return str(maybe_sanitize_url(self.broker_url))
+        """The broker's URL for messages and logs: the password replaced by ``**``, the query removed."""
+        parts = urlsplit(self.broker_url)
+        login, at, host = parts.netloc.rpartition("@")
+        user, colon, _ = login.partition(":")
+        hidden = f"{user}:**" if colon else user
+        return urlunsplit((parts.scheme, f"{hidden}{at}{host}", parts.path, "", ""))
 
     def choose_device(self, here: Sequence[str]) -> str:
-        """The device to render on, of those of this machine, best first; raises BadSettings where it has no such."""
+        """The device to render on; ``here``: this machine's devices, best first. Raises BadSettings if absent."""
         if self.device == "auto":
             return here[0]
         # "cuda" is any CUDA device, "cuda:1" is that one, and every machine has a CPU.
@@ -71,23 +74,22 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
-        """Settings from environment variables; raises BadSettings with the variable's name."""
+        """Settings from environment variables. Raises BadSettings, which names the variable."""
         values: dict[str, object] = {}
-        for field in fields(cls):
-            variable = VARIABLES[field.name]
+        for name, variable in VARIABLES.items():
             text = environ.get(variable, "").strip()
             if text:
-                values[field.name] = _convert(field.name, variable, text)
+                values[name] = _convert(name, variable, text)
         broker = _broker_url(environ)
         if broker:
             values["broker_url"] = broker
-        settings = cls(**values)  # type: ignore[arg-type]  # converted by the field's own default just above
+        settings = cls(**values)  # type: ignore[arg-type]  # converted to the default's type just above
         settings._check()
         return settings
 
     def to_environ(self) -> dict[str, str]:
-        """The variables that make a child process read these same settings."""
-        return {VARIABLES[field.name]: str(getattr(self, field.name)) for field in fields(self)}
+        """Environment variables from which a child process reads equal settings."""
+        return {variable: str(getattr(self, name)) for name, variable in VARIABLES.items()}
 
     def _check(self) -> None:
         _check_broker(self.broker_url)
@@ -137,7 +139,7 @@ def _convert(name: str, variable: str, text: str) -> object:
 
 
 def _broker_url(environ: Mapping[str, str]) -> str:
-    """Celery lets CELERY_BROKER_URL beat whatever code sets, so it is read here, on purpose, and may not disagree."""
+    """FILTERFARM_BROKER_URL or CELERY_BROKER_URL. Celery prefers the latter to what code sets, so they must agree."""
     ours, celerys = (environ.get(name, "").strip() for name in ("FILTERFARM_BROKER_URL", "CELERY_BROKER_URL"))
     if ours and celerys and ours != celerys:
         raise BadSettings("CELERY_BROKER_URL and FILTERFARM_BROKER_URL differ; unset CELERY_BROKER_URL")
@@ -145,14 +147,14 @@ def _broker_url(environ: Mapping[str, str]) -> str:
 
 
 def _check_broker(url: str) -> None:
-    """Raise unless both redis-py and Kombu can read the URL. It is not shown: it may hold a password."""
+    """Raise BadSettings unless redis-py and Kombu accept the URL. The message omits it: it may hold a password."""
     try:
         parts = urlsplit(url)
-        reads = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
-        reads = reads and re.fullmatch(r"/?[0-9]{0,5}", parts.path) is not None
+        valid = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
+        valid = valid and re.fullmatch(r"/?[0-9]{0,5}", parts.path) is not None
     except ValueError:  # of the port
-        reads = False
-    if not reads:
+        valid = False
+    if not valid:
         raise BadSettings("FILTERFARM_BROKER_URL is no Redis URL; write redis://host:6379/0 or rediss://host:6379/0")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from workers.contract.errors import CorruptTile
+from workers.contract.errors import CorruptTile, one_line
 from workers.contract.job import Job, decode
 from workers.contract.records import TileRecord
 
@@ -65,7 +65,7 @@ def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint
             pixels = np.asarray(image)
             text = image.info.get(TEXT_KEY, "")
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
-        raise CorruptTile(f"a tile is no readable PNG: {' '.join(str(error).split())[:100]}") from error
+        raise CorruptTile(f"a tile is no readable PNG: {one_line(error, 100)}") from error
     return pixels, decode(TileRecord, text, "a tile's provenance")
 
 

@@ -3,7 +3,7 @@
 import inspect
 
 from workers.contract import errors
-from workers.contract.errors import ExitCode, FilterfarmError, PermanentError, TransientError
+from workers.contract.errors import ExitCode, FilterfarmError, PermanentError, TransientError, one_line
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, FilterfarmError)]
 OWN_CODES = {kind: vars(kind)["exit_code"] for kind in CLASSES if "exit_code" in vars(kind)}
@@ -41,3 +41,8 @@ def test_every_error_is_either_permanent_or_transient_and_says_when_it_is_raised
         assert issubclass(kind, PermanentError) != issubclass(kind, TransientError), kind
         # And its docstring says when it is raised
         assert (kind.__doc__ or "").startswith("Raised "), kind
+
+
+def test_an_errors_text_comes_on_one_line_of_limited_length() -> None:
+    assert one_line(ValueError("first\n  second\t third")) == "first second third"
+    assert one_line(ValueError("x" * 500), 10) == "x" * 10

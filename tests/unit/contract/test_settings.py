@@ -141,6 +141,22 @@ def test_the_public_broker_url_shows_the_host_and_never_the_password(url: str) -
     # Then the password is not in it, and the host is
     assert "s3cret" not in settings.public_broker_url
     assert "host" in settings.public_broker_url
+    # And no representation of the settings holds the password
+    assert "s3cret" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:s3cret@host:6379/0", "redis://:**@host:6379/0"),
+        ("rediss://user:s3@cret@[::1]:6380", "rediss://user:**@[::1]:6380"),
+        ("redis://user@host/2", "redis://user@host/2"),
+        ("redis://host/0?password=s3cret", "redis://host/0"),
+    ],
+)
+def test_the_public_broker_url_keeps_all_but_the_password_and_the_query(url: str, public: str) -> None:
+    assert Settings(broker_url=url).public_broker_url == public
 
 
 def test_the_broker_url_of_celery_is_taken_where_ours_is_not_set() -> None:
