@@ -6,32 +6,20 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
+import rich_click as click
 from rich.console import Console
 
-from producer.cli import text
 from producer.cli.job_options import DATA, as_json
-from producer.jobs.download import fetch as fetch_job
-from producer.jobs.progress import summary
-from producer.jobs.progress import watch as watch_job
-from producer.jobs.session import open_session, open_store, read_settings
-from producer.jobs.status import (
-    JobStatus,
-    job_status,
-    load_job,
-    readable_jobs,
-    require_complete,
-    status_without_storage,
-)
-from producer.jobs.submit import write_status
-from workers.clients.broker import broker_errors, connect, make_app
-from workers.clients.clock import check_clock
-from workers.clients.ledger import Ledger
-from workers.clients.signals import stop_on_signals
-from workers.clients.storage import Store
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
-from workers.contract.settings import Settings
+
+if TYPE_CHECKING:
+    from producer.jobs.status import JobStatus
+    from workers.clients.storage import Store
+    from workers.contract.settings import Settings
+
+# Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.
 
 
 @click.command()
@@ -40,6 +28,10 @@ from workers.contract.settings import Settings
 @click.option("--all-gpus", is_flag=True, help="One process for each GPU.")
 def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     """Render tiles until stopped. SIGTERM finishes the batch on the device and hands back the rest."""
+    from producer.jobs.session import open_session, read_settings
+    from workers.clients.broker import broker_errors
+    from workers.clients.clock import check_clock
+
     settings = read_settings(device=device, batch=batch)
     farm = open_session(settings)
     with broker_errors(settings):
@@ -54,6 +46,11 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
 def collector() -> None:
     """Assemble what is whole and enqueue again what was lost, until stopped. One is enough; two do no harm."""
     from producer.collector.collector import Collector
+    from producer.jobs.session import open_session, read_settings
+    from workers.clients.broker import connect, make_app
+    from workers.clients.ledger import Ledger
+    from workers.clients.signals import stop_on_signals
+    from workers.clients.storage import Store
 
     settings = read_settings()
     open_session(settings)
@@ -69,6 +66,12 @@ def collector() -> None:
 @as_json
 def status(job: str | None, json_: bool) -> None:
     """Show how JOB stands and what it waits for; without JOB, list all jobs of the bucket."""
+    from producer.cli import text
+    from producer.jobs.progress import summary
+    from producer.jobs.session import open_session, read_settings
+    from producer.jobs.status import job_status, readable_jobs
+    from workers.clients.broker import broker_errors
+
     settings = read_settings()
     if job is not None:
         one = _status_of(job, settings)
@@ -83,8 +86,13 @@ def status(job: str | None, json_: bool) -> None:
     )
 
 
-def _status_of(job: str, settings: Settings) -> JobStatus:
+def _status_of(job: str, settings: "Settings") -> "JobStatus":
     """One job, also while the store is out of reach: the ledger knows the most of it."""
+    from producer.jobs.session import open_session
+    from producer.jobs.status import job_status, load_job, status_without_storage
+    from workers.clients.broker import broker_errors, connect
+    from workers.clients.ledger import Ledger
+
     with broker_errors(settings):
         try:
             farm = open_session(settings)
@@ -100,6 +108,11 @@ def _status_of(job: str, settings: Settings) -> JobStatus:
 @click.argument("job")
 def watch(job: str) -> None:
     """Show JOB's progress until it has ended."""
+    from producer.jobs.progress import watch as watch_job
+    from producer.jobs.session import open_session, read_settings
+    from producer.jobs.status import job_status, load_job, require_complete
+    from workers.clients.broker import broker_errors
+
     farm = open_session(read_settings())
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
@@ -111,6 +124,10 @@ def watch(job: str) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 def fetch(job: str, folder: Path) -> None:
     """Copy JOB's tiles, grids, records and gallery into DIR. What is there already stays."""
+    from producer.jobs.download import fetch as fetch_job
+    from producer.jobs.session import open_store, read_settings
+    from producer.jobs.status import load_job
+
     store = open_store(read_settings())
     count = fetch_job(load_job(job, store), folder, store)
     click.echo(f"{count} files fetched", err=True)
@@ -121,6 +138,11 @@ def fetch(job: str, folder: Path) -> None:
 @click.argument("job")
 def cancel(job: str) -> None:
     """Stop JOB: workers drop its tasks. Its tiles stay, and submitting it again resumes it."""
+    from producer.jobs.session import open_session, read_settings
+    from producer.jobs.status import load_job
+    from producer.jobs.submit import write_status
+    from workers.clients.broker import broker_errors
+
     farm = open_session(read_settings())
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
@@ -141,6 +163,8 @@ def cancel(job: str) -> None:
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
     """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
     from producer.cli import quality_text
+    from producer.jobs.session import open_store, read_settings
+    from producer.jobs.status import load_job
     from producer.quality.local_store import LocalStore
     from producer.quality.quality import measure, require_whole
 
@@ -172,6 +196,7 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
 @as_json
 def doctor(json_: bool) -> None:
     """Say what is missing or unreachable, and the way out."""
+    from producer.cli import text
     from producer.cli.doctor import examine
 
     findings = examine(os.environ)

@@ -5,20 +5,13 @@ import signal
 from dataclasses import asdict
 from pathlib import Path
 
-import click
+import rich_click as click
 from rich.console import Console
 
-from producer.cli import text
 from producer.cli.job_options import DATA, as_json, job_options
-from producer.jobs.progress import watch as watch_job
-from producer.jobs.session import open_session, read_settings
-from producer.jobs.status import job_status, require_complete
-from producer.jobs.submit import submit as submit_job
-from producer.planning import job_builder as planning
-from producer.planning.layers import layers as list_layers
 from producer.planning.options import Options
-from producer.planning.recipe_builder import chosen_size
-from workers.clients.broker import broker_errors
+
+# Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.
 
 
 @click.command()
@@ -33,6 +26,10 @@ def layers(model: str | None, size: str, json_: bool) -> None:
         names = registry.names()
         click.echo(json.dumps(names) if json_ else "\n".join(names))
         return
+    from producer.cli import text
+    from producer.planning.layers import layers as list_layers
+    from producer.planning.recipe_builder import chosen_size
+
     plans = list_layers(model, chosen_size(Options(model=model, size=size)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
 
@@ -60,6 +57,8 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
     if dry_run:
         _print_plan(options, json_)
         return
+    from producer.jobs.session import read_settings
+    from producer.jobs.status import require_complete
     from producer.local.run import run as run_job
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,6 +81,14 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     if dry_run:
         _print_plan(options, json_)
         return
+    from producer.cli import text
+    from producer.jobs.progress import watch as watch_job
+    from producer.jobs.session import open_session, read_settings
+    from producer.jobs.status import job_status, require_complete
+    from producer.jobs.submit import submit as submit_job
+    from producer.planning import job_builder as planning
+    from workers.clients.broker import broker_errors
+
     farm = open_session(read_settings())
     job, checkpoint = planning.make_job(options)
     if checkpoint is not None:
@@ -98,6 +105,9 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
 
 
 def _print_plan(options: Options, json_: bool) -> None:
+    from producer.cli import text
+    from producer.planning import job_builder as planning
+
     job, _ = planning.make_job(options)
     plans = planning.as_rendered(job)
     click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from producer.planning.options import Options
 from producer.planning.presets import DEFAULT_METHOD, METHODS, PRESETS
