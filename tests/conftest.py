@@ -147,7 +147,9 @@ def sample_job(*layers: str, filters: str = "0-3", size_px: int = 8, seed: int =
         model="vgg16",
         weights=Weights(source="none", name="none"),
         layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers or ("features.0",)),
-        recipe=Recipe(preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, seed=seed),
+        recipe=Recipe(
+            method="notebook", preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, seed=seed
+        ),
         grid=grid or Grid(),
         versions={"filterfarm": "0"},
     )

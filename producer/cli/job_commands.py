@@ -30,7 +30,7 @@ def layers(model: str | None, size: str, json_: bool) -> None:
     from producer.planning.layers import layers as list_layers
     from producer.planning.recipe_builder import chosen_size
 
-    plans = list_layers(model, chosen_size(Options(model=model, size=size)))
+    plans = list_layers(model, chosen_size(Options.make(model=model, size=size)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
 
 
@@ -46,11 +46,18 @@ def plan(options: Options, json_: bool) -> None:
 @job_options
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), default=DATA, show_default=True,
-    help="Folder for pictures, queue and logs.",
+    panel="This machine", help="Folder for pictures, queue and logs.",
 )  # fmt: skip
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
-@click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option(
+    "--device", panel="This machine", help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."
+)
+@click.option(
+    "--batch",
+    type=int,
+    panel="This machine",
+    help="Tiles rendered at once; 0 chooses the fastest that fit into memory.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.", panel="Command")
 @as_json
 def run(options: Options, data: Path, device: str | None, batch: int | None, dry_run: bool, json_: bool) -> None:
     """Render a job on this machine, with servers of its own. Ctrl-C stops it; the same command resumes."""
@@ -73,8 +80,8 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
 
 @click.command()
 @job_options
-@click.option("--wait", is_flag=True, help="Watch the job until it has ended.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option("--wait", is_flag=True, panel="Command", help="Watch the job until it has ended.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.", panel="Command")
 @as_json
 def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     """Put a job into the farm and print its id. The same job again resumes."""

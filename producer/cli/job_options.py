@@ -1,28 +1,28 @@
 """The options that commands share: those of a job (``run``, ``plan``, ``submit``), and ``--json``."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import rich_click as click
+from annotated_types import Ge, Gt, Le
+from pydantic.fields import FieldInfo
 
 from producer.planning.options import Options
-from producer.planning.presets import DEFAULT_METHOD, METHODS, PRESETS
+from producer.planning.presets import PRESETS
+from workers.contract.recipe import METHODS, Option, Recipe
+from workers.contract.recipe import options as recipe_options
 
 Command = Callable[..., Any]
 
-#: Where ``filterfarm run`` keeps its bucket, unless told otherwise.
+#: Where ``filterfarm run`` keeps its bucket where no --data is given.
 DATA = Path("filterfarm-data")
 
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.", panel="Command")
 
-
-_DEFAULTS = Options(model="")
-
-
-def _per_method(field: str) -> str:
-    return ", ".join(f"{method} {values[field]:g}" for method, values in METHODS.items())
+#: Groups of the job's options, in the order of ``--help``.
+_PANELS = ("Model and layers", "Objective", "Method", "Picture", "Sheet", "This machine", "Command")
 
 
 def job_options(command: Command) -> Command:
@@ -30,96 +30,95 @@ def job_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
-        mine = {name: values.pop(name) for name in Options.__dataclass_fields__ if name in values}
-        return command(*args, options=Options(**mine), **values)
+        mine = {name: values.pop(name) for name in names if name in values}
+        return command(*args, options=Options.make(**mine), **values)
 
-    decorators = [
+    names = {*Options.__dataclass_fields__, *(option.key for option in recipe_options().values())}
+    decorators: list[Callable[[Command], Command]] = [
+        *(click.option_panel(panel) for panel in _PANELS),
         click.argument("model"),
-        click.option("--weights", help="A torchvision weights name, a .pth or .safetensors file, or none (random)."),
+        *_selection(),
+        *_of_recipe(),
         click.option(
-            "--layers", default=_DEFAULTS.layers, show_default=True, help="Names, aliases, globs; commas between."
+            "--grid", default="auto", show_default=True, panel="Sheet",
+            help="Rows x columns of a contact sheet, as in 8x8; or auto.",
         ),
         click.option(
-            "--filters", default=_DEFAULTS.filters, show_default=True,
-            help="0-63, all, or a list such as 3,5,8-11; of several layers, those that each has.",
-        ),  # fmt: skip
-        click.option(
-            "--preset", type=click.Choice(list(PRESETS)),
-            help="A good combination of the options below, which still go before it.",
-        ),
-        click.option(
-            "--method", type=click.Choice(list(METHODS)),
-            help="How pictures are made: fourier is Lucid's way, notebook Chollet's to the letter, maco moves only "
-            f"phases, pixel only pixels.  [default: {DEFAULT_METHOD}]",
-        ),
-        click.option(
-            "--objective", type=click.Choice(["filter", "neuron", "direction", "deepdream"]),
-            default=_DEFAULTS.objective, show_default=True,
-            help="What is maximised: a filter's map, one place of it, a weighted sum of maps, or the whole layer.",
-        ),
-        click.option("--negative", is_flag=True, help="Minimise it instead."),
-        click.option(
-            "--neuron", metavar="ROW,COLUMN", help="Place in the map, with --objective neuron.  [default: middle]"
-        ),
-        click.option(
-            "--directions", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-            help="A .npy file of shape (directions, channels), one tile each, with --objective direction.",
-        ),
-        click.option(
-            "--diversity", type=int, default=_DEFAULTS.diversity, show_default=True,
-            help="Pictures per filter, kept unlike each other; they stand side by side in the tile.",
-        ),
-        click.option(
-            "--preprocess", type=click.Choice(["auto", "raw", "imagenet"]), default=_DEFAULTS.preprocess,
-            show_default=True,
-            help="What the network is fed: raw 0..255 RGB, ImageNet mean and std, or what suits the weights.",
-        ),
-        click.option("--size", help="Pixels, or height x width as in 96x160.  [default: 150]"),
-        click.option("--grey", is_flag=True, help="Pictures of one channel instead of three."),
-        click.option("--steps", type=int, help=f"Gradient steps.  [default: {_per_method('steps')}]"),
-        click.option(
-            "--step-size", type=float,
-            help="notebook: of 255, per step of unit RMS; others: learning rate.  "
-            f"[default: {_per_method('step_size')}]",
-        ),
-        click.option("--octaves", type=int, help="notebook: sizes that a picture grows through.  [default: 1]"),
-        click.option("--octave-scale", type=float, help="From one of these sizes to the next.  [default: 1.2]"),
-        click.option(
-            "--tv", "total_variation", type=float, default=_DEFAULTS.total_variation, show_default=True,
-            help="Weight against differences between neighbouring pixels.",
-        ),
-        click.option(
-            "--l2", type=float, default=_DEFAULTS.l2, show_default=True, help="Weight against distance from grey."
-        ),
-        click.option(
-            "--blur", type=float, default=_DEFAULTS.blur, show_default=True,
-            help="Weight against what a blur would remove.",
-        ),
-        click.option(
-            "--frames", type=int, default=_DEFAULTS.frames, show_default=True,
-            help="Pictures of the way there, as an animation beside each tile.",
-        ),
-        click.option(
-            "--rescue/--no-rescue", default=_DEFAULTS.rescue, show_default=True,
-            help="Wake filters that do not answer to the start image; without, the bare recipe.",
-        ),
-        click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of the start noise."),
-        click.option(
-            "--tap", type=click.Choice(["activation", "conv"]), default=_DEFAULTS.tap, show_default=True,
-            help="Maximise the layer after batch-norm and activation, or the convolution's own output.",
-        ),
-        click.option(
-            "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default=_DEFAULTS.precision, show_default=True,
-            help="What the network computes in; auto takes bf16 where the device is faster in it.",
-        ),
-        click.option(
-            "--grid", default=_DEFAULTS.grid, show_default=True, help="Rows x columns of a sheet, as in 8x8; or auto."
-        ),
-        click.option(
-            "--margin", "margin_px", type=int, default=_DEFAULTS.margin_px, show_default=True,
+            "--margin", "margin_px", type=int, default=5, show_default=True, panel="Sheet",
             help="Pixels between tiles.",
         ),
     ]  # fmt: skip
+    decorated: Command = with_options
     for decorate in reversed(decorators):
-        with_options = decorate(with_options)
-    return with_options
+        decorated = decorate(decorated)
+    return decorated
+
+
+def _selection() -> list[Callable[[Command], Command]]:
+    """The options that choose network, layers, filters and preset."""
+    option = functools.partial(click.option, panel="Model and layers")
+    return [
+        option("--weights", help="A torchvision weights name, a .pth or .safetensors file, or none (random)."),
+        option(
+            "--layers", default="all", show_default=True,
+            help="Comma-separated names, aliases and globs ('filterfarm layers MODEL' lists them).",
+        ),
+        option(
+            "--filters", default="all", show_default=True,
+            help="Ranges such as 0-63 or 3,5,8-11, or all. Each layer renders those that it has.",
+        ),
+        option(
+            "--preset", type=click.Choice(list(PRESETS)), panel="Method",
+            help="Named set of the options below; explicit options override it.",
+        ),
+    ]  # fmt: skip
+
+
+def _of_recipe() -> Iterator[Callable[[Command], Command]]:
+    """One option for each of the recipe's; it is None where it is not given, so that presets can set it."""
+    for name, option in {option.flag: (name, option) for name, option in recipe_options().items()}.values():
+        field = Recipe.model_fields[name]
+        default, limits = _default(option, field), _limits(field)
+        notes = "; ".join(
+            filter(None, (f"default: {default}" if default else "", f"range: {limits}" if limits else ""))
+        )
+        flag = f"{option.flag}/--no-{option.flag.removeprefix('--')}" if field.default is True else option.flag
+        yield click.option(
+            flag,
+            option.key,
+            default=None,
+            panel=option.panel,
+            metavar=option.metavar or None,
+            help=option.help + (f"  [{notes}]" if notes else ""),
+            **_kind(option, field),
+        )
+
+
+def _kind(option: Option, field: FieldInfo) -> dict[str, Any]:
+    if option.choices or get_origin(field.annotation) is Literal:
+        return {"type": click.Choice(option.choices or get_args(field.annotation))}
+    if option.metavar == "FILE":
+        return {"type": click.Path(path_type=Path, dir_okay=False)}
+    if field.annotation is bool:
+        return {"is_flag": True}
+    return {"type": str if option.metavar else field.annotation}
+
+
+def _default(option: Option, field: FieldInfo) -> str:
+    """What help calls the default: where methods differ in it, that of each."""
+    if option.key in METHODS["fourier"]:
+        return ", ".join(f"{method} {values[option.key]:g}" for method, values in METHODS.items())
+    if option.default or field.default is None or field.default is False:
+        return option.default
+    return option.key if field.default is True else str(field.default)
+
+
+def _limits(field: FieldInfo) -> str:
+    """The range of a number, as in "1 to 16"; empty where it has none or no upper limit."""
+    low = high = ""
+    for limit in field.metadata:
+        if isinstance(limit, Ge | Gt):
+            low = str(limit.ge) if isinstance(limit, Ge) else f"above {limit.gt}"
+        elif isinstance(limit, Le):
+            high = str(limit.le)
+    return f"{low} to {high}" if low and high else ""

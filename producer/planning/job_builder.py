@@ -4,7 +4,6 @@ import functools
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from producer.planning.layers import LayerPlan, layers, select
 from producer.planning.options import Options
@@ -14,9 +13,6 @@ from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 def make_job(options: Options) -> tuple[Job, Path | None]:
@@ -35,7 +31,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     from workers.networks import weights as loading
 
     weights, checkpoint = loading.choose(options.model, options.weights)
-    recipe = make_recipe(options, loading.preprocess(options.preprocess, options.model, weights))
+    recipe = make_recipe(options, loading.preprocess(options.recipe.get("preprocess", "auto"), options.model, weights))
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
     widest = max(chosen, key=lambda plan: _tiles(recipe, plan))

@@ -1,7 +1,12 @@
 """The job options as a person gives them, before they are checked."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from workers.contract import recipe
+
+#: Names of the options that set fields of the recipe, such as ``step_size`` and ``size``.
+RECIPE_OPTIONS = frozenset(option.key for option in recipe.options().values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,29 +18,23 @@ class Options:
     layers: str = "all"
     filters: str = "all"
     preset: str | None = None
-    #: None: what the preset or else the method takes
-    method: str | None = None
-    objective: str = "filter"
-    negative: bool = False
-    #: row,column
-    neuron: str | None = None
-    directions: Path | None = None
-    diversity: int = 1
-    preprocess: str = "auto"
-    #: pixels: "150", or height x width as in "96x160"
-    size: str | None = None
-    grey: bool = False
-    steps: int | None = None
-    step_size: float | None = None
-    octaves: int | None = None
-    octave_scale: float | None = None
-    total_variation: float = 0.0
-    l2: float = 0.0
-    blur: float = 0.0
-    frames: int = 0
-    seed: int = 0
-    rescue: bool = True
-    tap: str = "activation"
-    precision: str = "auto"
     grid: str = "auto"
     margin_px: int = 5
+    #: option of the recipe -> value, of those that were given: precision="fp32", size="96x160", tv=0.1
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, **values: Any) -> "Options":
+        """From all options side by side, as the command line has them; None is an option that was not given.
+
+        Raises TypeError for an option that does not exist.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        own = {entry.name for entry in fields(cls)} - {"recipe"}
+        unknown = given.keys() - own - RECIPE_OPTIONS
+        if unknown:
+            raise TypeError(f"no option {', '.join(sorted(unknown))}")
+        return cls(
+            **{name: value for name, value in given.items() if name in own},
+            recipe={name: value for name, value in given.items() if name in RECIPE_OPTIONS},
+        )

@@ -1,19 +1,8 @@
-"""Good combinations of recipe options, by name, and what each method takes where nobody says.
-
-What a person writes on the command line goes before the preset, and the preset before the method's own defaults.
-"""
+"""Named sets of job options. Explicit options override a preset, and a preset overrides the defaults of the method."""
 
 from typing import Any
 
-#: method -> recipe options. The notebook's are its own; 0.05 is Lucid's learning rate.
-METHODS: dict[str, dict[str, Any]] = {
-    "fourier": {"steps": 64, "step_size": 0.05},
-    "notebook": {"steps": 40, "step_size": 1.0},
-    "maco": {"steps": 128, "step_size": 0.2},
-    "pixel": {"steps": 64, "step_size": 0.05},
-}
-
-#: preset -> job options; the step size is the method's, also where a person asks for another one with a preset
+#: preset -> options; the step size is the method's, also where another --method is given with a preset
 PRESETS: dict[str, dict[str, Any]] = {
     # F. Chollet, "Deep Learning with Python", notebook 5.4
     "notebook": {"method": "notebook", "size": "150", "steps": 40},
@@ -26,5 +15,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     # a first look at a whole network
     "fast": {"method": "fourier", "size": "96", "steps": 32},
 }
-
-DEFAULT_METHOD = "fourier"

@@ -1,4 +1,4 @@
-"""Options to recipe and grid: what was said, then what the preset says, then what the method takes."""
+"""Options to recipe and grid. Explicit options override the preset, and the preset overrides the method's defaults."""
 
 import re
 from base64 import b64encode
@@ -10,50 +10,33 @@ import numpy as np
 from pydantic import ValidationError
 
 from producer.planning.options import Options
-from producer.planning.presets import DEFAULT_METHOD, METHODS, PRESETS
+from producer.planning.presets import PRESETS
 from workers.contract.errors import BadOption
 from workers.contract.job import Grid
 from workers.contract.recipe import MAX_NUMBERS, MAX_SIZE_PX, MIN_SIZE_PX, Directions, Preprocess, Recipe
+from workers.contract.recipe import options as recipe_options
 
 Made = TypeVar("Made", Recipe, Grid, Directions)
 
-#: Options that presets and methods have a say in.
-_PRESET_FIELDS = ("method", "size", "steps", "step_size", "octaves", "octave_scale")
-
-#: Options that are the recipe's fields as they stand.
-_PLAIN_FIELDS = (
-    "objective", "negative", "diversity", "tap", "grey", "total_variation", "l2", "blur", "frames", "rescue", "seed",
-    "precision",
-)  # fmt: skip
-
-#: field of the job -> the option a person sets it with
-_OPTION_NAMES = {
-    "height_px": "--size", "width_px": "--size", "margin_px": "--margin", "rows": "--grid", "columns": "--grid",
-    "total_variation": "--tv",
-}  # fmt: skip
+#: field of the sheet -> its option
+_GRID_OPTIONS = {"margin_px": "--margin", "rows": "--grid", "columns": "--grid"}
 
 
 def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
     """The recipe that the options mean; raises BadOption."""
     chosen = _chosen(options)
     height, width = chosen_size(options)
-    del chosen["size"]
-    return _validated(
-        Recipe,
-        preprocess=preprocess,
-        height_px=height,
-        width_px=width,
-        neuron=_neuron(options.neuron),
-        directions=None if options.directions is None else _directions(options.directions),
-        **{name: getattr(options, name) for name in _PLAIN_FIELDS},
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
+    values = {name: chosen[option.key] for name, option in recipe_options().items() if option.key in chosen}
+    if "neuron" in values:
+        values["neuron"] = _neuron(values["neuron"])
+    if "directions" in values:
+        values["directions"] = _directions(values["directions"])
+    return _validated(Recipe, **{**values, "preprocess": preprocess, "height_px": height, "width_px": width})
 
 
 def chosen_size(options: Options) -> tuple[int, int]:
     """Height and width of the picture that the options mean; raises BadOption."""
-    size_text = _chosen(options)["size"]
-    text = "150" if size_text is None else str(size_text)
+    text = str(_chosen(options).get("size", Recipe.model_fields["height_px"].default))
     match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
     if match is None:
         raise BadOption(f"cannot read --size {text[:40]!r}; write pixels as in 150, or height x width as in 96x160")
@@ -74,19 +57,13 @@ def make_grid(options: Options) -> Grid:
 
 
 def _chosen(options: Options) -> dict[str, Any]:
+    """Option of the recipe -> value, of those that the person or the preset gives; raises BadOption."""
     if options.preset is not None and options.preset not in PRESETS:
-        raise BadOption(f"no preset {options.preset[:40]!r}; there are {', '.join(PRESETS)}")
-    said = {name: value for name in _PRESET_FIELDS if (value := getattr(options, name)) is not None}
-    preset = PRESETS[options.preset] if options.preset else {}
-    method = str(said.get("method") or preset.get("method") or DEFAULT_METHOD)
-    if method not in METHODS:
-        raise BadOption(f"no method {method[:40]!r}; there are {', '.join(METHODS)}")
-    return {**dict.fromkeys(_PRESET_FIELDS), "method": method, **METHODS[method], **preset, **said}
+        raise BadOption(f"no preset {options.preset[:40]!r}; choose one of {', '.join(PRESETS)}")
+    return {**(PRESETS[options.preset] if options.preset else {}), **options.recipe}
 
 
-def _neuron(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
+def _neuron(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5}),([0-9]{1,5})", text)
     if match is None:
         raise BadOption(f"cannot read --neuron {text[:40]!r}; write row,column as in 3,4")
@@ -115,7 +92,7 @@ def _directions(path: Path) -> Directions:
             "it should be finite numbers (of float32) of shape (directions, channels)"
         )
     if not data.any(axis=1).all():
-        raise BadOption(f"{name} has a direction that is all zeros; it leads nowhere")
+        raise BadOption(f"{name} has a direction that is all zeros; remove that row")
     encoded = b64encode(data.tobytes()).decode()
     return _validated(Directions, count=data.shape[0], channels=data.shape[1], base64=encoded)
 
@@ -130,5 +107,5 @@ def _validated(kind: type[Made], **values: Any) -> Made:
         if not first["loc"]:  # of several options together
             raise BadOption(message) from error
         field = str(first["loc"][0])
-        option = _OPTION_NAMES.get(field, "--" + field.replace("_", "-"))
-        raise BadOption(f"{option} {str(first['input'])[:40]}: {message}") from error
+        flags = {**_GRID_OPTIONS, **{name: option.flag for name, option in recipe_options().items()}}
+        raise BadOption(f"{flags.get(field, field)} {str(first['input'])[:40]}: {message}") from error

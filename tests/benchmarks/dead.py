@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     process_tuning.tune()
-    options = Options(model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all")
+    options = Options.make(model="efficientnet_lite0", method="fourier", layers=arguments.layers, filters="all")
     job, checkpoint = planning.make_job(options)
     model = weights.load(job.model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
     trace, kernels = tracing.trace(model), FusedConvolutions()

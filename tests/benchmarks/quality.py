@@ -81,7 +81,7 @@ class Row:
 def main() -> None:
     arguments = _arguments()
     process_tuning.tune()
-    options = Options(
+    options = Options.make(
         model=arguments.model, method=arguments.method, layers=arguments.layers, filters="all",
         size=str(arguments.size),
         steps=arguments.steps, step_size=arguments.step_size, seed=arguments.seed,

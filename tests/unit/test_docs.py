@@ -2,12 +2,17 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from producer.cli.main import cli
+from workers.contract.recipe import Recipe
+from workers.contract.recipe import options as recipe_options
 from workers.contract.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +64,66 @@ def test_every_command_is_taught_by_help_or_readme() -> None:
     assert taught == set(cli.commands)
 
 
+def _shown_help(option: click.Option) -> str:
+    """The help text of an option, without its default and range."""
+    return re.sub(r"\[[^]]*]", "", option.help or "").strip()
+
+
 def test_every_command_and_option_explains_itself() -> None:
-    for name, command in cli.commands.items():
-        assert command.help, name
-        for parameter in command.params:
-            if isinstance(parameter, click.Option):
-                assert parameter.help, (name, parameter.name)
+    # Given every option of every command, those that are generated from the recipe's fields included
+    options = {
+        (name, option.opts[-1]): option
+        for name, command in cli.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    assert len(options) > 90
+
+    # Then command and option have a sentence of help, besides their default and range
+    assert not [name for name, command in cli.commands.items() if not (command.help or "").strip().endswith(".")]
+    assert not [place for place, option in options.items() if len(_shown_help(option)) < 10]
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "submit"])
+def test_every_recipe_field_has_an_option_with_its_help_and_default(command: str) -> None:
+    # Given the options of a command
+    options = {flag: entry for entry in cli.commands[command].params for flag in entry.opts}
+
+    # Then each field of the recipe is set by one of them, which shows the field's help and default
+    assert set(recipe_options()) == set(Recipe.model_fields)
+    for name, option in recipe_options().items():
+        entry, default = options[option.flag], Recipe.model_fields[name].default
+        assert isinstance(entry, click.Option)
+        assert (entry.help or "").startswith(option.help), name
+        if isinstance(default, str | int | float) and not isinstance(default, bool):
+            assert f"default: {default}" in (entry.help or ""), name
+
+
+def test_help_shows_the_job_options_in_groups() -> None:
+    # When help is asked for
+    result = CliRunner().invoke(cli, ["run", "--help"], prog_name="filterfarm")
+
+    # Then the groups are shown in order, with options of each below its name
+    assert result.exit_code == 0
+    parts = ["Model and layers", "--weights", "Objective", "--negative", "Method", "--steps"]
+    parts += ["Picture", "--size", "Sheet", "--grid", "This machine", "--data"]
+    places = [re.search(rf"^[╭│|]?[─ ]*{part}", result.output, re.MULTILINE) for part in parts]
+    assert all(places), result.output
+    assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
+
+
+def test_help_loads_none_of_the_heavy_libraries() -> None:
+    # Given a fresh interpreter
+    code = (
+        "import sys; from producer.cli.main import cli; cli.main(['run', '--help'], standalone_mode=False); "
+        "print({'torch', 'numpy', 'celery', 'kombu', 'redis', 'boto3', 'PIL'} & set(sys.modules))"
+    )
+
+    # When it shows the help
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    # Then none of them is loaded: together they take more than half a second
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

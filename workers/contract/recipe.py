@@ -1,7 +1,8 @@
 """The recipe: everything that decides how a picture is made, checked when made or decoded."""
 
 from base64 import b64decode
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,50 +56,158 @@ class Directions(Frozen):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How the command line sets a field of the recipe. Type, range and default are those of the field."""
+
+    #: the group of ``--help`` that shows it
+    panel: Literal["Model and layers", "Objective", "Method", "Picture"]
+    help: str
+    #: name on the command line; empty: ``--`` and the field's name, with dashes
+    flag: str = ""
+    #: what a person writes where that is not the field's value: text, or a file, which the planner reads
+    metavar: str = ""
+    #: the values that a person chooses from where they are not those of the field
+    choices: tuple[str, ...] = ()
+    #: what help calls the default where the field has none or None
+    default: str = ""
+
+    @property
+    def key(self) -> str:
+        """The option's name among the options: ``--step-size`` is step_size."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+#: method -> what it takes where neither options nor preset say otherwise. 40 steps of 1 are the notebook's; 0.05 is
+#: Lucid's learning rate.
+METHODS: dict[str, dict[str, Any]] = {
+    "fourier": {"steps": 64, "step_size": 0.05},
+    "notebook": {"steps": 40, "step_size": 1.0},
+    "maco": {"steps": 128, "step_size": 0.2},
+    "pixel": {"steps": 64, "step_size": 0.05},
+}
+
+
+def _of_method(field: str) -> Any:
+    """A default that depends on the method, which is validated before. An unknown method is an error of its own."""
+    return Field(default_factory=lambda values: METHODS.get(values.get("method"), METHODS["fourier"])[field])
+
+
+_SIZE = Option(flag="--size", panel="Picture", metavar="PIXELS", help="Side in pixels, or height x width as in 96x160.")
+
+
 class Recipe(Frozen):
-    """How a picture is made; every tile of a job is made the same way."""
+    """How a picture is made; every tile of a job is made the same way.
+
+    The fields are the only definition of the recipe's options: the command line, its help and its error messages are
+    generated from them.
+    """
 
     #: notebook: Chollet's "visualizing convnet filters", to the letter. fourier: Lucid's, in decorrelated colour.
-    #: maco: only the phases of the Fourier coefficients move. pixel: as fourier, but each pixel for itself
-    method: Literal["notebook", "fourier", "maco", "pixel"] = "notebook"
-    #: what is maximised. filter: the mean of its map. neuron: one place of that map. direction: the mean of a weighted
-    #: sum of the layer's maps. deepdream: the mean square of all of the layer's maps
-    objective: Literal["filter", "neuron", "direction", "deepdream"] = "filter"
-    #: minimise it instead, before the activation function, behind which there is nothing to minimise
-    negative: bool = False
+    #: maco: only the phases of the Fourier coefficients are optimised. pixel: as fourier, but each pixel for itself
+    method: Annotated[
+        Literal["fourier", "notebook", "maco", "pixel"],
+        Option(
+            panel="Method",
+            help="Parametrization and optimiser: fourier is Lucid's, notebook Chollet's to the letter, maco optimises "
+            "phases alone, pixel each pixel.",
+        ),
+    ] = "fourier"
+    #: filter: mean of the filter's map. neuron: one place of that map. direction: mean of a weighted sum of the
+    #: layer's maps. deepdream: mean square of all of the layer's maps
+    objective: Annotated[
+        Literal["filter", "neuron", "direction", "deepdream"],
+        Option(
+            panel="Objective",
+            help="Maximised quantity: the mean of a filter's map, one place of it, the mean of a weighted sum of maps, "
+            "or the mean square of the whole layer.",
+        ),
+    ] = "filter"
+    #: minimised on the pre-activation: behind a ReLU there is nothing to minimise
+    negative: Annotated[bool, Option(panel="Objective", help="Minimise the objective.")] = False
     #: row and column of the neuron in the map; None: the middle
-    neuron: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
-    directions: Directions | None = None
-    #: pictures per tile, which are kept unlike each other
-    diversity: Annotated[int, Field(ge=1, le=16)] = 1
-    #: maximise the layer after its batch-norm and activation, or the convolution's own output
-    tap: Literal["activation", "conv"] = "activation"
-    preprocess: Preprocess
-    #: of one picture; 150 is the notebook's
-    height_px: Size = 150
-    width_px: Size = 150
-    #: the picture has one channel, which the network sees as three equal ones
-    grey: bool = False
-    #: gradient steps, of each octave; the notebook takes 40
-    steps: Annotated[int, Field(ge=1, le=100_000)] = 40
-    #: notebook: pixels (of 0..255) per step of unit RMS; it takes 1. Others: Adam's learning rate; Lucid takes 0.05
-    step_size: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    #: notebook: sizes that the picture grows through, each so many times larger than the last
-    octaves: Annotated[int, Field(ge=1, le=32)] = 1
-    octave_scale: Annotated[float, Field(gt=1, le=4)] = 1.2
-    #: how much total variation, distance from grey, and what a blur would remove count against the objective
-    total_variation: Strength = 0.0
-    l2: Strength = 0.0
-    blur: Strength = 0.0
-    #: pictures of the way there that are kept for each tile
-    frames: Annotated[int, Field(ge=0, le=200)] = 0
-    #: wake filters that do not answer to the start image: through what they are before their activation function,
-    #: then with other start images
-    rescue: bool = True
-    #: what the network computes in. auto: bf16 where the device is faster in it, else fp32. The picture, the
-    #: optimiser, and every activation that is recorded are fp32 always
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    neuron: Annotated[
+        tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
+        Option(
+            panel="Objective", metavar="ROW,COLUMN", default="middle", help="Place in the map, for --objective neuron."
+        ),
+    ] = None
+    directions: Annotated[
+        Directions | None,
+        Option(
+            panel="Objective",
+            metavar="FILE",
+            help="A .npy file of shape (directions, channels), one tile each, for --objective direction.",
+        ),
+    ] = None
+    diversity: Annotated[
+        int,
+        Field(ge=1, le=16),
+        Option(panel="Objective", help="Pictures per filter, kept unlike each other, side by side in the tile."),
+    ] = 1
+    tap: Annotated[
+        Literal["activation", "conv"],
+        Option(
+            panel="Objective",
+            help="Output that is maximised: after batch-norm and activation, or the convolution's own.",
+        ),
+    ] = "activation"
+    preprocess: Annotated[
+        Preprocess,
+        Option(
+            panel="Model and layers",
+            choices=("auto", "raw", "imagenet"),
+            default="auto",
+            help="Network input: raw 0..255 RGB, ImageNet mean and std, or (auto) as the weights were trained.",
+        ),
+    ]
+    height_px: Annotated[Size, _SIZE] = 150
+    width_px: Annotated[Size, _SIZE] = 150
+    #: the picture has one channel, which the network receives as three equal ones
+    grey: Annotated[bool, Option(panel="Picture", help="Pictures of one channel instead of three.")] = False
+    steps: Annotated[int, Field(ge=1, le=100_000), Option(panel="Method", help="Gradient steps of each octave.")] = (
+        _of_method("steps")
+    )
+    step_size: Annotated[
+        float,
+        Field(gt=0, le=1000),
+        Option(
+            panel="Method",
+            help="notebook: pixel values (of 0..255) per step of unit RMS. Others: Adam's learning rate.",
+        ),
+    ] = _of_method("step_size")
+    octaves: Annotated[
+        int, Field(ge=1, le=32), Option(panel="Method", help="Number of sizes a picture grows through; notebook only.")
+    ] = 1
+    octave_scale: Annotated[
+        float, Field(gt=1, le=4), Option(panel="Method", help="Ratio of each of these sizes to the one before.")
+    ] = 1.2
+    total_variation: Annotated[
+        Strength, Option(flag="--tv", panel="Objective", help="Weight of the penalty on total variation.")
+    ] = 0.0
+    l2: Annotated[Strength, Option(panel="Objective", help="Weight of the penalty on distance from grey.")] = 0.0
+    blur: Annotated[Strength, Option(panel="Objective", help="Weight of the penalty on what a blur would remove.")] = (
+        0.0
+    )
+    frames: Annotated[
+        int,
+        Field(ge=0, le=200),
+        Option(panel="Picture", help="Intermediate pictures per tile, stored as an animation beside it."),
+    ] = 0
+    #: of filters that are zero on the start image: optimises the pre-activation, then retries with other seeds
+    rescue: Annotated[
+        bool,
+        Option(panel="Method", help="Rescue filters that are zero on the start image; without, the bare recipe."),
+    ] = True
+    #: the picture, the optimiser and every recorded activation are fp32 always
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Option(
+            panel="Method",
+            help="Precision of the network; auto takes bf16 where the device is faster in it.",
+        ),
+    ] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63), Option(panel="Picture", help="Seed of the start image.")] = 0
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> "Recipe":
@@ -150,3 +259,12 @@ class Recipe(Frozen):
     def tile_px(self) -> tuple[int, int]:
         """Height and width of a tile, in which several pictures stand side by side."""
         return self.height_px, self.diversity * (self.width_px + GAP_PX) - GAP_PX
+
+
+def options() -> dict[str, Option]:
+    """Field of the recipe -> its option, in the order of the fields; height and width share ``--size``."""
+    found = {}
+    for name, field in Recipe.model_fields.items():
+        (option,) = (entry for entry in field.metadata if isinstance(entry, Option))
+        found[name] = replace(option, flag=option.flag or "--" + name.replace("_", "-"))
+    return found

@@ -64,7 +64,7 @@ def test_of_a_network_that_takes_few_sizes_the_map_itself_says_it() -> None:
 def test_a_network_that_takes_few_sizes_is_shown_the_tile_alone() -> None:
     # Given a network of windows that takes 224 px, and neither 256 nor 288
     layer = "blocks.0.layers.1.layers.MBconv.layers.conv_a.0"
-    job, _ = make_job(Options(model="maxvit_t", weights="none", size="224", layers=layer, filters="0", steps=1))
+    job, _ = make_job(Options.make(model="maxvit_t", weights="none", size="224", layers=layer, filters="0", steps=1))
     recipe: Recipe = job.recipe
     # When it is planned and rendered
     (plan,) = as_rendered(job)

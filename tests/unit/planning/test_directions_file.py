@@ -20,7 +20,7 @@ RAW = Preprocess(name="raw")
 
 
 def options(path: Path, **changes: Any) -> Options:
-    return Options(model="vgg16", weights="none", size="32", objective="direction", directions=path, **changes)
+    return Options.make(model="vgg16", weights="none", size="32", objective="direction", directions=path, **changes)
 
 
 def saved(folder: Path, array: object) -> Path:
@@ -232,6 +232,6 @@ def test_directions_need_their_objective_and_the_objective_needs_directions(tmp_
     # Given
     path = saved(tmp_path, np.ones((1, 3)))
     # When / Then
-    for bad in (Options(model="vgg16", directions=path), Options(model="vgg16", objective="direction")):
+    for bad in (Options.make(model="vgg16", directions=path), Options.make(model="vgg16", objective="direction")):
         with pytest.raises(BadOption, match="directions"):
             make_recipe(bad, RAW)

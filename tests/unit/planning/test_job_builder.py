@@ -1,6 +1,5 @@
 """What a job contains before anything runs, and what a person can get wrong in its options."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from workers.contract.errors import (
     WeightsUnreadable,
 )
 
-VGG16 = Options(model="vgg16", weights="none", size="32")
+VGG16: dict[str, Any] = {"model": "vgg16", "weights": "none", "size": "32"}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +27,15 @@ def vgg16() -> list[LayerPlan]:
     return layers("vgg16", (150, 150))
 
 
+def changed(**changes: Any) -> Options:
+    """VGG16's options with some changed."""
+    return Options.make(**(VGG16 | changes))
+
+
 def refused(kind: type[PermanentError], **changes: Any) -> str:
     """The one line that says why a job cannot be made."""
     with pytest.raises(kind) as caught:
-        make_job(replace(VGG16, **changes))
+        make_job(changed(**changes))
     message = str(caught.value)
     assert "\n" not in message
     assert 10 < len(message) < 500
@@ -149,7 +153,7 @@ def test_a_grid_that_is_too_small_says_what_it_holds_and_what_to_do() -> None:
 def test_the_filters_that_a_small_grid_advises_do_fit() -> None:
     # Given the way out of that error
     # When it is taken
-    job, _ = make_job(replace(VGG16, layers="features.0", grid="4x4", filters="0-15"))
+    job, _ = make_job(changed(layers="features.0", grid="4x4", filters="0-15"))
     # Then the job is made
     assert len(job.tiles) == 16
 
@@ -166,7 +170,7 @@ def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_n
 def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
     # Given Inception v3's first layer
     # When a job of 32 px is made of it alone
-    job, _ = make_job(Options(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
+    job, _ = make_job(Options.make(model="inception_v3", weights="none", size="32", layers="Conv2d_1a_3x3.conv"))
     # Then that is fine
     assert [layer.name for layer in job.layers] == ["Conv2d_1a_3x3.conv"]
 
@@ -197,7 +201,7 @@ def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
         ({"size": "x32"}, "--size"),
         ({"size": "32x7"}, "--size"),
         ({"size": "9" * 10_000}, "--size"),
-        ({"method": "dream"}, "method 'dream'"),
+        ({"method": "dream"}, "--method dream"),
         ({"preset": "dream"}, "preset 'dream'"),
         ({"objective": "dream"}, "--objective"),
         ({"neuron": "1"}, "--neuron"),
@@ -210,7 +214,7 @@ def test_a_small_picture_will_do_for_the_layers_it_reaches() -> None:
         ({"octaves": 3}, "octaves"),
         ({"method": "notebook", "octaves": 30}, "octaves"),
         ({"method": "notebook", "octave_scale": 1.0}, "--octave-scale"),
-        ({"total_variation": -1.0}, "--tv"),
+        ({"tv": -1.0}, "--tv"),
         ({"l2": float("nan")}, "--l2"),
         ({"blur": -1.0}, "--blur"),
         ({"frames": -1}, "--frames"),
@@ -227,7 +231,7 @@ def test_every_bad_option_gives_one_line_that_names_it(changes: dict[str, Any], 
 def test_of_a_range_each_layer_gives_what_it_has() -> None:
     # Given a range of which the first layers have but the beginning
     # When a job of all layers is made
-    job, _ = make_job(replace(VGG16, filters="60-100"))
+    job, _ = make_job(changed(filters="60-100"))
     # Then each renders what it has
     assert [layer.filters for layer in job.layers] == ["60-63"] * 2 + ["60-100"] * 11
 
@@ -266,8 +270,8 @@ def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_options_make_the_same_job() -> None:
     # Given options written in two ways
-    one, _ = make_job(replace(VGG16, layers="block1_conv1,features.2", filters="0-3"))
-    two, _ = make_job(replace(VGG16, layers="features.2,features.0", filters="3,2,0-1,1"))
+    one, _ = make_job(changed(layers="block1_conv1,features.2", filters="0-3"))
+    two, _ = make_job(changed(layers="features.2,features.0", filters="3,2,0-1,1"))
     # Then it is one job, with one id, and with the versions that made it
     assert one.id == two.id
     assert {"filterfarm", "torch"} <= set(one.versions)

@@ -1,6 +1,5 @@
 """Options to recipes: what is said goes before the preset, the preset before the method, and all of them can be run."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,17 @@ from producer.cli.job_options import job_options
 from producer.planning.job_builder import as_rendered, make_job
 from producer.planning.layers import layers
 from producer.planning.options import Options
-from producer.planning.presets import DEFAULT_METHOD, METHODS, PRESETS
+from producer.planning.presets import PRESETS
 from producer.planning.recipe_builder import chosen_size, make_recipe
 from workers.contract.errors import BadOption
 from workers.contract.job import Job, decode
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.recipe import METHODS, Preprocess, Recipe
 
 RAW = Preprocess(name="raw")
 
 
 def recipe_for(**changes: Any) -> Recipe:
-    return make_recipe(Options(model="vgg16", **changes), RAW)
+    return make_recipe(Options.make(model="vgg16", **changes), RAW)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +40,14 @@ def test_each_method_has_its_own_defaults(method: str, steps: int, step_size: fl
 
 def test_nothing_said_is_lucids_method() -> None:
     # Given / When / Then
-    assert DEFAULT_METHOD == "fourier"
     assert recipe_for() == recipe_for(method="fourier")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_made_without_the_command_line_has_the_same_defaults(method: str) -> None:
+    # Given / When / Then
+    assert Recipe.model_validate({"method": method, "preprocess": RAW}) == recipe_for(method=method)
+    assert Recipe(preprocess=RAW) == recipe_for()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_each_preset_is_what_its_source_took(preset: str, wanted: dict[str, Any]
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_said_with_a_preset_keeps_its_own_step_size(preset: str, method: str) -> None:
     # Given / When
-    recipe = make_recipe(Options(model="vgg16", preset=preset, method=method, octaves=1), RAW)
+    recipe = make_recipe(Options.make(model="vgg16", preset=preset, method=method, octaves=1), RAW)
     # Then; a step of 1 is one of the notebook's, and would throw Adam about
     assert recipe.step_size == METHODS[method]["step_size"]
 
@@ -118,7 +123,7 @@ def test_a_preset_whose_octaves_the_method_cannot_have_is_refused() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_makes_a_valid_job(preset: str) -> None:
     # Given / When
-    job, _ = make_job(Options(model="vgg16", weights="none", layers="features.0", filters="0-3", preset=preset))
+    job, _ = make_job(Options.make(model="vgg16", weights="none", layers="features.0", filters="0-3", preset=preset))
     plans = as_rendered(job)
     # Then it survives the wire, and has a price
     assert decode(Job, job.to_json(), "job") == job
@@ -131,7 +136,7 @@ def test_every_preset_makes_a_valid_job(preset: str) -> None:
 )
 def test_a_size_is_one_number_or_height_by_width(text: str | None, wanted: tuple[int, int]) -> None:
     # Given / When / Then
-    assert chosen_size(Options(model="vgg16", size=text)) == wanted
+    assert chosen_size(Options.make(model="vgg16", size=text)) == wanted
     recipe = recipe_for(size=text)
     assert (recipe.height_px, recipe.width_px) == wanted
 
@@ -154,7 +159,7 @@ def test_no_other_size_is_read(text: str) -> None:
         ({"octave_scale": 5.0}, "--octave-scale 5"),
         ({"octaves": 33}, "--octaves 33"),
         ({"diversity": 17}, "--diversity 17"),
-        ({"total_variation": 1001.0}, "--tv 1001"),
+        ({"tv": 1001.0}, "--tv 1001"),
         ({"l2": -0.5}, "--l2 -0.5"),
         ({"blur": float("inf")}, "--blur inf"),
         ({"frames": 201}, "--frames 201"),
@@ -186,7 +191,7 @@ def test_a_neurons_place_is_row_and_column() -> None:
 def test_deepdream_has_one_tile_a_layer() -> None:
     # Given / When
     job, _ = make_job(
-        Options(model="vgg16", weights="none", size="32", layers="features.0,features.2", objective="deepdream")
+        Options.make(model="vgg16", weights="none", size="32", layers="features.0,features.2", objective="deepdream")
     )
     # Then
     assert job.tiles == (("features.0", 0), ("features.2", 0))
@@ -209,10 +214,12 @@ def test_deepdream_has_one_tile_a_layer() -> None:
 )
 def test_the_plan_counts_what_is_looked_at(said: dict[str, Any], filters: int, steps: float) -> None:
     # Given VGG16's second layer at 40 x 64 px: forward and backward of 64 filters of 3 x 3 x 3 and some of 3 x 3 x 64
-    options = Options(model="vgg16", weights="none", size="40x64", layers="features.2", filters="0-4", steps=7)
+    options = {
+        "model": "vgg16", "weights": "none", "size": "40x64", "layers": "features.2", "filters": "0-4", "steps": 7,
+    }  # fmt: skip
     step_flop = 2 * 2 * 40 * 64 * (64 * 27 + filters * 576)
     # When
-    job, _ = make_job(replace(options, **said))
+    job, _ = make_job(Options.make(**{**options, **said}))
     plans = as_rendered(job)
     found = text.plan_as_json(job, plans)
     # Then
@@ -225,7 +232,7 @@ def test_the_plan_counts_what_is_looked_at(said: dict[str, Any], filters: int, s
 def test_the_plan_counts_a_direction_as_the_whole_layer(tmp_path: Path) -> None:
     # Given two directions in VGG16's second layer
     np.save(tmp_path / "two.npy", np.eye(2, 64, dtype=np.float32))
-    options = Options(
+    options = Options.make(
         model="vgg16", weights="none", size="40x64", layers="features.2", filters="all", steps=7, method="notebook",
         objective="direction", directions=tmp_path / "two.npy",
     )  # fmt: skip
@@ -239,7 +246,7 @@ def test_the_plan_counts_a_direction_as_the_whole_layer(tmp_path: Path) -> None:
 
 def test_of_a_deep_layer_no_margin_is_seen_and_counted() -> None:
     # Given a layer whose map is eight times smaller than the picture
-    options = Options(model="vgg16", weights="none", size="160", layers="features.17", filters="0")
+    options = Options.make(model="vgg16", weights="none", size="160", layers="features.17", filters="0")
     # When
     job, _ = make_job(options)
     plans = as_rendered(job)
@@ -266,9 +273,9 @@ def test_the_command_line_hands_on_what_is_said_and_nothing_that_is_not() -> Non
         result = CliRunner().invoke(command, line.split())
         assert result.exit_code == 0, result.output
     # Then
-    assert seen[0] == Options(model="vgg16")
-    assert seen[1] == Options(
+    assert seen[0] == Options.make(model="vgg16")
+    assert seen[1] == Options.make(
         model="vgg16", preset="lucid", method="maco", objective="neuron", negative=True, neuron="3,4", diversity=4,
-        size="96x160", grey=True, steps=5, step_size=0.5, octaves=2, octave_scale=1.5, total_variation=0.25, l2=0.5,
+        size="96x160", grey=True, steps=5, step_size=0.5, octaves=2, octave_scale=1.5, tv=0.25, l2=0.5,
         blur=0.75, frames=3,
     )  # fmt: skip

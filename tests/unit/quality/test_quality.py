@@ -38,7 +38,9 @@ def make_job(
         model=model,
         weights=Weights(source="none", name="none"),
         layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers),
-        recipe=Recipe(preprocess=Preprocess(name="raw"), height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
+        recipe=Recipe(
+            method="notebook", preprocess=Preprocess(name="raw"), height_px=SIZE_PX, width_px=SIZE_PX, seed=seed
+        ),
     )
 
 
@@ -48,7 +50,7 @@ def lite0(*, seed: int = 0) -> Job:
         model="efficientnet_lite0",
         weights=Weights(source="package", name="IMAGENET1K"),
         layers=(Layer(name="conv_stem", channels=32, filters="0-31"),),
-        recipe=Recipe(preprocess=registry.HALVES, height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
+        recipe=Recipe(method="notebook", preprocess=registry.HALVES, height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
     )
 
 

@@ -85,7 +85,7 @@ def test_a_filter_that_its_norm_multiplies_away_is_inert() -> None:
 def test_a_layer_that_is_none_is_an_error_of_its_own() -> None:
     model = network()
     with pytest.raises(UnknownLayer):
-        LayerProbe(model, tracing.trace(model), "9", Recipe(preprocess=RAW), CPU)
+        LayerProbe(model, tracing.trace(model), "9", Recipe(method="notebook", preprocess=RAW), CPU)
 
 
 def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:

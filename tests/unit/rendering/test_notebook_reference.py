@@ -117,6 +117,7 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
 def recipe_of(size_px: int, steps: int, step_size: float = 1.0, seed: int = 3, *, rescue: bool = False) -> Recipe:
     """The bare recipe, which the notebook's is; it rescues nothing."""
     return Recipe(
+        method="notebook",
         preprocess=RAW,
         height_px=size_px,
         width_px=size_px,

@@ -140,7 +140,14 @@ def test_a_tile_in_bf16_climbs_like_one_in_fp32_and_says_what_it_is() -> None:
     model = small_network()
     tiles = []
     for precision in ("fp32", "bf16"):
-        recipe = Recipe(preprocess=Preprocess(name="imagenet"), height_px=16, width_px=16, steps=8, precision=precision)
+        recipe = Recipe(
+            method="notebook",
+            preprocess=Preprocess(name="imagenet"),
+            height_px=16,
+            width_px=16,
+            steps=8,
+            precision=precision,
+        )
         # When
         tiles.append(render(model, tracing.trace(model), "5", [1], recipe, CPU)[0])
     # Then

@@ -15,7 +15,9 @@ from workers.rendering.rng import Stream
 from workers.rendering.tile import Tile
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(preprocess=Preprocess(name="raw"), height_px=32, width_px=32, steps=4, seed=1, precision="fp32")
+RECIPE = Recipe(
+    method="notebook", preprocess=Preprocess(name="raw"), height_px=32, width_px=32, steps=4, seed=1, precision="fp32"
+)
 
 
 def network(*, dead: int | None = None, broken: int | None = None, normed: bool = False) -> nn.Sequential:
