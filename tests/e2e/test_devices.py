@@ -55,7 +55,7 @@ def test_a_tile_on_which_every_gpu_fails_is_given_up_by_the_third_worker(farm: F
     assert (status["stored"], status["failed"]) == (3, 1)
     check_everything(farm, job, failed=[("features.0", 2)])
     logs = [farm.log(worker) for worker in workers]
-    assert sum(log.count(f"handed a message back: {reason}") for log in logs) == 2
+    assert sum(log.count(f"requeued job={job} layer=features.0 filter=2 reason={reason}") for log in logs) == 2
     assert sum(log.count(f"failed job={job} layer=features.0 filter=2") for log in logs) == 1
     assert all(worker.poll() is None for worker in workers)
 
@@ -76,8 +76,8 @@ def test_a_worker_whose_gpu_falls_ill_hands_everything_back_and_ends(farm: Fleet
     # Then it says so and ends with a code of its own, for whoever started it
     assert worker.wait(120) == ExitCode.DEVICE_LOST
     log = farm.log(worker)
-    assert f"stopping: {_REASON}" in log
-    assert log.count(f"not starting: {_REASON}") == 1
+    assert f"stopping reason={_REASON}" in log
+    assert log.count(f"not starting reason={_REASON}") == 1
     assert log.rstrip().endswith("filterfarm: cpu cannot render; the log above says why")
     assert log.count("Traceback") == 0
 
@@ -103,7 +103,7 @@ def test_of_several_gpus_the_well_ones_work(farm: Fleet) -> None:
 
     # Then the one does it
     assert (farm.status(job)["stored"], farm.status(job)["failed"]) == (4, 0)
-    assert len(re.findall(r"not starting: cuda:0 does not compute: .+", farm.log(worker))) == 1
+    assert len(re.findall(r"not starting reason=cuda:0 does not compute: .+", farm.log(worker))) == 1
     assert worker.poll() is None
 
 
@@ -118,4 +118,4 @@ def test_a_run_on_a_device_that_computes_nothing_says_so(farm: Fleet) -> None:
     assert done.returncode == ExitCode.DEVICE_LOST
     log = farm.folder / "data" / "logs" / "worker.log"
     assert done.stderr.splitlines()[-1] == f"filterfarm: this machine's device cannot render; {log} says why"
-    assert f"not starting: {_REASON}" in log.read_text()
+    assert f"not starting reason={_REASON}" in log.read_text()

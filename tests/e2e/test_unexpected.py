@@ -1,5 +1,7 @@
 """An error nobody has foreseen: it counts as an attempt, ends as a recorded failure, and harms nobody else."""
 
+import re
+
 import torch
 
 from tests.e2e.fleet import Fleet, wait_for
@@ -29,7 +31,8 @@ def test_an_unexpected_error_ends_after_three_attempts_with_its_reason(farm: Fle
     status = farm.status(job)
     assert (status["state"], status["stored"], status["failed"], status["requeued"]) == ("finished", 0, 4, 0)
     assert all("NotADirectoryError" in reason for reason in status["reasons"].values())
-    assert farm.log(worker).count("unexpected: NotADirectoryError") == 3 * 4
+    unexpected = rf"unexpected job={job} layer=\S+ filter=\d+ reason=NotADirectoryError"
+    assert len(re.findall(unexpected, farm.log(worker))) == 3 * 4
     assert (farm.status(other)["stored"], farm.status(other)["failed"]) == (4, 0)
     assert worker.poll() is None
 

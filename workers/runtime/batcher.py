@@ -35,12 +35,12 @@ class Batcher(Generic[Result]):
         run: Callable[[Group, tuple[int, ...]], dict[int, Result | FilterfarmError]],
         *,
         size: int,
-        linger_s: float,
+        wait_s: float,
     ) -> None:
         self._run = run
         self._size = size
         #: how long an incomplete batch waits for more messages while the device is idle
-        self._linger_s = linger_s
+        self._wait_s = wait_s
         self._waiting: OrderedDict[Group, dict[int, list[Future[Result]]]] = OrderedDict()
         self._since: dict[Group, float] = {}
         #: job -> number of its last batch
@@ -123,7 +123,7 @@ class Batcher(Generic[Result]):
         return len(self._waiting[group]) >= self._size
 
     def _left_s(self, group: Group, now: float) -> float:
-        return self._since[group] + self._linger_s - now
+        return self._since[group] + self._wait_s - now
 
     def _rank(self, group: Group) -> tuple[int, bool, float]:
         """The job whose last batch is longest ago; of that a full batch; else what has waited longest."""

@@ -1,14 +1,11 @@
-"""Celery's consumer, made to follow the jobs' queues, and hardened against what else may lie on them.
+"""Celery's consumer, which drops messages that are not tasks of filterfarm.
 
-Each job has a queue of its own, which is read from soon after it is registered until it has ended.
-
-Celery answers a foreign message with a dump of it, and some with its own end: a body that is JSON but no triple stops
-the worker and stays on the queue, and so stops the next one. Here each is one clear line in the log, and dropped.
+Celery logs a dump of an unknown message. On a body that is JSON but not a task's three parts, it ends with a traceback
+and leaves the message in the queue, where it ends the next worker too. Here, each is logged in one line and dropped.
 """
 
 import functools
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +15,24 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import DecodeError
 
-from workers.clients.broker import job_queue
-from workers.contract import keys
-
-#: How soon an idle worker learns of new jobs and of ended ones: for so long it waits at the queues that it knows. Redis
-#: looks ten times a second for waits that are over, so it may be twice that.
-FOLLOW_S = 0.1
+from workers.runtime.job_queues import JobQueues
 
 log = logging.getLogger(__name__)
 
 
+class _Strategies(dict[str, Any]):
+    """Celery's mapping from the name of a task to its strategy. A name that cannot be a key is unknown: KeyError."""
+
+    def __getitem__(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        return super().__getitem__(name)
+
+
 class Consumer(CeleryConsumer):
-    """Reads the queues of all jobs, and drops what is no task of ours. Named in ``worker_consumer``."""
+    """Reads the queues of all jobs and validates messages. Named in Celery's ``worker_consumer`` setting."""
+
+    Strategies = _Strategies
 
     # Celery's own attributes, which its stubs leave out.
     strategies: dict[str, Any]
@@ -37,66 +40,36 @@ class Consumer(CeleryConsumer):
     blueprint: Any
     connection_errors: Any
 
-    #: When to look for new jobs again, by the monotonic clock.
-    _follow_at = 0.0
-
     def update_strategies(self) -> None:
-        """Make Celery's own unpacking of a message's body raise what its caller expects."""
+        """Make Celery's unpacking of a message body raise InvalidTaskError, which its caller handles."""
         super().update_strategies()
         for name, strategy in self.strategies.items():
             self.strategies[name] = _raising_invalid_task(strategy)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
-        """Called on every new connection, whose channel then reads with care, not for long, and by one client."""
-        channel = self.task_consumer.channel
-        # Kombu makes one for every message that it takes, and one more to acknowledge it: a sixth of all that a tile
-        # costs around the engine. They are thread-safe, and share their pool anyway.
-        channel._create_client = functools.cache(channel._create_client)
-        channel.brpop_timeout = FOLLOW_S
-        channel._brpop_start = functools.partial(self._begin_reading, channel._brpop_start)
-        handlers = channel.handlers
-        handlers["BRPOP"] = functools.partial(_read_with_care, handlers["BRPOP"])
+        """Called once per broker connection. The channel then refreshes the list of queues before it reads."""
+        queues = JobQueues(self.task_consumer, self.connection_errors, self._is_running)
+        self.task_consumer.channel.before_read = queues.refresh
         return super().create_task_handler(*args, **kwargs)
 
-    def _begin_reading(self, begin: Callable[[], None]) -> None:
-        """Kombu's sending of one BRPOP, in the loop's own thread. While the worker holds all it may, there is none."""
-        if time.monotonic() >= self._follow_at:
-            self._follow_jobs()
-            self._follow_at = time.monotonic() + FOLLOW_S
-        begin()
-
-    def _follow_jobs(self) -> None:
-        """Read from the queues of all jobs there are now, and no others."""
-        if self.blueprint.state != RUN or state.should_stop is not None or state.should_terminate is not None:
-            return
-        try:
-            with self.task_consumer.channel.conn_or_acquire() as client:
-                jobs = {member.decode() for member in client.smembers(keys.JOBS)}
-        except self.connection_errors:  # the loop itself finds that out, and connects anew
-            return
-        wanted = {keys.QUEUE, *map(keys.queue, jobs)}
-        for name in {queue.name for queue in self.task_consumer.queues} - wanted:
-            self.task_consumer.cancel_by_queue(name)
-        for job_id in sorted(jobs):
-            if not self.task_consumer.consuming_from(keys.queue(job_id)):
-                self.task_consumer.add_queue(job_queue(job_id))
-        self.task_consumer.consume()
+    def _is_running(self) -> bool:
+        return self.blueprint.state == RUN and state.should_stop is None and state.should_terminate is None
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Drop what has no task's headers."""
-        _drop(message, "it is no Celery task")
+        """Drop a message without the headers of a task."""
+        _drop(message, "not a Celery task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Drop a task of another name."""
-        _drop(message, f"there is no task {str(exc)[:80]}")
+        _drop(message, f"unknown task {str(exc)[:80]}")
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """Drop a task whose arguments are no arguments, or come as anything but JSON: pickle is never looked at."""
-        _drop(message, f"{str(message.content_type)[:80]!r} content that is no task's arguments")
+        """Drop a task with malformed arguments or content that is not JSON. Pickle is never decoded."""
+        _drop(message, f"content of type {str(message.content_type)[:80]} holds no task arguments")
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """Drop what does not decode."""
-        _drop(message, f"{str(message.content_type)[:80]!r} content that does not decode")
+        """Drop a message whose content does not decode."""
+        _drop(message, f"content of type {str(message.content_type)[:80]} does not decode")
 
 
 def _raising_invalid_task(strategy: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,15 +85,6 @@ def _raising_invalid_task(strategy: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _read_with_care(read: Callable[..., Any], **options: Any) -> Any:
-    """Kombu's reading of one queue entry. One that is no JSON envelope is off the queue already when that shows."""
-    try:
-        return read(**options)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        log.error("dropped a message: it is no Kombu message (%s)", type(error).__name__)
-        return True
-
-
 def _drop(message: Any, reason: str) -> None:
-    log.error("dropped a message: %s", reason)
+    log.error("dropped message reason=%s", reason)
     message.ack()

@@ -1,14 +1,13 @@
-"""One queue message from its body to its end: decode, check, render, store, record. Knows no Celery.
+"""Handles one queue message: decode, claim, render, store, record. Independent of Celery.
 
-What happens to a message:
-
-    a tile that is stored or has failed, that another
-    message is about, or whose job is cancelled           dropped
-    a body that names no tile of a known job              logged, dropped
-    rendered                                              PNG stored, then noted in the ledger
-    cannot be rendered                                    failure stored with its reason, then noted
-    an error that may be this machine's, or a bug of ours Requeue; after the third, as one that cannot be rendered
-    storage out of reach, device lost, worker stopping    Requeue: the queue gets it again
+message or event                                      outcome
+tile stored or failed, claimed by another message,
+or of a cancelled job                                 acknowledged without work
+body names no tile of a known job                     logged as dropped, acknowledged
+tile rendered                                         PNG stored, then recorded in the ledger
+tile cannot be rendered                               failure record stored, then recorded in the ledger
+error of unknown cause (machine or bug)               Requeue; at the third attempt handled as "cannot be rendered"
+object store unreachable, device lost, worker stops   Requeue
 """
 
 import json
@@ -50,40 +49,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Work on a tile that began this often and never ended takes whole workers down with it. Far above what spot
-#: machines that vanish can do to one tile, and low enough that a poison ends.
+#: A tile of which this many attempts never ended is a failure: it probably ends whole workers. High enough that
+#: preempted spot machines do not reach it.
 MAX_STARTS = 10
 
-#: Errors that may be one machine's fault (weights it cannot load, too little memory) get this many machines' tries.
+#: Attempts after errors that may be specific to one machine, such as weights it cannot load or too little memory.
 MAX_ATTEMPTS = 3
 
-#: Pause before a message goes back because of an error that will still be there in a moment.
-HAND_BACK_PAUSE_S = 5.0
+#: Seconds before a message is requeued because of an error that is likely to last.
+REQUEUE_DELAY_S = 5.0
 
-#: An incomplete batch waits this long for its next message. One takes a millisecond or two, but a job that is submitted
-#: while the device keeps all cores busy sends its messages more slowly.
-LINGER_S = 0.25
+#: Seconds that an incomplete batch waits for more messages. A message takes a millisecond or two, or longer if it is
+#: submitted on a machine whose cores are all busy rendering.
+BATCH_WAIT_S = 0.25
 
-#: A claim lasts this share of the visibility timeout. Less than all of it, because it begins later than the message's
-#: visibility, by up to a quarter; the heartbeat renews both.
+#: Duration of a claim as a share of the visibility timeout. A claim begins up to a quarter of the timeout after the
+#: message became invisible, and must not outlast it. The heartbeat renews both.
 CLAIM_SHARE = 0.7
 
-#: What a batch that is about to begin waits for an answer from Redis.
+#: Timeout in seconds of the cancellation check before each batch.
 _ANSWER_S = 1.0
 
 
 class _Cancelled(FilterfarmError):
-    """Raised for a tile whose job was cancelled while it waited for its batch."""
+    """The job was cancelled while its tile waited for a batch."""
 
 
 class Requeue(Exception):
-    """Raised when a message has to go back to the queue."""
+    """Raised when a message must be delivered again."""
 
 
 class MessageHandler:
-    """What one Celery process does with messages. ``handle`` is called by many threads.
+    """Handles the messages of one Celery process. Thread-safe: each message is handled in a thread of its own.
 
-    ``MessageHandler(settings, name)`` raises DeviceLost where nothing can be rendered here.
+    ``name``: the name of this worker in Redis. The constructor raises DeviceLost if the device cannot compute.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -98,31 +97,32 @@ class MessageHandler:
         self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
         #: (job id, tile number) of what this process has claimed
         self._claims: set[tuple[str, int]] = set()
-        #: for the batcher, which does not wait for a Redis that is gone: a batch may begin all the same
-        self._impatient = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
+        #: Fail-fast client for the cancellation check. If Redis is unreachable, the batch runs anyway.
+        self._fail_fast_ledger = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
         self._renderer = Renderer(hang_s=settings.hang_s, sizes=candidate_sizes(settings.batch, settings.device))
         try:
-            self._renderer.check(settings.device)  # before a message is taken that others could deal with
+            self._renderer.check(settings.device)  # before any message is taken that another worker could handle
         except DeviceLost:
             self._renderer.stop()
             raise
         self._batcher: Batcher[Tile] = Batcher(
-            self._run, size=settings.batch or max_batch_size(settings.device), linger_s=LINGER_S
+            self._run, size=settings.batch or max_batch_size(settings.device), wait_s=BATCH_WAIT_S
         )
         self._jobs = JobCache(self._store, settings.cache_dir)
 
     def handle(self, body: object) -> None:
-        """Deal with one message; returns when it may be acknowledged. Raises Requeue when it may not."""
+        """Handle one message. Returns when it may be acknowledged, raises Requeue if it must be delivered again."""
         try:
-            self._store.wait_until_ready()  # before the work: it could not be stored
+            self._store.wait_until_ready()  # without the store, rendering would be wasted
             task, job = self._decode(body)
         except (CorruptJob, NoJob) as error:
-            log.error("dropped a message: %s", error)
+            log.error("dropped message reason=%s", error)
             return
         except Draining as error:
             raise Requeue from error
         except STORAGE_ERRORS as error:
-            self._hand_back(error)
+            log.warning("requeued reason=%s", error)
+            self._requeue(error)
         number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
         starts = self.ledger.claim(job.id, number, token, self._claim_s)
         if not starts:
@@ -136,14 +136,14 @@ class MessageHandler:
             self.ledger.end_claim(job.id, number, token, stored=stored)
 
     def renew_claims(self, ledger: Ledger) -> None:
-        """Called every few seconds: keep what this process has claimed."""
+        """Renew the claims of this process. Called by the heartbeat, with its own client."""
         ledger.renew_claims(list(self._claims), self._claim_s)
 
     def drain(self, timeout_s: float) -> None:
-        """Stop: finish the batch on the device if that takes no longer than ``timeout_s``, hand back the rest."""
+        """Stop: finish the batch on the device within ``timeout_s`` seconds, requeue all other messages."""
         self._batcher.close()
         if not self._batcher.join(timeout_s):
-            log.warning("the batch on the device did not finish within %g s and goes back to the queue", timeout_s)
+            log.warning("requeued the batch on the device reason=not finished within %g s", timeout_s)
         self._renderer.stop()
         self._batcher.join(5.0)
         self._stopping.set()
@@ -156,9 +156,9 @@ class MessageHandler:
         return task, job
 
     def _attempt(self, task: Task, job: Job, number: int, starts: int) -> bool:
-        """Whether the tile is stored now."""
+        """Render and store the tile. Returns True if it is stored, False if its job is cancelled or it failed."""
         try:
-            return self._make(task, job, number, starts)
+            return self._render_and_store(task, job, number, starts)
         except _Cancelled:
             self.ledger.undo_start(job.id, number)
             return False
@@ -167,57 +167,62 @@ class MessageHandler:
             raise Requeue from error
         except (TransientError, *STORAGE_ERRORS) as error:
             self.ledger.undo_start(job.id, number)
-            self._hand_back(error)
+            self._requeue_tile(task, str(error), error)
 
-    def _make(self, task: Task, job: Job, number: int, starts: int) -> bool:
+    def _render_and_store(self, task: Task, job: Job, number: int, starts: int) -> bool:
         key = keys.tile(job.id, task.layer, task.filter)
-        if starts > 1 and self._store.exists(key):  # its worker died between storing and noting it
+        if starts > 1 and self._store.exists(key):  # its worker died between storing and recording it
             return True
         try:
             if starts > MAX_STARTS:
-                raise RenderFailed(f"{MAX_STARTS} workers ended while they rendered it")
-            made = self._render(task, job, starts)
+                raise RenderFailed(f"{MAX_STARTS} workers ended while rendering it")
+            artifacts = self._render(task, job, starts)
         except RenderFailed as error:
-            self._give_up(task, job, number, starts, str(error))
+            self._store_failure(task, job, number, starts, str(error))
         except (TransientError, *STORAGE_ERRORS, _Cancelled, redis.RedisError):
             raise
-        except Exception as error:  # of this machine, or a bug of ours: the message must not go round for ever
+        except Exception as error:  # of this machine, or a bug; not requeued without end
             known = isinstance(error, FilterfarmError)
             reason = str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if not known:
-                log.error("unexpected: %s", reason, exc_info=error)
+                tile = job.id, task.layer, task.filter
+                log.error("unexpected job=%s layer=%s filter=%d reason=%s", *tile, reason, exc_info=error)
             if self.ledger.count_attempt(job.id, number) < MAX_ATTEMPTS:
-                self._hand_back(error)
-            self._give_up(task, job, number, starts, reason)
+                self._requeue_tile(task, reason, error)
+            self._store_failure(task, job, number, starts, reason)
         else:
-            for name, body, content_type in made:
+            for name, body, content_type in artifacts:
                 self._store.put(name, body, content_type)
             return True
         return False
 
     def _render(self, task: Task, job: Job, starts: int) -> list[tuple[str, bytes, str]]:
-        """What is to be stored: key, body and content type. The tile is last, because one that is stored is done."""
-        self._jobs.checkpoint(job)  # here, where others do not wait for it
+        """Key, body and content type of each object to store. Raises RenderFailed, and what the batch raises."""
+        self._jobs.checkpoint(job)  # downloads in this thread, so that other jobs' batches do not wait
         tile = self._batcher.submit((job.id, task.layer), task.filter).result()
         if tile.error:
             raise RenderFailed(tile.error)
         return tile_artifacts(job, task, tile, starts)
 
-    def _give_up(self, task: Task, job: Job, number: int, starts: int, reason: str) -> None:
-        log.error("failed job=%s layer=%s filter=%d: %s", job.id, task.layer, task.filter, reason)
+    def _store_failure(self, task: Task, job: Job, number: int, starts: int, reason: str) -> None:
+        log.error("failed job=%s layer=%s filter=%d reason=%s", job.id, task.layer, task.filter, reason)
         failure = FailureRecord(job=job.id, layer=task.layer, filter=task.filter, reason=reason, attempts=starts)
         key = keys.failed(job.id, task.layer, task.filter)
         self._store.put(key, failure.model_dump_json(indent=1).encode(), "application/json")
         self.ledger.mark_failed(job.id, number, reason)
 
-    def _hand_back(self, error: BaseException) -> NoReturn:
-        log.warning("handed a message back: %s", error)
-        self._stopping.wait(HAND_BACK_PAUSE_S)
+    def _requeue_tile(self, task: Task, reason: str, error: BaseException) -> NoReturn:
+        log.warning("requeued job=%s layer=%s filter=%d reason=%s", task.job, task.layer, task.filter, reason)
+        self._requeue(error)
+
+    def _requeue(self, error: BaseException) -> NoReturn:
+        self._stopping.wait(REQUEUE_DELAY_S)
         raise Requeue from error
 
     def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
+        """Render one batch; called by the batcher's thread."""
         try:
-            cancelled = self._impatient.is_cancelled(group[0])
+            cancelled = self._fail_fast_ledger.is_cancelled(group[0])
         except redis.RedisError:
             cancelled = False
         if cancelled:
@@ -228,7 +233,7 @@ class MessageHandler:
         try:
             tiles = self._renderer.render(batch, self._batcher.settle)
         except DeviceLost as error:
-            log.error("stopping: %s", error)
+            log.error("stopping reason=%s", error)
             os.kill(os.getpid(), signal.SIGTERM)
             raise
         seconds = sum(tile.seconds for tile in tiles.values() if not isinstance(tile, FilterfarmError))

@@ -36,9 +36,9 @@ class Device:
 
 
 @contextmanager
-def batching(run: Run, *, size: int, linger_s: float = 60.0) -> Iterator[Batcher[str]]:
+def batching(run: Run, *, size: int, wait_s: float = 60.0) -> Iterator[Batcher[str]]:
     """A batcher that ends with the test."""
-    batcher: Batcher[str] = Batcher(run, size=size, linger_s=linger_s)
+    batcher: Batcher[str] = Batcher(run, size=size, wait_s=wait_s)
     try:
         yield batcher
     finally:
@@ -79,7 +79,7 @@ def test_a_full_batch_goes_at_once() -> None:
 def test_an_incomplete_batch_goes_once_it_has_lingered() -> None:
     # Given a batcher that waits for a fifth of a second
     device, began = Device(), time.monotonic()
-    with batching(device, size=8, linger_s=0.2) as batcher:
+    with batching(device, size=8, wait_s=0.2) as batcher:
         # When fewer tiles come than a batch holds
         futures = [batcher.submit(ONE, number) for number in range(3)]
         # Then they are rendered together, after that time
@@ -126,7 +126,7 @@ def test_jobs_take_turns() -> None:
 def test_an_incomplete_batch_is_not_kept_waiting_by_full_ones_of_another_job() -> None:
     # Given a busy device
     device = Device()
-    with batching(device, size=2, linger_s=0.0) as batcher:
+    with batching(device, size=2, wait_s=0.0) as batcher:
         with held(device, batcher, 2):
             # When one job asks for three full batches, and another for a single tile
             futures = [batcher.submit(group, number) for group in (ONE, TWO) for number in (0, 1)]
@@ -140,7 +140,7 @@ def test_an_incomplete_batch_is_not_kept_waiting_by_full_ones_of_another_job() -
 def test_what_does_not_fit_into_a_batch_is_in_the_next() -> None:
     # Given a busy device
     device = Device()
-    with batching(device, size=4, linger_s=0.05) as batcher:
+    with batching(device, size=4, wait_s=0.05) as batcher:
         with held(device, batcher, 4):
             # When more tiles come than a batch holds
             futures = [batcher.submit(ONE, number) for number in range(9)]
@@ -287,7 +287,7 @@ def test_many_callers_at_once_each_get_their_own() -> None:
     device = Device()
     found: list[tuple[Group, int, str]] = []
 
-    with batching(device, size=8, linger_s=0.01) as batcher:
+    with batching(device, size=8, wait_s=0.01) as batcher:
 
         def call(start: int) -> None:
             for number in range(start, 320, 16):

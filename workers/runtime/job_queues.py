@@ -1,0 +1,50 @@
+"""Which queues a worker reads: one per registered job, and the one that belongs to no job."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from workers.clients.broker import job_queue
+from workers.contract import keys
+
+#: Seconds between two looks at the list of jobs, and the timeout of a BRPOP. An idle worker notices a new job after at
+#: most twice this time, because Redis checks ten times a second for timeouts that are over.
+REFRESH_S = 0.1
+
+
+class JobQueues:
+    """Keeps a Kombu consumer reading the queues of the registered jobs. Used by the thread of the event loop alone.
+
+    ``consumer``: the kombu.Consumer. ``connection_errors``: what a lost connection raises, ignored here because the
+    event loop meets it too and reconnects. ``is_running``: false once the worker stops, when no queue may be added.
+    """
+
+    def __init__(
+        self, consumer: Any, connection_errors: tuple[type[BaseException], ...], is_running: Callable[[], bool]
+    ) -> None:
+        self._consumer = consumer
+        self._connection_errors = connection_errors
+        self._is_running = is_running
+        self._refresh_at = 0.0  # monotonic clock
+
+    def refresh(self) -> None:
+        """Read from the queues of all jobs registered now, and from no others. At most once every REFRESH_S."""
+        if time.monotonic() < self._refresh_at:
+            return
+        if self._is_running():
+            self._update()
+        self._refresh_at = time.monotonic() + REFRESH_S
+
+    def _update(self) -> None:
+        try:
+            with self._consumer.channel.conn_or_acquire() as client:
+                jobs = {member.decode() for member in client.smembers(keys.JOBS)}
+        except self._connection_errors:
+            return
+        wanted = {keys.QUEUE, *map(keys.queue, jobs)}
+        for name in {queue.name for queue in self._consumer.queues} - wanted:
+            self._consumer.cancel_by_queue(name)
+        for job_id in sorted(jobs):
+            if not self._consumer.consuming_from(keys.queue(job_id)):
+                self._consumer.add_queue(job_queue(job_id))
+        self._consumer.consume()
