@@ -99,7 +99,7 @@ def test_of_several_gpus_the_well_ones_work(farm: Fleet) -> None:
     # When it has work to do
     job = farm.submit(*JOB)["job"]
     wait_for("the job to end", lambda: has_ended(farm, job), 120)
-    wait_for("the other to be given up", lambda: "no worker on cuda:0 any more" in farm.log(worker), 60)
+    wait_for("the other to be given up", lambda: "device=cuda:0 is lost" in farm.log(worker), 60)
 
     # Then the one does it
     assert (farm.status(job)["stored"], farm.status(job)["failed"]) == (4, 0)

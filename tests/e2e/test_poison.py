@@ -20,9 +20,9 @@ NAN_FILTER = 11
 
 #: filter -> what its rendering does, and the reason that is recorded
 POISONS = {
-    1: ("ctypes.string_at(0)", "the renderer died (signal 11), and so 3 times in a row"),
-    6: ("os.abort()", "the renderer died (signal 6), and so 3 times in a row"),
-    9: ("os.kill(os.getpid(), signal.SIGKILL)", "the renderer died (signal 9), and so 3 times in a row"),
+    1: ("ctypes.string_at(0)", "renderer died: signal 11 (3 attempts)"),
+    6: ("os.abort()", "renderer died: signal 6 (3 attempts)"),
+    9: ("os.kill(os.getpid(), signal.SIGKILL)", "renderer died: signal 9 (3 attempts)"),
 }
 
 
@@ -74,7 +74,7 @@ def test_poison_filters_fail_alone_with_their_reasons(farm: Fleet) -> None:
 @pytest.mark.faults  # each of its three attempts waits for the time limit
 @pytest.mark.timeout(600)
 def test_a_filter_that_never_ends_fails_alone_with_its_reason(farm: Fleet) -> None:
-    endless = ("any(iter(int, 1))", "the renderer did not go on for 30 s, and so 3 times in a row")
+    endless = ("any(iter(int, 1))", "renderer made no progress for 30 s (3 attempts)")
     render_with(farm, {4: endless}, 400)
 
 

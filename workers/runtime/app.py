@@ -19,25 +19,25 @@ from workers.runtime.supervisor import SUPERVISOR_VARIABLE
 
 
 @signals.setup_logging.connect
-def _log_plainly(**_: Any) -> None:
+def _set_up_logging(**_: Any) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # One line per batch is ours; Celery's two per tile say nothing more, nor do its tracebacks of what is handed back.
+    # One line per batch is enough: not Celery's two per tile, nor its tracebacks of requeued messages.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
 
 
-def _leave_with(supervisor: int) -> None:
-    """Drain once the supervisor is gone: nobody would start or stop this process any more."""
+def _drain_after(supervisor: int) -> None:
+    """Drain once the supervisor has ended, because nothing else would stop this process."""
     while os.getppid() == supervisor:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# Celery warns root of pickled messages; ours are JSON, and nothing else is accepted.
+# Celery warns root of pickled messages; only JSON is accepted here.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 settings = Settings.from_environ(os.environ)
 app = make_app(settings)
 tasks.install(app, settings)
 if SUPERVISOR_VARIABLE in os.environ:
-    threading.Thread(target=_leave_with, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()
+    threading.Thread(target=_drain_after, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()

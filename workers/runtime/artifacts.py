@@ -1,4 +1,4 @@
-"""What is stored of a rendered tile: its PNG, which carries its record, and its animation."""
+"""The objects stored for a rendered tile: its PNG, which contains its record, and its animation."""
 
 import functools
 from importlib.metadata import version
@@ -9,14 +9,14 @@ from workers.contract.records import TileRecord
 from workers.contract.tile_png import encode_frames, encode_tile
 from workers.rendering.tile import Tile
 
-#: Packages on whose version a tile may depend.
+#: Packages whose versions may change the pixels of a tile.
 _PACKAGES = ("filterfarm", "torch", "torchvision", "numpy", "pillow")
 
 
 def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[str, bytes, str]]:
-    """Key, body and content type of each object. The PNG is last, because a tile whose PNG is stored is done.
+    """Key, body and content type of each object. The PNG is last, because a stored PNG means that the tile is complete.
 
-    ``starts``: how many times work on the tile has begun.
+    ``starts``: number of attempts at the tile, this one included.
     """
     record = TileRecord(
         job=job.id,
@@ -35,10 +35,10 @@ def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[
         precision=tile.precision,
         versions=_versions(),
     )
-    made = [(keys.tile(job.id, task.layer, task.filter), encode_tile(tile.pixels, record), "image/png")]
+    artifacts = [(keys.tile(job.id, task.layer, task.filter), encode_tile(tile.pixels, record), "image/png")]
     if tile.frames:
-        made.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
-    return made
+        artifacts.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
+    return artifacts
 
 
 @functools.cache

@@ -1,45 +1,45 @@
-"""How many tiles of a layer go to the device at once: what fits into its memory, and of that what was fastest."""
+"""Chooses the batch size per layer: the fastest of those that fit into device memory."""
 
 from dataclasses import dataclass, field
 
 from workers.contract.recipe import Recipe
 
-#: Model, layer and recipe: what it takes to render a tile depends on these, whatever the job.
+#: Model, layer and recipe: time and memory per tile depend on these.
 Kind = tuple[str, str, Recipe]
 
-#: Parts of each size that are timed before one is chosen. The faster counts: the first also loads what it needs, and
-#: filters that are rescued take longer.
+#: Batches timed per size before one is chosen. The fastest counts: the first batch also loads the network, and dead
+#: filters take longer.
 _TRIES = 2
 
-#: Tiles that may be at work at once where nobody chose, on a CPU and elsewhere.
+#: Largest batch without the setting FILTERFARM_BATCH, on a CPU and on other devices.
 _CPU_MOST, _GPU_MOST = 16, 32
 
 
 def max_batch_size(device: str) -> int:
-    """Tiles that a worker takes on for a device: the largest batch that is tried."""
+    """The largest batch size that is tried on a device."""
     return _GPU_MOST if device.startswith(("cuda", "mps", "xpu")) else _CPU_MOST
 
 
 @dataclass
 class _Known:
-    """About tiles of one kind."""
+    """Measurements of one kind of tile."""
 
-    #: tiles that fit into memory at once; None while none was too many
+    #: largest batch that fits into memory; None as long as each did
     fitting: int | None = None
-    #: size -> seconds per tile of each part of that size
+    #: batch size -> seconds per tile of each timed batch
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
 def candidate_sizes(batch: int, device: str) -> tuple[int, ...]:
-    """What the setting FILTERFARM_BATCH leaves open: nothing, unless it is 0."""
+    """The batch sizes to try if the setting FILTERFARM_BATCH is 0 (automatic); empty otherwise."""
     most = max_batch_size(device)
     return () if batch else (most, most // 2, most // 4)
 
 
 class BatchSizer:
-    """What one renderer has learnt. ``sizes`` are tried for each layer, the first one first, to go on with the best.
+    """Batch sizes of one renderer. ``sizes`` are tried in order for each layer, then the fastest is used.
 
-    Without any, a batch goes as it comes, as far as it fits.
+    If ``sizes`` is empty, all waiting tiles form one batch, limited by memory alone.
     """
 
     def __init__(self, sizes: tuple[int, ...] = ()) -> None:
@@ -47,7 +47,7 @@ class BatchSizer:
         self._known: dict[Kind, _Known] = {}
 
     def size(self, kind: Kind, waiting: int) -> int:
-        """How many of the tiles that wait should go at once."""
+        """Batch size for ``waiting`` tiles of one kind, from 1 to ``waiting``."""
         known = self._known.get(kind, _Known())
         most = min(waiting, known.fitting or waiting)
         sizes = [size for size in self._sizes if size <= most]
@@ -57,13 +57,13 @@ class BatchSizer:
         return untried[0] if untried else min(sizes, key=lambda size: min(known.seconds[size]))
 
     def note(self, kind: Kind, tiles: int, seconds: float) -> None:
-        """A part of so many tiles took that long."""
+        """Record that a batch of ``tiles`` took ``seconds``."""
         taken = self._of(kind).seconds.setdefault(tiles, [])
         if len(taken) < _TRIES:
             taken.append(seconds / tiles)
 
     def record_oom(self, kind: Kind, tiles: int) -> None:
-        """The device's memory could not hold so many: from now on half, or fewer where that is known."""
+        """Record that ``tiles`` did not fit into memory: the limit becomes half of that, or stays if it is lower."""
         known = self._of(kind)
         known.fitting = max(1, min(known.fitting or tiles, tiles // 2))
 

@@ -1,8 +1,8 @@
-"""Tasks come one by one, devices want batches: one future per task, one batch per (job, layer).
+"""Collects single tiles into batches: one future per tile, one batch per (job, layer).
 
-Every Celery task is a thread that waits here for its tile. While one batch computes, the threads of the last one
-encode and upload, and the messages of the next are already here. The threads of a batch are told of its end once the
-next one is on the device: with 16 of them at work, it took 50 ms to get there.
+Each Celery task is a thread that waits here for its tile. While one batch is on the device, the threads of the previous
+batch encode and upload, and the messages of the next batch arrive. The futures of a batch are resolved only once the
+next batch is on the device: 16 threads that encode delay its start by about 50 ms.
 """
 
 import logging
@@ -24,10 +24,10 @@ Group = tuple[str, str]
 
 
 class Batcher(Generic[Result]):
-    """Collects filters per group and hands them to ``run`` in batches, one batch at a time, from its own thread.
+    """Collects filters per group and calls ``run`` with one batch at a time, in a thread of its own.
 
-    ``run(group, filters)`` returns a result or an error for each filter. It calls ``settle`` as soon as the device is
-    at work.
+    ``run(group, filters)`` returns a result or an error for each filter. It calls ``resolve_previous`` as soon as the
+    device is busy. ``size``: largest batch. ``wait_s``: seconds that an incomplete batch waits for more tiles.
     """
 
     def __init__(
@@ -39,21 +39,20 @@ class Batcher(Generic[Result]):
     ) -> None:
         self._run = run
         self._size = size
-        #: how long an incomplete batch waits for more messages while the device is idle
         self._wait_s = wait_s
         self._waiting: OrderedDict[Group, dict[int, list[Future[Result]]]] = OrderedDict()
         self._since: dict[Group, float] = {}
-        #: job -> number of its last batch
+        #: job -> sequence number of its last batch
         self._ran: dict[str, int] = {}
         self._changed = threading.Condition()
         self._closed = False
-        #: what the callers of the last batch are still to be told
-        self._ended: tuple[dict[int, list[Future[Result]]], dict[int, Result | FilterfarmError]] = {}, {}
+        #: futures and results of the previous batch, not resolved yet
+        self._previous: tuple[dict[int, list[Future[Result]]], dict[int, Result | FilterfarmError]] = {}, {}
         self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
         self._thread.start()
 
     def submit(self, group: Group, filter_: int) -> "Future[Result]":
-        """A future for one tile; a filter that is asked for twice is rendered once. Draining once closed."""
+        """A future for one tile. A filter submitted twice is rendered once. Once closed, the future raises Draining."""
         future: Future[Result] = Future()
         with self._changed:
             if self._closed:
@@ -65,32 +64,30 @@ class Batcher(Generic[Result]):
         return future
 
     def close(self) -> None:
-        """Take no more work and hand back what has not begun; the batch that runs goes on."""
+        """Accept no more tiles. Those that wait fail with Draining; the batch that runs is finished."""
         with self._changed:
             self._closed = True
             waiting, self._waiting = self._waiting, OrderedDict()
             self._changed.notify()
         for futures in waiting.values():
-            handed_back: dict[int, Result | FilterfarmError] = dict.fromkeys(
-                futures, Draining("the worker is stopping")
-            )
-            _settle(futures, handed_back)
+            errors: dict[int, Result | FilterfarmError] = dict.fromkeys(futures, Draining("the worker is stopping"))
+            _resolve(futures, errors)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the batch that runs; whether it ended in time."""
+        """Wait for the batch that runs. Returns False if it takes longer than ``timeout_s`` seconds."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def settle(self) -> None:
-        """Tell the callers of the last batch what became of it; for ``run`` alone, in its thread."""
-        ended, self._ended = self._ended, ({}, {})
-        _settle(*ended)
+    def resolve_previous(self) -> None:
+        """Resolve the futures of the previous batch. Called by ``run`` alone, in its thread."""
+        previous, self._previous = self._previous, ({}, {})
+        _resolve(*previous)
 
     def _loop(self) -> None:
         while True:
             taken = self._take(wait=False)
             if taken is None:
-                self.settle()
+                self.resolve_previous()
                 taken = self._take(wait=True)
             if taken is None:
                 return
@@ -99,14 +96,14 @@ class Batcher(Generic[Result]):
                 results = self._run(group, tuple(futures))
             except FilterfarmError as error:
                 results = dict.fromkeys(futures, error)
-            except Exception as error:  # the thread must outlive any error, or every later task waits for ever
-                log.exception("unexpected, in a batch of %s %s", *group)
+            except Exception as error:  # if this thread ended, all later tasks would wait for ever
+                log.exception("unexpected job=%s layer=%s reason=%s", *group, type(error).__name__)
                 results = dict.fromkeys(futures, FilterfarmError(f"{type(error).__name__}: {error}"))
-            self.settle()  # for a batch that never came to the device
-            self._ended = futures, results
+            self.resolve_previous()  # if ``run`` has failed before it did
+            self._previous = futures, results
 
     def _take(self, *, wait: bool) -> tuple[Group, dict[int, list["Future[Result]"]]] | None:
-        """The batch to run now, None when closed, or when there is none to run and it is not to be waited for."""
+        """The next batch. None if closed, or if no batch is ready and ``wait`` is false."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
@@ -126,11 +123,11 @@ class Batcher(Generic[Result]):
         return self._since[group] + self._wait_s - now
 
     def _rank(self, group: Group) -> tuple[int, bool, float]:
-        """The job whose last batch is longest ago; of that a full batch; else what has waited longest."""
+        """Round robin over jobs. Within a job, full batches first, then those that have waited longest."""
         return self._ran.get(group[0], 0), not self._is_full(group), self._since[group]
 
     def _first_of(self, group: Group) -> dict[int, list["Future[Result]"]]:
-        """As many tiles of a group as a batch holds, for it to begin. It is full or has lingered; jobs take turns."""
+        """Take at most one batch of a group from those that wait, and count it as the turn of its job."""
         filters = self._waiting.pop(group)
         taken = sorted(filters)[: self._size]
         rest = {filter_: futures for filter_, futures in filters.items() if filter_ not in taken}
@@ -142,9 +139,9 @@ class Batcher(Generic[Result]):
         return {filter_: filters[filter_] for filter_ in taken}
 
 
-def _settle(futures: dict[int, list["Future[Result]"]], results: dict[int, Result | FilterfarmError]) -> None:
+def _resolve(futures: dict[int, list["Future[Result]"]], results: dict[int, Result | FilterfarmError]) -> None:
     for filter_, waiting in futures.items():
-        result = results.get(filter_, RenderFailed(f"the renderer returned nothing for filter {filter_}"))
+        result = results.get(filter_, RenderFailed(f"renderer returned no result for filter {filter_}"))
         for future in waiting:
             if isinstance(result, FilterfarmError):
                 future.set_exception(result)

@@ -1,4 +1,4 @@
-"""Jobs as a worker has them: read from the bucket once, their checkpoints kept on this machine."""
+"""Caches frozen jobs in memory and their checkpoints on disk."""
 
 import os
 import threading
@@ -9,19 +9,19 @@ from workers.contract import keys
 from workers.contract.errors import CorruptJob, NoJob
 from workers.contract.job import Job, decode
 
-#: Jobs that are remembered, each with the index of its tiles: a few MB for a whole network.
+#: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
 _MOST_JOBS = 64
 
 
 class JobCache:
-    """The frozen jobs this worker has messages of. Thread-safe; raises the store's errors, and Draining as it does."""
+    """The frozen jobs of the bucket. Thread-safe. Raises the store's errors, Draining included."""
 
     def __init__(self, store: RetryingStore, cache_dir: Path) -> None:
         self._store = store
         self._folder = cache_dir.expanduser() / "weights"
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        #: its own, because a checkpoint may take minutes, and no other job's batch should wait for that
+        #: a second lock, because a download may take minutes and must not block ``job``
         self._download = threading.Lock()
 
     def job(self, job_id: str) -> Job:
@@ -40,13 +40,13 @@ class JobCache:
             return self._jobs[job_id]
 
     def checkpoint(self, job: Job) -> Path | None:
-        """A copy of the job's own checkpoint, if it has one, kept by its hash so that many jobs share it.
+        """Local path of the job's own checkpoint, if it has one. The file is named by its hash, so that jobs share it.
 
-        Raises NoJob where the bucket has lost it, OSError where this machine cannot keep it.
+        Raises NoJob if it is not in the bucket, OSError if it cannot be written here.
         """
         if job.weights.source != "file" or job.weights.sha256 is None:
             return None
-        # The suffix tells safetensors from pickle.
+        # The suffix distinguishes safetensors from pickle.
         path = self._folder / f"{job.weights.sha256}{Path(job.weights.name).suffix}"
         if path.exists():
             return path
@@ -54,7 +54,7 @@ class JobCache:
             if not path.exists():
                 data = self._store.get(keys.weights(job.id, job.weights.sha256))
                 if data is None:
-                    raise NoJob(f"job {job.id} has lost its checkpoint {job.weights.name}; submit it again")
+                    raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
                 self._folder.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f"{path.name}.{os.getpid()}")
                 partial.write_bytes(data)

@@ -231,7 +231,7 @@ class MessageHandler:
         checkpoint = self._jobs.checkpoint(job)
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
         try:
-            tiles = self._renderer.render(batch, self._batcher.settle)
+            tiles = self._renderer.render(batch, self._batcher.resolve_previous)
         except DeviceLost as error:
             log.error("stopping reason=%s", error)
             os.kill(os.getpid(), signal.SIGTERM)

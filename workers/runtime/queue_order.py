@@ -1,6 +1,6 @@
-"""In which order a worker asks the jobs' queues: each job gets a turn of one batch.
+"""The order in which a worker reads the jobs' queues: round robin, one batch per turn.
 
-Kombu's own round robin changes the queue after each message, which would leave a worker with half a batch of every job.
+Kombu's own round robin changes the queue after each message, so that a worker would hold part of a batch of each job.
 """
 
 from collections import Counter
@@ -8,16 +8,18 @@ from collections.abc import Iterable
 
 
 class QueueOrder:
-    """The order of the queues, as Kombu's ``queue_order_strategy`` wants it; the first that holds a message is read."""
+    """A ``queue_order_strategy`` of Kombu. The first queue in order that holds a message is read.
+
+    ``size``: messages per turn.
+    """
 
     def __init__(self, size: int) -> None:
-        #: messages in a turn
         self._size = size
         self._order: list[str] = []
         self._taken: Counter[str] = Counter()
 
     def update(self, queues: Iterable[str]) -> None:
-        """These are the queues now. New ones come first: whoever waited has not had a turn yet."""
+        """Set the queues. New ones come first, because they have not had a turn yet."""
         now = list(dict.fromkeys(queues))
         kept = [queue for queue in self._order if queue in now]
         self._order = [queue for queue in now if queue not in kept] + kept
@@ -28,7 +30,7 @@ class QueueOrder:
         return self._order[:count]
 
     def rotate(self, queue: str) -> str:
-        """A message has come from ``queue``; once its turn is over, it goes to the end."""
+        """Count a message from ``queue``. Once its turn is over, the queue moves to the end."""
         if queue in self._order:
             self._taken[queue] += 1
             if self._taken[queue] >= self._size:

@@ -1,6 +1,4 @@
-"""What runs in the renderer's own process. Torch is imported there alone: the parent, which imports this too, does
-without it.
-"""
+"""The functions that run in the render process. They import torch; the parent imports this module without torch."""
 
 import functools
 import logging
@@ -21,35 +19,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What the process is to find in its environment, because glibc reads it when a process starts: large tensors lie in
-#: huge pages where the system gives them to whoever asks. Address translation was 3 to 9 % of VGG16's time on a CPU.
+#: Environment of the process, because glibc reads it at process start. Large tensors get huge pages if the system has
+#: them enabled on request ("madvise"). Address translation was 3 to 9 % of VGG16's time on a CPU.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Result = TypeVar("Result")
 
 
 def begin(progress: Any) -> None:
-    """What the process does first; ``progress`` counts from then on what it has done."""
+    """Initialise the process. ``progress``: a shared counter, counted up by each call of a module of the network."""
     progress.value += 1  # before torch is loaded, which can take a while
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     from workers.networks import process_tuning
 
-    def go_on(*_: object) -> None:
+    def count(*_: object) -> None:
         progress.value += 1
 
     _die_with_parent()
     process_tuning.tune()
-    # Every call of any part of a network is progress. For as long as this process lives, which does nothing else.
-    register_module_forward_pre_hook(go_on)
+    # Global to the process, which does nothing but render.
+    register_module_forward_pre_hook(count)
 
 
 def _die_with_parent() -> None:
-    """A renderer without its worker would hold the device for nobody."""
+    """End this process when its parent ends, so that the device is free again."""
 
     parent = multiprocessing.parent_process()
     if parent is None:
-        raise RuntimeError("a renderer is always some process's child")
+        raise RuntimeError("the renderer has to be a child process")
 
     def wait() -> None:
         parent.join()
@@ -58,12 +56,12 @@ def _die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-#: Model, weights, checkpoint, seed, device: what makes a network what it is.
+#: Model, weights, checkpoint, seed and device: what identifies a loaded network.
 _Network = tuple[str, Weights, Path | None, int, str]
 
 
 def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) -> "list[Tile]":
-    """The tiles of one batch; raises what can go wrong with it, without torch in it."""
+    """The tiles of one batch. Raises a FilterfarmError, which the parent can unpickle without torch."""
     from workers.networks import devices
     from workers.rendering.render import render_layer
 
@@ -72,38 +70,38 @@ def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) ->
         tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
         return render_layer(tap, layer, filters, recipe, device)
 
-    return _telling(work)
+    return _torch_free(work)
 
 
 def check(device: str) -> None:
-    """Compute a little on the device; raises what can go wrong with that, without torch in it."""
+    """Run a trivial computation on the device. Raises as ``render`` does."""
     from workers.networks import devices
 
-    _telling(lambda: devices.check(_device(device)))
+    _torch_free(lambda: devices.check(_device(device)))
 
 
-def _telling(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns; what it raises is what the parent is told."""
+def _torch_free(work: Callable[[], Result]) -> Result:
+    """Return what ``work`` returns; convert its errors with ``failure``."""
     try:
         return work()
     except FilterfarmError:
         raise
     except Exception as error:
         failed = failure(error)
-    # Out here, where the error is forgotten: it holds all tensors of a batch that did not fit, and pebble keeps what a
-    # task raises until the next one has ended.
+    # Outside the except clause, so that the new error has no reference to the old one. That holds all tensors of a
+    # batch that did not fit, and pebble keeps a task's error until the next task has ended.
     raise failed
 
 
 def failure(error: Exception) -> FilterfarmError:
-    """What the parent is told of an error, as text: it has no torch to unpickle torch's exceptions with."""
+    """Converts to a torch-free exception: the parent process cannot unpickle torch's."""
     from workers.networks import devices
 
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if devices.is_full(error):
         return DeviceFull(reason)
     if devices.has_failed(error):
-        log.error("the device failed: %s", reason)
+        log.error("device failed reason=%s", reason)
         return DeviceFailed(reason)
     return RenderFailed(reason)
 
@@ -116,7 +114,7 @@ def _device(name: str) -> Any:
     return torch.device(devices.available()[0] if name == "auto" else name)
 
 
-# The child's only state, with the networks: a few taps, because layers and jobs take turns.
+# A few layers, because batches of several layers and jobs alternate.
 @functools.lru_cache(maxsize=4)
 def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
     from workers.networks.layer_extractor import LayerExtractor
@@ -125,7 +123,7 @@ def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
     return LayerExtractor(model, graph, layer, tap, precision, kernels)
 
 
-# Two, so that two jobs that take turns load once each.
+# Two networks, so that two jobs whose batches alternate are each loaded once.
 @functools.lru_cache(maxsize=2)
 def _load(network: _Network) -> tuple[Any, Any, Any]:
     import torch

@@ -1,9 +1,9 @@
-"""The renderer's own process, seen from the Celery process that owns it.
+"""The parent's side of the render process, which isolates the worker from crashes of the renderer.
 
-A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang takes only the child. The parent knows the
-batch, starts a new child, splits the batch until the tile that did it stands alone, and gives up on that one only.
-Where a new child cannot even compute something small, no tile has done it: the device is lost.
-A batch that the device's memory cannot hold is halved, and the size that fits is remembered; see pace.py.
+A CUDA assertion, a segmentation fault, an out-of-memory kill or a hang ends only the child. The parent then starts a
+new child and splits the batch until the tile that causes it is alone; only that tile fails.
+If a fresh child fails a trivial computation, the device is broken (DeviceLost).
+A batch that does not fit into device memory is halved, and the size that fits is remembered; see batch_size.py.
 """
 
 import multiprocessing
@@ -34,16 +34,16 @@ from workers.runtime.batch_size import BatchSizer, Kind
 if TYPE_CHECKING:
     from workers.rendering.tile import Tile
 
-#: How often a tile may be in the renderer when that dies or hangs. The last time it is alone, so that no other tile is
-#: given up in its place.
+#: A tile fails after it was in this many renderers that died or hung. At the last attempt it is alone, so that it is
+#: not blamed for another tile.
 MAX_ATTEMPTS = 3
 
-#: How often the parent looks whether the child lives and goes on; a death or a hang is noticed that much later.
-_LOOK_S = 0.5
-CONSTS.sleep_unit = _LOOK_S  # pebble looks five times as often, and so with 2 % of a core
+#: Seconds between two checks of the child: a crash or a hang is noticed at most this much later.
+_POLL_S = 0.5
+CONSTS.sleep_unit = _POLL_S  # pebble's default polls five times as often, which takes 2 % of a core
 
-#: The child takes up a batch within a few milliseconds, as long as no other thread of this process has much to do; what
-#: waits for that waits no longer than this.
+#: Longest wait in seconds for the child to start a batch, before ``on_start`` is called anyway. It takes a few
+#: milliseconds unless other threads of this process are busy.
 _START_S = 0.1
 
 Result = TypeVar("Result")
@@ -54,47 +54,50 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What is to be rendered: tiles of one layer of one job."""
+    """Tiles of one layer of one job, to be rendered together."""
 
     job: Job
     layer: str
     filters: tuple[int, ...]
-    #: where the job's own checkpoint lies on this machine, if it has one
+    #: local path of the job's own checkpoint, if it has one
     checkpoint: Path | None
     device: str
 
     @property
     def kind(self) -> Kind:
-        """What the time and the memory that a tile takes depend on: not what the weights and the start noise are."""
+        """What the time and memory per tile depend on: neither the weights nor the start image."""
         return self.job.model, self.layer, self.job.recipe.model_copy(update={"seed": 0, "directions": None})
 
 
 class Renderer:
-    """One child process that renders one batch at a time. ``render`` is called by one thread, ``stop`` by any."""
+    """One child process that renders one batch at a time. ``render`` is called by one thread, ``stop`` by any.
+
+    ``hang_s``: seconds without progress after which the child is killed. ``sizes``: batch sizes to try, see BatchSizer.
+    """
 
     def __init__(self, *, hang_s: float, sizes: tuple[int, ...] = ()) -> None:
         self._hang_s = hang_s
         self._stopped = False
         self._lock = threading.Lock()
-        self._pace = BatchSizer(sizes)
-        #: to be called once the device is at work
-        self._begun: Callable[[], None] | None = None
-        #: counts what the child has done; that it changes is all that is asked of it
+        self._sizer = BatchSizer(sizes)
+        #: called once the device is busy
+        self._on_start: Callable[[], None] | None = None
+        #: counted up by the child; only changes matter
         self._progress = _SPAWN.Value("Q", 0, lock=False)
         for name, value in render_child.ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # a child inherits it
         self._pool = self._new_pool()
 
-    def render(self, batch: Batch, begun: Callable[[], None] | None = None) -> "dict[int, Tile | FilterfarmError]":
-        """Filter -> its tile, or why it has none. Raises DeviceLost, and Draining once the renderer was stopped.
+    def render(self, batch: Batch, on_start: Callable[[], None] | None = None) -> "dict[int, Tile | FilterfarmError]":
+        """Filter -> its tile or its error. Raises DeviceLost, and Draining once the renderer was stopped.
 
-        ``begun`` is called when the device has something to do.
+        ``on_start`` is called once, when the device is busy with the first part of the batch.
         """
-        self._begun = begun
+        self._on_start = on_start
         return self._in_parts(batch, len(batch.filters), deaths=0)
 
     def check(self, device: str) -> None:
-        """Raises DeviceLost where the child cannot compute on the device, and Draining as ``render`` does."""
+        """Raises DeviceLost if the child cannot compute on the device, and Draining as ``render`` does."""
         try:
             self._call(render_child.check, device)
         except Draining:
@@ -106,18 +109,18 @@ class Renderer:
         results: dict[int, Tile | FilterfarmError] = {}
         rest = batch.filters
         while rest:
-            now = self._pace.size(batch.kind, min(size, len(rest)))
+            now = self._sizer.size(batch.kind, min(size, len(rest)))
             part, rest = rest[:now], rest[now:]
             results |= self._part(replace(batch, filters=part), deaths)
         return results
 
     def _part(self, batch: Batch, deaths: int) -> "dict[int, Tile | FilterfarmError]":
-        """A batch, or what it has to be split into. Each of its tiles has seen the renderer die ``deaths`` times."""
-        count, began = len(batch.filters), time.monotonic()
+        """Render a batch, or its halves if it fails. Each of its tiles was in ``deaths`` renderers that died."""
+        count, started = len(batch.filters), time.monotonic()
         half = max(1, count // 2)
         try:
             tiles = self._once(batch)
-            self._pace.note(batch.kind, count, time.monotonic() - began)
+            self._sizer.note(batch.kind, count, time.monotonic() - started)
             return {tile.filter: tile for tile in tiles}
         except Draining:
             raise
@@ -125,20 +128,20 @@ class Renderer:
             self.check(batch.device)
             deaths += 1
             if deaths >= MAX_ATTEMPTS:
-                given_up = RenderFailed(f"{error}, and so {MAX_ATTEMPTS} times in a row")
-                return {batch.filters[0]: error if isinstance(error, DeviceFailed) else given_up}
+                failed = RenderFailed(f"{error} ({MAX_ATTEMPTS} attempts)")
+                return {batch.filters[0]: error if isinstance(error, DeviceFailed) else failed}
             results = self._in_parts(batch, 1 if deaths == MAX_ATTEMPTS - 1 else half, deaths)
             if count > 1 and not any(isinstance(result, FilterfarmError) for result in results.values()):
-                # No tile's own fault, so most likely it was killed for its memory.
-                self._pace.record_oom(batch.kind, count)
+                # All tiles of the batch render in smaller parts: most likely the kernel's out-of-memory killer.
+                self._sizer.record_oom(batch.kind, count)
             return results
         except (DeviceFull, RenderFailed) as error:
             if count == 1:
                 return {batch.filters[0]: error}
             if isinstance(error, DeviceFull):
-                self._pace.record_oom(batch.kind, count)
+                self._sizer.record_oom(batch.kind, count)
             return self._in_parts(batch, half, deaths)
-        except FilterfarmError as error:  # of the job, such as weights that are not here: no tile's own fault
+        except FilterfarmError as error:  # of the whole job, such as missing weights
             return dict.fromkeys(batch.filters, error)
 
     def stop(self) -> None:
@@ -149,25 +152,25 @@ class Renderer:
         self._pool.join()
 
     def _once(self, batch: Batch) -> "list[Tile]":
-        # The job itself stays here: the index of all of its tiles would take longer to send than some tiles take.
+        # Not the whole job: sending the index of all its tiles takes longer than some tiles.
         job = batch.job
         network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
         return self._call(render_child.render, network, job.recipe, batch.layer, list(batch.filters))
 
     def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """What the function returns in the child; raises RendererLost where that dies, Draining, and what it raises."""
+        """Call a function in the child. Raises RendererLost if the child dies or hangs, Draining, and its errors."""
         with self._lock:
             if self._stopped:
                 raise Draining("the worker is stopping")
-            if not self._pool.active:  # pebble gives a pool up whose child died before it took any work
+            if not self._pool.active:  # pebble closes a pool whose child died before its first task
                 self._pool = self._new_pool()
             future: Future[Result] = self._pool.schedule(function, args=arguments)
-        begun, self._begun = self._begun, None
-        if begun is not None:
+        on_start, self._on_start = self._on_start, None
+        if on_start is not None:
             until = time.monotonic() + _START_S
             while not future.running() and time.monotonic() < until:
                 time.sleep(0.001)
-            begun()
+            on_start()
         try:
             return self._await(future)
         except DeviceFailed:
@@ -179,26 +182,26 @@ class Renderer:
             if self._stopped:
                 raise Draining("the worker is stopping") from None
             code = getattr(error, "exitcode", None)
-            raise RendererLost(f"the renderer died ({_cause(code)})") from None
+            raise RendererLost(f"renderer died: {_cause(code)}") from None
 
     def _await(self, future: "Future[Result]") -> Result:
-        """The child's answer; raises RendererLost once it has not gone on for too long, and whatever it raises."""
-        seen, since = self._progress.value, time.monotonic()
+        """The child's result. Raises RendererLost after ``hang_s`` without progress, and the child's errors."""
+        progress, since = self._progress.value, time.monotonic()
         while True:
             try:
-                return future.result(_LOOK_S)
+                return future.result(_POLL_S)
             except TimeoutError:
                 pass
-            if self._stopped:  # pebble leaves the futures of a stopped pool without an answer
+            if self._stopped:  # pebble never resolves the futures of a stopped pool
                 raise Draining("the worker is stopping")
-            if self._progress.value != seen:
-                seen, since = self._progress.value, time.monotonic()
+            if self._progress.value != progress:
+                progress, since = self._progress.value, time.monotonic()
             elif time.monotonic() - since > self._hang_s:
                 self._replace_pool()
-                raise RendererLost(f"the renderer did not go on for {self._hang_s:g} s")
+                raise RendererLost(f"renderer made no progress for {self._hang_s:g} s")
 
     def _replace_pool(self) -> None:
-        """Kill the child, whatever it does. Cancelling its task would not kill one that has not taken it up yet."""
+        """Kill the child and start another. Cancelling its task would not kill a child that has not started it."""
         with self._lock:
             if not self._stopped:
                 self._pool.stop()  # type: ignore[no-untyped-call]
@@ -211,5 +214,5 @@ class Renderer:
 
 def _cause(code: int | None) -> str:
     if code is None:
-        return "before it began"
+        return "before its first batch"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,9 +1,9 @@
-"""``filterfarm worker``: one Celery process per device, started again when it ends on its own.
+"""``filterfarm worker``: supervises one Celery process per device and restarts those that end.
 
-A broker that is killed under load can end a Celery worker with a traceback; the messages it held are delivered
-again, so all that is needed is a new process. One that finds its device lost is not started again: where none is left,
-whoever started this knows better what to do. SIGTERM and SIGINT drain every process and end with exit code 0.
-Imports no torch: asking for the devices is a process of its own.
+A broker that is killed under load can end a Celery process with a traceback. Its messages are redelivered, so a restart
+is enough. A process that ends with DEVICE_LOST is not restarted; if no device is left, the supervisor ends too, so that
+its service manager can replace the machine. SIGTERM and SIGINT drain all processes; the exit code is then 0.
+Torch is not imported here: a separate process lists the devices.
 """
 
 import logging
@@ -23,15 +23,15 @@ from workers.runtime.batch_size import max_batch_size
 
 log = logging.getLogger(__name__)
 
-#: The Celery process watches this process id, and drains when its supervisor is gone.
+#: The Celery process drains when the process with this id is no longer its parent.
 SUPERVISOR_VARIABLE = "FILTERFARM_SUPERVISOR_PID"
 
-#: A process that lived this long was well; one that did not is started again after a pause that doubles.
-_WELL_AFTER_S = 60.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+#: A process that ran for this many seconds is restarted after the first delay. If it ends earlier, the delay doubles.
+_STABLE_AFTER_S = 60.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
 
-#: After a drain, what a process gets to leave in, before it is killed.
-_LEAVE_S = 8.0
+#: Seconds between the end of the drain and SIGKILL.
+_EXIT_S = 8.0
 
 
 @dataclass(kw_only=True)
@@ -41,22 +41,22 @@ class _Slot:
     device: str
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
-    pause_s: float = _FIRST_PAUSE_S
-    #: never again, where the device is lost
-    due: float = field(default_factory=time.monotonic)
+    delay_s: float = _FIRST_DELAY_S
+    #: monotonic time of the next start; infinite if the device is lost
+    start_at: float = field(default_factory=time.monotonic)
 
 
 def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> int:
     """Run the workers of this machine until SIGTERM or SIGINT; returns the exit code.
 
-    Raises BadSettings, and DeviceLost once no device is left that computes.
+    Raises BadSettings, and DeviceLost once no device can compute.
     """
     stop = stop_on_signals()
     slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
     while not stop.is_set():
         for slot in slots:
             _restart_dead(slot, settings, environ)
-        if all(slot.due == math.inf for slot in slots):
+        if all(slot.start_at == math.inf for slot in slots):
             raise DeviceLost(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
         stop.wait(0.2)
     return _drain(slots, settings.drain_s)
@@ -73,21 +73,23 @@ def _devices(settings: Settings, all_gpus: bool) -> list[str]:
 
 
 def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
-    """Start the slot's process if it is not there and its pause is over."""
+    """Start the process of a slot if it is not running and its delay is over."""
     now = time.monotonic()
     if slot.process is not None:
         code = slot.process.poll()
         if code is None:
             return
-        slot.pause_s = _FIRST_PAUSE_S if now - slot.started > _WELL_AFTER_S else min(2 * slot.pause_s, _LONGEST_PAUSE_S)
-        slot.due = now + slot.pause_s
+        slot.delay_s = (
+            _FIRST_DELAY_S if now - slot.started > _STABLE_AFTER_S else min(2 * slot.delay_s, _LONGEST_DELAY_S)
+        )
+        slot.start_at = now + slot.delay_s
         slot.process = None
         if code == ExitCode.DEVICE_LOST:
-            slot.due = math.inf
-            log.error("no worker on %s any more: it does not compute", slot.device)
+            slot.start_at = math.inf
+            log.error("device=%s is lost; no worker is started on it any more", slot.device)
             return
-        log.warning("the worker on %s ended with code %d; starting another in %g s", slot.device, code, slot.pause_s)
-    if now >= slot.due:
+        log.warning("worker ended device=%s code=%d restart_in_s=%g", slot.device, code, slot.delay_s)
+    if now >= slot.start_at:
         slot.process = _start(slot.device, settings, environ)
         slot.started = now
 
@@ -97,12 +99,12 @@ def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subp
     mine = replace(settings, device=device)
     name = f"{device.replace(':', '')}-{os.getpid()}@%h"
     command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.runtime.app", "worker", "--hostname", name]
-    # Twice the batch: while one batch computes, the threads of the last one upload and the next one's wait.
+    # Twice the batch: while one batch is on the device, the threads of the previous one upload and the next one waits.
     command += ["--pool", "threads", "--concurrency", str(2 * batch)]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    log.info("starting a worker on %s with batches of up to %d", device, batch)
+    log.info("starting worker device=%s batch=%d", device, batch)
     variables = {**environ, **mine.to_environ(), SUPERVISOR_VARIABLE: str(os.getpid())}
-    # A session of its own: Ctrl-C reaches the supervisor alone, which then drains in good order.
+    # A session of its own, so that Ctrl-C reaches the supervisor alone, which then drains the processes.
     return subprocess.Popen(command, env=variables, start_new_session=True)
 
 
@@ -110,13 +112,13 @@ def _drain(slots: list[_Slot], drain_s: float) -> int:
     running = [slot.process for slot in slots if slot.process is not None and slot.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + drain_s + _LEAVE_S
+    deadline = time.monotonic() + drain_s + _EXIT_S
     for process in running:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             log.warning(
-                "worker process %d did not leave in time and is killed; its messages are delivered again", process.pid
+                "killing worker pid=%d reason=not drained in time; its messages will be redelivered", process.pid
             )
             process.kill()
             process.wait()

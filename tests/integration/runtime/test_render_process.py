@@ -83,9 +83,9 @@ def test_tiles_that_kill_the_renderer_are_given_up_alone_after_three_attempts_ea
 
         # Then they alone have no tile, and the reasons say why
         assert set(results) == set(FILTERS)
-        times = f", and so {MAX_ATTEMPTS} times in a row"
+        times = f" ({MAX_ATTEMPTS} attempts)"
         assert errors(results) == {
-            filter_: f"the renderer died (signal {number}){times}" for filter_, number in ((1, 11), (2, 6), (5, 9))
+            filter_: f"renderer died: signal {number}{times}" for filter_, number in ((1, 11), (2, 6), (5, 9))
         }
 
         # And each was in the renderer three times, the last time alone
@@ -106,7 +106,7 @@ def test_a_tile_that_hangs_the_renderer_is_given_up_alone_after_three_attempts(
         results = child.render(a_batch(a_job()))
         # Then it alone has no tile, after three attempts
         assert set(results) == set(FILTERS)
-        assert errors(results) == {5: f"the renderer did not go on for {HANG_S:g} s, and so 3 times in a row"}
+        assert errors(results) == {5: f"renderer made no progress for {HANG_S:g} s (3 attempts)"}
         assert isinstance(results[5], RenderFailed)
         assert len([filters for filters in child.calls() if 5 in filters]) == 3
 
@@ -260,7 +260,7 @@ def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pyte
     for name, value in into_python(tmp_path / "fault", textwrap.dedent(hang)).items():
         monkeypatch.setenv(name, value)
     # When it is looked at / Then
-    reason = "cpu does not compute: the renderer did not go on for 30 s"
+    reason = "cpu does not compute: renderer made no progress for 30 s"
     with a_renderer() as renderer, pytest.raises(DeviceLost, match=reason):
         renderer.check("cpu")
 

@@ -76,7 +76,7 @@ def test_a_full_batch_goes_at_once() -> None:
         assert device.batches == [(ONE, (0, 1, 2, 3))]
 
 
-def test_an_incomplete_batch_goes_once_it_has_lingered() -> None:
+def test_an_incomplete_batch_runs_once_it_has_waited() -> None:
     # Given a batcher that waits for a fifth of a second
     device, began = Device(), time.monotonic()
     with batching(device, size=8, wait_s=0.2) as batcher:
@@ -230,7 +230,7 @@ def test_callers_of_a_batch_are_told_once_the_next_one_is_on_the_device() -> Non
 
     def run(group: Group, filters: tuple[int, ...]) -> "dict[int, str | FilterfarmError]":
         pause()
-        batchers[0].settle()
+        batchers[0].resolve_previous()
         pause()
         return dict.fromkeys(filters, group[0])
 
