@@ -156,7 +156,7 @@ def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
     fault = """
         pages = int(open("/proc/self/statm").read().split()[0])
         if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-            whole(tap, layer, filters[:1], recipe, device)
+            original(tap, layer, filters[:1], recipe, device)
             pages = int(open("/proc/self/statm").read().split()[0])
             limit = pages * os.sysconf("SC_PAGE_SIZE") + 100 * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
