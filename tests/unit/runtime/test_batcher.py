@@ -162,7 +162,7 @@ def test_an_error_of_one_filter_reaches_only_those_who_asked_for_it() -> None:
         assert [futures[number].result(PATIENCE_S) for number in (0, 3)] == ["tile", "tile"]
         with pytest.raises(RenderFailed, match="out of paint"):
             futures[1].result(PATIENCE_S)
-        with pytest.raises(RenderFailed, match="nothing for filter 2"):
+        with pytest.raises(RenderFailed, match="no result for filter 2"):
             futures[2].result(PATIENCE_S)
 
 
