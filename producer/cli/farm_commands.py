@@ -15,11 +15,29 @@ from producer.cli.job_options import DATA, as_json
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
 
 if TYPE_CHECKING:
+    from producer.jobs.local_store import LocalStore
     from producer.jobs.status import JobStatus
-    from workers.clients.storage import Store
     from workers.contract.settings import Settings
 
 # Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.
+
+
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False),
+    help="Data folder of filterfarm run.  [default: the bucket of the settings; without, filterfarm-data]",
+)  # fmt: skip
+
+
+def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "LocalStore | None":
+    """The data folder that a command reads, or None where it reads the bucket; raises NoJob for a job it lacks."""
+    from producer.jobs.local_store import LocalStore
+
+    if data is None and settings.bucket_url:
+        return None
+    store = LocalStore(data or DATA)
+    for job in filter(None, jobs):
+        store.require(job)
+    return store
 
 
 @click.command()
@@ -63,24 +81,29 @@ def collector() -> None:
 
 @click.command()
 @click.argument("job", required=False)
+@_DATA
 @as_json
-def status(job: str | None, json_: bool) -> None:
-    """Show how JOB stands and what it waits for; without JOB, list all jobs of the bucket."""
+def status(job: str | None, data: Path | None, json_: bool) -> None:
+    """Show how JOB stands and what it waits for; without JOB, list all jobs."""
     from producer.cli import text
     from producer.jobs.progress import summary
     from producer.jobs.session import open_session, read_settings
-    from producer.jobs.status import job_status, readable_jobs
+    from producer.jobs.status import job_status, load_job, local_status, readable_jobs
     from workers.clients.broker import broker_errors
 
     settings = read_settings()
+    local = _local(data, settings, job)
     if job is not None:
-        one = _status_of(job, settings)
-        click.echo(json.dumps(one.as_json()) if json_ else text.status(one))
+        one = local_status(load_job(job, local), local) if local else _status_of(job, settings)
+        click.echo(json.dumps(one.as_json()) if json_ else text.status(one, queue=local is None))
         return
-    farm = open_session(settings)
-    with broker_errors(settings):
-        jobs = readable_jobs(farm.store, Console(stderr=True))
-        every = [job_status(frozen, farm.store, farm.ledger) for frozen in jobs]
+    if local is not None:
+        every = [local_status(frozen, local) for frozen in readable_jobs(local, Console(stderr=True))]
+    else:
+        farm = open_session(settings)
+        with broker_errors(settings):
+            jobs = readable_jobs(farm.store, Console(stderr=True))
+            every = [job_status(frozen, farm.store, farm.ledger) for frozen in jobs]
     click.echo(
         json.dumps([entry.as_json() for entry in every]) if json_ else "\n".join(summary(s, None) for s in every)
     )
@@ -106,14 +129,21 @@ def _status_of(job: str, settings: "Settings") -> "JobStatus":
 
 @click.command()
 @click.argument("job")
-def watch(job: str) -> None:
+@_DATA
+def watch(job: str, data: Path | None) -> None:
     """Show JOB's progress until it has ended."""
     from producer.jobs.progress import watch as watch_job
     from producer.jobs.session import open_session, read_settings
-    from producer.jobs.status import job_status, load_job, require_complete
+    from producer.jobs.status import job_status, load_job, local_status, require_complete
     from workers.clients.broker import broker_errors
 
-    farm = open_session(read_settings())
+    settings = read_settings()
+    local = _local(data, settings, job)
+    if local is not None:
+        stored = load_job(job, local)
+        require_complete(watch_job(lambda: local_status(stored, local), Console(stderr=True)))
+        return
+    farm = open_session(settings)
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
         require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
@@ -122,13 +152,15 @@ def watch(job: str) -> None:
 @click.command()
 @click.argument("job")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-def fetch(job: str, folder: Path) -> None:
+@_DATA
+def fetch(job: str, folder: Path, data: Path | None) -> None:
     """Copy JOB's tiles, grids, records and gallery into DIR. What is there already stays."""
     from producer.jobs.download import fetch as fetch_job
     from producer.jobs.session import open_store, read_settings
     from producer.jobs.status import load_job
 
-    store = open_store(read_settings())
+    settings = read_settings()
+    store = _local(data, settings, job) or open_store(settings)
     count = fetch_job(load_job(job, store), folder, store)
     click.echo(f"{count} files fetched", err=True)
     click.echo(str(folder))
@@ -154,10 +186,7 @@ def cancel(job: str) -> None:
 @click.command()
 @click.argument("job")
 @click.option("--against", metavar="JOB2", help="Another job of the same network, such as one with another seed.")
-@click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of filterfarm run.  [default: the bucket of the settings, or filterfarm-data where none is set]",
-)  # fmt: skip
+@_DATA
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
 @as_json
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
@@ -165,17 +194,10 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
     from producer.cli import quality_text
     from producer.jobs.session import open_store, read_settings
     from producer.jobs.status import load_job
-    from producer.quality.local_store import LocalStore
     from producer.quality.quality import measure, require_whole
 
     settings = read_settings(device=device)
-    reader: LocalStore | Store
-    if data is None and settings.bucket_url:
-        reader = open_store(settings)
-    else:
-        reader = LocalStore(data or DATA)
-        for name in filter(None, (job, against)):
-            reader.require(name)
+    reader = _local(data, settings, job, against) or open_store(settings)
     frozen = load_job(job, reader)
     other = load_job(against, reader) if against else None
     from workers.networks.devices import available  # loads torch, which nothing before this needs

@@ -90,14 +90,16 @@ def submitted(result: Submitted) -> str:
     return f"{text}, {result.enqueued} enqueued"
 
 
-def status(one: JobStatus) -> str:
-    """Everything about one job."""
+def status(one: JobStatus, *, queue: bool = True) -> str:
+    """Everything about one job; without ``queue``, nothing of its messages and workers."""
     rows = [("layer", "stored", "failed", "planned")]
     rows += [(entry.layer, str(entry.stored), str(entry.failed), str(entry.planned)) for entry in one.layers]
     lines = [summary(one, None), table(rows)]
-    lines.append(
-        f"queued: {one.queued}; in flight: {one.in_flight}; enqueued again: {one.requeued}; workers seen: {one.workers}"
-    )
+    if queue:
+        lines.append(
+            f"queued: {one.queued}; in flight: {one.in_flight}; enqueued again: {one.requeued}; "
+            f"workers seen: {one.workers}"
+        )
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
     return "\n".join(lines)
 

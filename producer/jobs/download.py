@@ -3,13 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from producer.jobs.local_store import LocalStore
 from workers.clients.storage import READERS, Store
 from workers.contract import keys
 from workers.contract.errors import BadOption
 from workers.contract.job import Job
 
 
-def fetch(job: Job, folder: Path, store: Store) -> int:
+def fetch(job: Job, folder: Path, store: Store | LocalStore) -> int:
     """Copy tiles, their films, sheets, records and gallery below ``folder``; returns how many files were written.
 
     Paths are made from the job, never from what the bucket lists, so nothing lands outside ``folder``.
@@ -29,7 +30,7 @@ def fetch(job: Job, folder: Path, store: Store) -> int:
         raise BadOption(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
-def _copy(key: str, folder: Path, store: Store) -> bool:
+def _copy(key: str, folder: Path, store: Store | LocalStore) -> bool:
     data = store.get(key)
     if data is None:
         return False

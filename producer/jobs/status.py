@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from producer.jobs.local_store import LocalStore
 from producer.jobs.submit import inventory, read_state
 from workers.clients.broker import Outstanding, outstanding
 from workers.clients.ledger import Ledger
@@ -62,7 +63,7 @@ class JobStatus:
 
 
 class Reader(Protocol):
-    """What a job is read from: a Store, or a Folder of one."""
+    """What a job is read from: a Store, or a LocalStore."""
 
     def get(self, key: str, *, max_bytes: int = ...) -> bytes | None:
         """The object's bytes, or None where there is none."""
@@ -79,7 +80,7 @@ def load_job(job_id: str, store: Reader) -> Job:
     return job
 
 
-def readable_jobs(store: Store, console: Console) -> Iterator[Job]:
+def readable_jobs(store: Store | LocalStore, console: Console) -> Iterator[Job]:
     """Every job of the bucket; one that does not read is said on ``console``, and does not hide the others."""
     for name in store.folders():
         try:
@@ -97,18 +98,6 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         done, failed = ledger.done(job.id), ledger.failed(job.id)
     else:
         done, failed = inventory(job, store)
-    layers = []
-    for layer in job.layers:
-        numbers = {job.numbers[layer.name, filter_] for filter_ in layer.selected}
-        layers.append(
-            LayerStatus(
-                layer=layer.name,
-                planned=len(numbers),
-                stored=len(numbers & done),
-                failed=len(numbers & failed.keys()),
-            )
-        )
-    reasons = {"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())}
     farm = _Farm.look(job.id, ledger)
     trouble = farm.trouble if state == "running" else None
     return JobStatus(
@@ -122,9 +111,46 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         requeued=ledger.requeued(job.id),
         workers=farm.workers,
         waiting_for=farm.waiting_for(len(job.tiles) - len(done) - len(failed)) if state == "running" else "",
-        layers=tuple(layers),
-        reasons=reasons,
+        layers=_layers(job, done, failed),
+        reasons=_reasons(job, failed),
     )
+
+
+def local_status(job: Job, store: LocalStore) -> JobStatus:
+    """How a job of ``filterfarm run`` stands, from the files in its data folder alone.
+
+    The counts of messages and workers are 0: only the run that is at work knows them. A job that is unfinished while
+    no run is at work in the folder is "stopped".
+    """
+    done, failed = inventory(job, store)
+    state = read_state(store, job.id)
+    return JobStatus(
+        job=job.id,
+        state="stopped" if state == "running" and not store.is_running() else state,
+        planned=len(job.tiles),
+        stored=len(done),
+        failed=len(failed),
+        queued=0,
+        in_flight=0,
+        requeued=0,
+        workers=0,
+        waiting_for="",
+        layers=_layers(job, done, failed),
+        reasons=_reasons(job, failed),
+    )
+
+
+def _layers(job: Job, done: set[int], failed: dict[int, str]) -> tuple[LayerStatus, ...]:
+    numbers = {layer.name: {job.numbers[layer.name, filter_] for filter_ in layer.selected} for layer in job.layers}
+    return tuple(
+        LayerStatus(layer=name, planned=len(own), stored=len(own & done), failed=len(own & failed.keys()))
+        for name, own in numbers.items()
+    )
+
+
+def _reasons(job: Job, failed: dict[int, str]) -> dict[str, str]:
+    """layer/filter -> why it has no tile."""
+    return {"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())}
 
 
 def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) -> JobStatus | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from celery import Celery
 
+from producer.jobs.local_store import LocalStore
 from workers.clients.broker import enqueue, outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
@@ -64,7 +65,7 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
     return Submitted(job=job.id, planned=len(job.tiles), stored=len(stored), enqueued=count)
 
 
-def inventory(job: Job, store: Store) -> tuple[set[int], dict[int, str]]:
+def inventory(job: Job, store: Store | LocalStore) -> tuple[set[int], dict[int, str]]:
     """What the bucket holds of a job: numbers of stored tiles, and tile number -> reason of failed ones."""
     stored = {number for key in store.list(f"{job.id}/tiles/") if (number := _number(job, key)) is not None}
     failed: dict[int, str] = {}
@@ -94,7 +95,7 @@ def write_status(store: Store, job_id: str, state: str, *, reasons: dict[str, st
     store.put(keys.status(job_id), json.dumps(body, indent=1).encode(), "application/json")
 
 
-def read_state(store: Store, job_id: str) -> str:
+def read_state(store: Store | LocalStore, job_id: str) -> str:
     """running, finished, cancelled or stopped, as the bucket says; "running" where it says nothing readable."""
     data = store.get(keys.status(job_id), max_bytes=1 << 24)
     try:

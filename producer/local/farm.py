@@ -25,14 +25,13 @@ from typing import IO
 
 import redis
 
+from producer.jobs.local_store import BUCKET
 from workers.clients.broker import connect
 from workers.clients.storage import Store
 from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
 from workers.contract.settings import Settings
 
 log = logging.getLogger(__name__)
-
-BUCKET = "bucket"
 
 _READY_S = 30.0
 

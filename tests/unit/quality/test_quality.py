@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from producer.cli import quality_text
-from producer.quality.local_store import LocalStore
+from producer.jobs.local_store import LocalStore
 from producer.quality.quality import LayerQuality, TileQuality, measure, require_whole
 from tests.conftest import sample_tile
 from workers.contract import keys

@@ -1,11 +1,15 @@
 """Jobs that lie in a folder as plain files, as ``filterfarm run`` leaves them, read without any server."""
 
 import difflib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
-from producer.local.farm import BUCKET
 from workers.contract import keys
 from workers.contract.errors import NoJob, StorageDenied
+
+#: Where ``filterfarm run`` keeps the bucket of a data folder.
+BUCKET = "bucket"
 
 
 class LocalStore:
@@ -28,6 +32,28 @@ class LocalStore:
             return None
         except OSError as error:
             raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys below a prefix, which ends with a slash."""
+        for path in sorted((self._bucket / prefix).rglob("*")):
+            if path.is_file():
+                yield path.relative_to(self._bucket).as_posix()
+
+    def folders(self) -> Iterator[str]:
+        """The ids of the jobs in the folder."""
+        for path in sorted(self._bucket.glob("*/job.json")):
+            yield path.parent.name
+
+    def is_running(self) -> bool:
+        """Whether a ``filterfarm run`` holds the folder's lock now."""
+        try:
+            with (self._data / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def require(self, job_id: str) -> None:
         """Raise NoJob, with the nearest that there is, where the folder holds no job of that id."""
