@@ -132,7 +132,7 @@ def close_pools() -> None:
 @pytest.fixture
 def store(settings: Settings) -> Store:
     """The empty folder of ``settings``."""
-    return Store(settings, patience_s=10)
+    return Store(settings, retry_s=10)
 
 
 @pytest.fixture

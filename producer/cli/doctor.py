@@ -71,7 +71,7 @@ def _servers() -> str:
 
 
 def _bucket(settings: Settings) -> str:
-    Store(settings, patience_s=2.0).check()
+    Store(settings, retry_s=2.0).check()
     return f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'} answers"
 
 

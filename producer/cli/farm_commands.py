@@ -1,7 +1,6 @@
 """The commands of a farm and of the jobs in it: its processes, how a job stands, what becomes of its pictures."""
 
 import json
-import logging
 import os
 import sys
 from dataclasses import asdict
@@ -67,14 +66,15 @@ def collector() -> None:
     from producer.jobs.session import open_session, read_settings
     from workers.clients.broker import connect, make_app
     from workers.clients.ledger import Ledger
+    from workers.clients.logs import log_to_stderr
     from workers.clients.signals import stop_on_signals
     from workers.clients.storage import Store
 
     settings = read_settings()
     open_session(settings)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     stop = stop_on_signals()
-    store = Store(settings, patience_s=settings.storage_patience_s, stop=stop)
+    store = Store(settings, retry_s=settings.storage_patience_s, stop=stop)
     ledger = Ledger(connect(settings, retries=3))
     Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)
 

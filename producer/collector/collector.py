@@ -23,7 +23,7 @@ from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
 from workers.clients.storage import Store
 from workers.contract import keys
-from workers.contract.errors import STORAGE_ERRORS, CorruptJob, FilterfarmError, NoJob
+from workers.contract.errors import STORAGE_ERRORS, CorruptJob, FilterfarmError, NoJob, one_line
 from workers.contract.job import Job
 from workers.contract.settings import Settings
 
@@ -90,7 +90,7 @@ class Collector:
                     self._storage_answers()
                     cut_short = ""
                 except (FilterfarmError, redis.RedisError, KombuError, OSError) as error:
-                    text = f"round cut short: {' '.join(str(error).split())[:300]}"
+                    text = f"round cut short: {one_line(error, 300)}"
                     if text != cut_short:  # once for each reason, not once a round
                         log.warning(text)
                     cut_short = text
@@ -136,7 +136,7 @@ class Collector:
             except (FilterfarmError, redis.RedisError):
                 raise
             except Exception as error:  # whatever is wrong with one job must not stop the others
-                log.error("job %s: %s: %s", job_id, type(error).__name__, " ".join(str(error).split())[:300])
+                log.error("job %s: %s: %s", job_id, type(error).__name__, one_line(error, 300))
         self._mend(missing)
 
     def _adopt_forgotten(self) -> None:

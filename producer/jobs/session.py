@@ -12,7 +12,7 @@ from workers.clients.storage import Store
 from workers.contract.settings import Settings
 
 #: People wait this long for storage before they are told; workers are more patient.
-PATIENCE_S = 5.0
+RETRY_S = 5.0
 
 #: And this long for each of two answers from Redis.
 ANSWER_S = 3.0
@@ -40,7 +40,7 @@ def read_settings(*, device: str | None = None, batch: int | None = None) -> Set
 
 def open_store(settings: Settings) -> Store:
     """The bucket; raises the storage errors where it is out of reach."""
-    store = Store(settings, patience_s=PATIENCE_S)
+    store = Store(settings, retry_s=RETRY_S)
     store.check()
     return store
 

@@ -27,6 +27,7 @@ import redis
 
 from producer.jobs.local_store import BUCKET
 from workers.clients.broker import connect
+from workers.clients.signals import terminate
 from workers.clients.storage import Store
 from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
 from workers.contract.settings import Settings
@@ -162,7 +163,7 @@ class Farm:
         command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
         pair = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
         self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{pair}"'})
-        self._await("store", Store(self.settings, patience_s=0).check, FilterfarmError)
+        self._await("store", Store(self.settings, retry_s=0).check, FilterfarmError)
 
     def _start_collector(self) -> None:
         self._spawn("collector", [sys.executable, "-m", "producer.cli.main", "collector"], self.settings.to_environ())
@@ -186,14 +187,8 @@ class Farm:
 
     def _stop(self, name: str) -> None:
         process = self._running.pop(name, None)
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            terminate(process, 30)
 
     def _await(self, name: str, probe: Callable[[], object], not_yet: type[Exception]) -> None:
         deadline = time.monotonic() + _READY_S

@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 
-from workers.clients.signals import stop_on_signals
+from workers.clients.signals import stop_on_signals, terminate
 
 _LOOK_EVERY_S = 0.5
 
 #: From SIGTERM to SIGKILL: a worker drains for 15 s.
-_PATIENCE_S = 25.0
+_GRACE_S = 25.0
 
 
 def main(parent: int, command: list[str]) -> int:
@@ -22,12 +22,7 @@ def main(parent: int, command: list[str]) -> int:
     process = subprocess.Popen(command)
     while process.poll() is None:
         if stop.wait(_LOOK_EVERY_S) or os.getppid() != parent:
-            process.terminate()
-            try:
-                process.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            terminate(process, _GRACE_S)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from producer.cli import text
 from producer.jobs.progress import watch
-from producer.jobs.session import PATIENCE_S
+from producer.jobs.session import RETRY_S
 from producer.jobs.status import JobStatus, job_status, readable_jobs
 from producer.jobs.submit import read_state, submit, write_status
 from producer.local.farm import Farm
@@ -41,7 +41,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     settings.choose_device(available())
     weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
-        store, ledger = Store(farm.settings, patience_s=PATIENCE_S), Ledger(connect(farm.settings, retries=3))
+        store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3))
         _set_aside(job, store, console)
         submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
         console.print(text.submitted(submitted), highlight=False, soft_wrap=True)

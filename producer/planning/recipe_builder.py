@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from producer.planning.options import Options
 from producer.planning.presets import PRESETS
-from workers.contract.errors import BadOption
+from workers.contract.errors import BadOption, one_line
 from workers.contract.job import Grid
 from workers.contract.recipe import MAX_NUMBERS, MAX_SIZE_PX, MIN_SIZE_PX, Directions, Preprocess, Recipe
 from workers.contract.recipe import options as recipe_options
@@ -79,7 +79,7 @@ def _directions(path: Path) -> Directions:
     try:
         array = np.atleast_2d(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, EOFError, TokenError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise BadOption(f"cannot read {name} ({reason}); write it with numpy.save") from error
     if array.size > MAX_NUMBERS:
         raise BadOption(f"{name} has more than {MAX_NUMBERS} numbers; split it into several jobs")

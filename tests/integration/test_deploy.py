@@ -191,14 +191,14 @@ def test_the_store_serves_its_bucket_to_the_key_pair_alone(
         for name in CREDENTIALS:
             monkeypatch.setenv(name, env[name])
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would remember an earlier test's credentials
-        store = Store(settings, patience_s=10)
+        store = Store(settings, retry_s=10)
         store.put("job/tiles/features.0/0.png", b"png", "image/png")
         assert store.get("job/tiles/features.0/0.png") == b"png"
         # And another key pair cannot
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
         with pytest.raises(StorageDenied):
-            Store(settings, patience_s=10).check()
+            Store(settings, retry_s=10).check()
 
 
 def test_the_stores_unguarded_parts_listen_inside_its_container_only(farm: dict[str, Any]) -> None:

@@ -109,10 +109,6 @@ class Ledger:
 
     # Tiles
 
-    def is_done(self, job_id: str, number: int) -> bool:
-        """Whether the tile is stored, as far as the ledger knows."""
-        return bool(self.client.getbit(keys.redis(job_id, "done"), number))
-
     def claim(self, job_id: str, number: int, token: str, seconds: float) -> int:
         """Claim a tile and note that work on it begins: how many beginnings have had no end, this one included.
 
@@ -143,14 +139,6 @@ class Ledger:
     def count_attempt(self, job_id: str, number: int) -> int:
         """Note an error that may be this machine's fault rather than the tile's; returns how many there were."""
         return int(self.client.hincrby(keys.redis(job_id, "attempts"), str(number), 1))
-
-    def mark_done(self, job_id: str, number: int) -> None:
-        """Note that the tile is stored."""
-        pipe = self.client.pipeline()
-        pipe.setbit(keys.redis(job_id, "done"), number, 1)
-        for field in ("failed", "starts", "attempts"):
-            pipe.hdel(keys.redis(job_id, field), str(number))
-        pipe.execute()
 
     def mark_failed(self, job_id: str, number: int, reason: str) -> None:
         """Note that the filter has no tile, and why."""

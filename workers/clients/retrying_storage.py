@@ -30,7 +30,7 @@ PAUSE_S = 5.0
 class RetryingStore:
     """Like Store, but refusals are retried too: policies are mended, and buckets come back. Thread-safe.
 
-    Every method raises the last StorageUnreachable, StorageDenied or NoBucket once the settings' patience is over,
+    Every method raises the last StorageUnreachable, StorageDenied or NoBucket after ``storage_patience_s`` seconds of retries,
     and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with
     None when it is over.
     """
@@ -38,8 +38,8 @@ class RetryingStore:
     def __init__(
         self, settings: Settings, *, stop: threading.Event, report: Callable[[FilterfarmError | None], None]
     ) -> None:
-        self._patience_s = settings.storage_patience_s
-        self._store = Store(settings, patience_s=min(OWN_RETRY_S, self._patience_s), stop=stop)
+        self._retry_s = settings.storage_patience_s
+        self._store = Store(settings, retry_s=min(OWN_RETRY_S, self._retry_s), stop=stop)
         self._stop = stop
         self._report = report
         self._trouble: FilterfarmError | None = None
@@ -63,7 +63,7 @@ class RetryingStore:
             self._insist(self._store.check)
 
     def _insist(self, call: Callable[[], Result]) -> Result:
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._retry_s
         while True:
             if self._trouble is None:
                 try:

@@ -56,15 +56,15 @@ class _Absent(PermanentError):
 class Store:
     """The job bucket below its prefix. Thread-safe; make one per process.
 
-    Every method raises StorageUnreachable once ``patience_s`` seconds of retries are over (or ``stop`` is set),
+    Every method raises StorageUnreachable once ``retry_s`` seconds of retries are over (or ``stop`` is set),
     StorageDenied and NoBucket at once.
     """
 
-    def __init__(self, settings: Settings, *, patience_s: float, stop: threading.Event | None = None) -> None:
+    def __init__(self, settings: Settings, *, retry_s: float, stop: threading.Event | None = None) -> None:
         self._bucket = settings.bucket
         self._prefix = settings.prefix
         self._endpoint = settings.endpoint_url or "AWS S3"
-        self._patience_s = patience_s
+        self._retry_s = retry_s
         self._stop = stop or threading.Event()
         # A session of its own: boto3's default one remembers the first credentials it saw.
         session = boto3.session.Session()
@@ -82,7 +82,7 @@ class Store:
                 proxies={} if _is_local(settings.endpoint_url) else None,
                 connect_timeout=5,
                 # Whoever is not patient does not wait for one answer for much longer than for all retries.
-                read_timeout=min(20.0, max(5.0, patience_s)),
+                read_timeout=min(20.0, max(5.0, retry_s)),
                 max_pool_connections=64,
                 # Retries are ours: botocore gives up within seconds, and its quota is shared by all threads.
                 retries={"total_max_attempts": 1},
@@ -167,7 +167,7 @@ class Store:
 
     def _retrying(self, call: Callable[[], Result]) -> Result:
         """``call()``, again and again while the store is out of reach; _Absent where it asks for a missing object."""
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._retry_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

@@ -204,6 +204,6 @@ class ServerFailed(PermanentError):
     exit_code = ExitCode.SERVER_FAILED
 
 
-def one_line(error: BaseException | str, limit: int = 200) -> str:
-    """The error's text on one line of at most ``limit`` characters, for messages, records and logs."""
-    return " ".join(str(error).split())[:limit]
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The error's text on one line of at most ``limit`` characters; the error's class if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model_weights
 
-from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable
+from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
 from workers.contract.job import Weights
 from workers.contract.recipe import Preprocess
 from workers.networks import registry
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             is_pickle = path.suffix != ".safetensors"
             loaded = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsUnreadable(f"cannot read weights {path.name!r}: {_one_line(error)}") from error
+        raise WeightsUnreadable(f"cannot read weights {path.name!r}: {one_line(error, 160)}") from error
     except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
         raise WeightsUnreadable(
             f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
@@ -163,7 +163,7 @@ def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
         ) from error
     except (OSError, RuntimeError) as error:
         raise WeightsMissing(
-            f"cannot download weights {weights.name} of {model} ({_one_line(error)}); fetch {entry.url} elsewhere "
+            f"cannot download weights {weights.name} of {model} ({one_line(error, 160)}); fetch {entry.url} elsewhere "
             f"and put it into {folder}, or use --weights PATH or --weights none"
         ) from error
     return state
@@ -185,7 +185,3 @@ def _file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsUnreadable(f"cannot read weights {str(path)!r}: {error.strerror}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +12,7 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 
 from workers.clients.broker import make_app
+from workers.clients.logs import log_to_stderr
 from workers.contract.settings import Settings
 from workers.runtime import tasks
 from workers.runtime.supervisor import SUPERVISOR_VARIABLE
@@ -20,7 +20,7 @@ from workers.runtime.supervisor import SUPERVISOR_VARIABLE
 
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     # One line per batch is enough: not Celery's two per tile, nor its tracebacks of requeued messages.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)

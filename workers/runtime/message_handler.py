@@ -34,6 +34,7 @@ from workers.contract.errors import (
     NoJob,
     RenderFailed,
     TransientError,
+    one_line,
 )
 from workers.contract.job import Job, Task, decode
 from workers.contract.records import FailureRecord
@@ -183,7 +184,7 @@ class MessageHandler:
             raise
         except Exception as error:  # of this machine, or a bug; not requeued without end
             known = isinstance(error, FilterfarmError)
-            reason = str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = str(error) if known else f"{type(error).__name__}: {one_line(error, 300)}"
             if not known:
                 tile = job.id, task.layer, task.filter
                 log.error("unexpected job=%s layer=%s filter=%d reason=%s", *tile, reason, exc_info=error)

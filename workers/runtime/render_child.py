@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workers.contract.errors import DeviceFailed, DeviceFull, FilterfarmError, RenderFailed
+from workers.contract.errors import DeviceFailed, DeviceFull, FilterfarmError, RenderFailed, one_line
 from workers.contract.job import Weights
 from workers.contract.recipe import Recipe
 from workers.contract.records import Precision
@@ -97,7 +97,7 @@ def failure(error: Exception) -> FilterfarmError:
     """Converts to a torch-free exception: the parent process cannot unpickle torch's."""
     from workers.networks import devices
 
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reason = f"{type(error).__name__}: {one_line(error, 300)}"
     if devices.is_full(error):
         return DeviceFull(reason)
     if devices.has_failed(error):

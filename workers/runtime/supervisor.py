@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from workers.clients.logs import log_to_stderr
 from workers.clients.signals import stop_on_signals
 from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
@@ -127,7 +128,7 @@ def _drain(slots: list[_Slot], drain_s: float) -> int:
 
 def main() -> int:
     """Entry point of ``python -m workers.runtime.supervisor [--all-gpus]``; settings come from the environment."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     try:
         return serve(Settings.from_environ(os.environ), all_gpus="--all-gpus" in sys.argv[1:], environ=os.environ)
     except FilterfarmError as error:

@@ -34,7 +34,6 @@ def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
     assert ledger.failed(JOB.id) == {}
     assert ledger.requeued(JOB.id) == 0
     assert ledger.planned(JOB.id) is None
-    assert not ledger.is_done(JOB.id, 0)
     assert not ledger.is_submitting(JOB.id)
     assert not ledger.is_cancelled(JOB.id)
     assert not ledger.is_synced(JOB.id)
@@ -83,7 +82,7 @@ def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledg
     assert not ledger.is_submitting(JOB.id)
 
 
-def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> None:
+def test_done_tiles_are_known_and_no_others(ledger: Ledger) -> None:
     # Given tiles whose bits are the first, the last and the middle of a byte, and far apart, marked twice
     numbers = {0, 7, 8, 12, 63, 17_215}
     for number in [*numbers, *numbers]:
@@ -91,8 +90,6 @@ def test_done_tiles_are_known_one_by_one_and_all_together(ledger: Ledger) -> Non
     # When the ledger is asked
     # Then it knows those and no others
     assert ledger.done(JOB.id) == numbers
-    assert all(ledger.is_done(JOB.id, number) for number in numbers)
-    assert not any(ledger.is_done(JOB.id, number) for number in (1, 6, 9, 62, 64, 17_214, 17_216))
     assert ledger.done(OTHER.id) == set()
 
 
@@ -115,7 +112,7 @@ def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None
     # When the ledger is asked
     # Then the last reason is there, to the letter, and the tile is not done
     assert ledger.failed(JOB.id) == {3: "größer: \U0001f4a5\nnext line"}
-    assert not ledger.is_done(JOB.id, 3)
+    assert ledger.done(JOB.id) == set()
 
 
 def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:

@@ -42,7 +42,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> RetryingStore:
     """The store as a worker has it that waits for so many seconds."""
-    url = "s3://filterfarm/patience"
+    url = "s3://filterfarm/retries"
     settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_patience_s=for_s)
     return RetryingStore(settings, stop=stop or threading.Event(), report=told)
 
@@ -85,7 +85,7 @@ def test_what_is_absent_is_no_failure(proxy: S3Proxy) -> None:
     assert told.errors == []
 
 
-def test_patience_ends_with_what_the_store_has_said_last(proxy: S3Proxy) -> None:
+def test_the_last_error_is_raised_when_the_retries_end(proxy: S3Proxy) -> None:
     # Given a store that fails for longer than a worker waits
     proxy.denied = True
     store = patient(proxy, Told(), for_s=0.5)

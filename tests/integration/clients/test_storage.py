@@ -151,7 +151,7 @@ def test_an_empty_bucket_has_nothing_to_list(store: Store) -> None:
 def test_two_prefixes_of_a_bucket_do_not_see_each_other(store: Store, settings: Settings) -> None:
     # Given an object, and a store with another prefix in the same bucket
     store.put("job/a", b"x", TEXT)
-    other = Store(replace(settings, bucket_url=f"s3://filterfarm/{uuid.uuid4().hex}"), patience_s=10)
+    other = Store(replace(settings, bucket_url=f"s3://filterfarm/{uuid.uuid4().hex}"), retry_s=10)
     # When the other looks
     # Then it sees nothing of it
     assert not other.exists("job/a")
@@ -170,7 +170,7 @@ def test_a_bucket_can_be_made_twice_and_keeps_what_is_in_it(store: Store) -> Non
 def test_a_bucket_that_does_not_exist_is_told_at_once(settings: Settings, s3: S3) -> None:
     # Given a bucket that nobody made
     name = f"b{uuid.uuid4().hex}"
-    store = Store(replace(settings, bucket_url=f"s3://{name}"), patience_s=30)
+    store = Store(replace(settings, bucket_url=f"s3://{name}"), retry_s=30)
     began = time.monotonic()
     # When it is used
     calls: list[Callable[[], object]] = [store.check, lambda: store.get("a"), lambda: list(store.list(""))]
@@ -193,9 +193,9 @@ def test_wrong_credentials_are_told_at_once_and_never_taken_for_absence(
     settings: Settings, s3: S3, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     # Given an object, and credentials of which one half is wrong
-    Store(settings, patience_s=10).put("job/a", b"x", TEXT)
+    Store(settings, retry_s=10).put("job/a", b"x", TEXT)
     sign_in_anew(monkeypatch, *(("nobody", s3.secret) if wrong == "key" else (s3.key, "a-wrong-secret")))
-    store = Store(settings, patience_s=30)
+    store = Store(settings, retry_s=30)
     began = time.monotonic()
     # When it is used
     calls = (
@@ -223,18 +223,18 @@ def test_missing_credentials_are_told_as_such(settings: Settings, monkeypatch: p
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     # When the store is used, then the error says what to set
     with pytest.raises(StorageDenied, match="AWS_ACCESS_KEY_ID"):
-        Store(settings, patience_s=10).check()
+        Store(settings, retry_s=10).check()
 
 
 def test_a_second_store_of_this_process_may_have_other_credentials(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a store that was used with good credentials
-    good = Store(settings, patience_s=10)
+    good = Store(settings, retry_s=10)
     good.check()
     # When the environment changes and another is made
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
-    other = Store(settings, patience_s=10)
+    other = Store(settings, retry_s=10)
     # Then the second goes by what the environment says now
     with pytest.raises(StorageDenied):
         other.check()
@@ -250,24 +250,24 @@ def test_a_store_on_this_machine_is_reached_past_a_proxy(settings: Settings, mon
         monkeypatch.delenv(name, raising=False)
     # When a store on 127.0.0.1 is used, as "run" does
     # Then it answers
-    Store(settings, patience_s=0).check()
+    Store(settings, retry_s=0).check()
 
 
-@pytest.mark.parametrize("patience_s", [0.0, 1.0])
-def test_a_store_that_does_not_answer_is_given_up_when_patience_ends(
-    rclone: S3, patience_s: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("retry_s", [0.0, 1.0])
+def test_a_store_that_does_not_answer_is_given_up_when_its_retries_end(
+    rclone: S3, retry_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an address where nobody listens
     rclone.sign_in(monkeypatch)
     endpoint = f"http://127.0.0.1:{free_port()}"
-    store = Store(Settings(bucket_url="s3://filterfarm", endpoint_url=endpoint), patience_s=patience_s)
+    store = Store(Settings(bucket_url="s3://filterfarm", endpoint_url=endpoint), retry_s=retry_s)
     began = time.monotonic()
     # When the store is used
     with pytest.raises(StorageUnreachable) as caught:
         store.put("job/a", b"x", TEXT)
     # Then it is tried for as long as was asked for, and the error names the address and the variable
-    assert patience_s <= time.monotonic() - began + 0.1
-    assert time.monotonic() - began < patience_s + 1
+    assert retry_s <= time.monotonic() - began + 0.1
+    assert time.monotonic() - began < retry_s + 1
     assert endpoint in str(caught.value)
     assert "AWS_ENDPOINT_URL_S3" in str(caught.value)
 
@@ -276,7 +276,7 @@ def test_a_store_that_does_not_answer_is_given_up_when_patience_ends(
 def test_only_what_is_large_is_announced(settings: Settings, s3: S3, size: int, asks: bool) -> None:
     # Given a store that notes which requests wait for its leave to send their body
     with s3_proxy(s3.endpoint) as proxy:
-        store = Store(replace(settings, endpoint_url=proxy.endpoint), patience_s=10)
+        store = Store(replace(settings, endpoint_url=proxy.endpoint), retry_s=10)
         # When something is put
         store.put("job/a", bytes(size), TEXT)
         # Then only a large body waits, for which it pays to hear of a refusal first
@@ -294,15 +294,15 @@ def test_a_server_that_is_no_object_store_is_an_error_of_ours(
     # When it is used as a store
     # Then that is an error of ours, and no traceback of somebody else's
     with pytest.raises(FilterfarmError):
-        Store(settings, patience_s=0).check()
+        Store(settings, retry_s=0).check()
 
 
 def test_stopping_ends_retries_early(rclone: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a store out of reach, and a minute of patience
+    # Given a store out of reach, and a minute of retries
     rclone.sign_in(monkeypatch)
     stop = threading.Event()
     settings = Settings(bucket_url="s3://filterfarm", endpoint_url=f"http://127.0.0.1:{free_port()}")
-    store = Store(settings, patience_s=60, stop=stop)
+    store = Store(settings, retry_s=60, stop=stop)
     timer = threading.Timer(0.5, stop.set)
     timer.start()
     began = time.monotonic()
@@ -315,11 +315,11 @@ def test_stopping_ends_retries_early(rclone: S3, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_store_that_comes_back_in_time_was_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a store that has just gone away, and 30 seconds of patience
+    # Given a store that has just gone away, and 30 seconds of retries
     with servers.rclone(tmp_path) as at:
         endpoint, key, secret = at
         S3(name="rclone", endpoint=endpoint, key=key, secret=secret).sign_in(monkeypatch)
-        store = Store(Settings(bucket_url="s3://filterfarm", endpoint_url=endpoint), patience_s=30)
+        store = Store(Settings(bucket_url="s3://filterfarm", endpoint_url=endpoint), retry_s=30)
         store.make_bucket()
     with ThreadPoolExecutor(1) as pool:
         # When an object is put while nobody listens, and then the store comes back

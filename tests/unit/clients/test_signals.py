@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from workers.clients.signals import DeferredCall
+from workers.clients.signals import DeferredCall, terminate
 
 #: The main thread holds the event's lock whenever it begins to wait and whenever it ends; here for longer, to be hit.
 _HIT_WHILE_IT_BEGINS_TO_WAIT = """
@@ -48,3 +48,18 @@ def test_what_is_deferred_runs_once_however_often_it_is_begun() -> None:
     assert not deferred.is_alive()
     assert ran == [deferred.ident]
     assert ran != [threading.get_ident()]
+
+
+@pytest.mark.parametrize(("on_sigterm", "sufficed"), [("SIG_DFL", True), ("SIG_IGN", False)])
+def test_a_process_is_ended_whether_or_not_it_ignores_sigterm(on_sigterm: str, sufficed: bool) -> None:
+    # Given a process that may ignore SIGTERM
+    code = f"import signal, time; signal.signal(signal.SIGTERM, signal.{on_sigterm}); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        # When it is terminated
+        assert terminate(process, 5.0 if sufficed else 0.5) is sufficed
+        # Then it has ended, by the signal that was needed
+        assert process.returncode == -(signal.SIGTERM if sufficed else signal.SIGKILL)
+        # And a second call is harmless
+        assert terminate(process, 1.0)

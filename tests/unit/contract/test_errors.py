@@ -46,3 +46,4 @@ def test_every_error_is_either_permanent_or_transient_and_says_when_it_is_raised
 def test_an_errors_text_comes_on_one_line_of_limited_length() -> None:
     assert one_line(ValueError("first\n  second\t third")) == "first second third"
     assert one_line(ValueError("x" * 500), 10) == "x" * 10
+    assert one_line(ValueError()) == "ValueError"
