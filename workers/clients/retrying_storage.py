@@ -30,9 +30,9 @@ PAUSE_S = 5.0
 class RetryingStore:
     """Like Store, but refusals are retried too: policies are mended, and buckets come back. Thread-safe.
 
-    Every method raises the last StorageUnreachable, StorageDenied or NoBucket after ``storage_patience_s`` seconds of retries,
-    and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with
-    None when it is over.
+    Every method raises the last StorageUnreachable, StorageDenied or NoBucket after ``storage_patience_s`` seconds of
+    retries, and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with None at
+    the first success after it.
     """
 
     def __init__(
