@@ -1,6 +1,7 @@
 """Jobs share a farm: none waits until another has all of its own."""
 
 import re
+from itertools import pairwise
 
 from tests.e2e.fleet import Fleet, wait_for
 
@@ -29,10 +30,12 @@ def test_a_small_job_behind_a_huge_one_waits_for_one_of_its_batches_at_a_time(fa
     wait_for("the small one's batches", lambda: sum(job == small["job"] for job, _ in batches()) >= 3, 60)
 
     # Then it waited for the batch on the device and the one that the worker held already, took turns from there on, and
-    # no batch was less than full
-    first = next(place for place, (job, _) in enumerate(batches()) if job == small["job"])
-    assert first - ended <= 2
-    assert batches()[first : first + 5] == [(turn["job"], 4) for turn in (small, huge, small, huge, small)]
+    # no batch was less than full. One more of the huge job may come in between while a message is on its way.
+    places = [place for place, (job, _) in enumerate(batches()) if job == small["job"]]
+    assert len(places) == 3
+    assert places[0] - ended <= 3
+    assert all(later - earlier <= 3 for earlier, later in pairwise(places))
+    assert {filters for _, filters in batches()[: places[-1] + 1]} == {4}
     wait_for("the small job's end", lambda: farm.status(small["job"])["state"] == "finished", 60)
     assert farm.status(huge["job"])["state"] == "running"
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.fleet import VISIBILITY_TIMEOUT_S, Fleet, descendants, kill_group, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
+from tests.injection import into_renderer
 
 RECIPE = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--size", "32", "--steps", "2")
 
@@ -205,23 +206,28 @@ def test_workers_that_join_and_leave_twenty_times_lose_nothing(farm: Fleet) -> N
     check_everything(farm, job_id)
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_two_workers_do_twice_the_work_of_one_and_three_thrice(farm: Fleet) -> None:
-    # Given a job that is long enough, and workers that take two seconds for four tiles
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.faults)])
+def test_all_workers_of_a_job_render_at_the_same_moment(farm: Fleet, count: int) -> None:
+    # Given workers whose batches do not end before every worker has one on its device
+    met = farm.folder / "met"
+    met.mkdir()
+    wait_for_the_others = f"""
+        met = {str(met)!r}
+        open(f"{{met}}/{{os.getpid()}}", "w").close()
+        while len(os.listdir(met)) < {count}:
+            time.sleep(0.05)
+    """
     farm.start("collector")
-    job_id = farm.submit(*RECIPE, "--layers", "features.0,features.3.*,features.4.*")["job"]
-    workers: list[subprocess.Popen[bytes]] = []
-    rates = []
-    for _ in range(3):
-        # When one more joins
-        workers.append(farm.start_slow_worker(batch_s=2.0))
-        wait_for("all to work", lambda: all(rendered(farm, [worker]) for worker in workers), 120)
-        before, began = stored(farm, job_id), time.monotonic()
-        time.sleep(12.0)
-        assert not has_ended(farm, job_id), "the job was over before the last one joined; make it longer"
-        rates.append((stored(farm, job_id) - before) / (time.monotonic() - began))
-    # Then there is more work done (in proportion: reported, because it is a matter of time)
-    print("tiles a second with one worker, two, three: " + ", ".join(f"{rate:.1f}" for rate in rates))  # noqa: T201
-    assert all(rates)
-    assert all(rendered(farm, [worker]) >= BATCH for worker in workers)
+    environ = into_renderer(farm.folder / "waiting", wait_for_the_others)
+    workers = [farm.start("worker", "--batch", str(BATCH), **environ) for _ in range(count)]
+
+    # When they share a job
+    submitted = farm.submit(*MANY)
+    wait_for("a batch on every device", lambda: len(list(met.iterdir())) >= count, 120)
+
+    # Then it ends, each of them rendered a part of it, and no tile was rendered twice
+    wait_for("the job to end", lambda: has_ended(farm, submitted["job"]), 120)
+    check_everything(farm, submitted["job"])
+    shares = [rendered(farm, [worker]) for worker in workers]
+    assert all(shares)
+    assert sum(shares) == submitted["planned"]
