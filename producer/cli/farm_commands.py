@@ -44,7 +44,7 @@ def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "Local
 @click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
 @click.option("--all-gpus", is_flag=True, help="One process for each GPU.")
 def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
-    """Render tiles until stopped. SIGTERM finishes the batch on the device and hands back the rest."""
+    """Render tiles until stopped. SIGTERM finishes the batch on the device and requeues the rest."""
     from producer.jobs.session import open_session, read_settings
     from workers.clients.broker import broker_errors
     from workers.clients.clock import check_clock
@@ -61,7 +61,7 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
 
 @click.command()
 def collector() -> None:
-    """Assemble what is whole and enqueue again what was lost, until stopped. One is enough; two do no harm."""
+    """Assemble complete layers and re-enqueue lost tiles, until stopped. One per farm is enough; two do no harm."""
     from producer.collector.collector import Collector
     from producer.jobs.session import open_session, read_settings
     from workers.clients.broker import connect, make_app
@@ -154,7 +154,7 @@ def watch(job: str, data: Path | None) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @_DATA
 def fetch(job: str, folder: Path, data: Path | None) -> None:
-    """Copy JOB's tiles, grids, records and gallery into DIR. What is there already stays."""
+    """Copy JOB's tiles, sheets, records and gallery into DIR. Other files in DIR are kept."""
     from producer.jobs.download import fetch as fetch_job
     from producer.jobs.session import open_store, read_settings
     from producer.jobs.status import load_job
@@ -217,7 +217,7 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
 @click.command()
 @as_json
 def doctor(json_: bool) -> None:
-    """Say what is missing or unreachable, and the way out."""
+    """Check packages, devices, bucket and broker, and say how to fix what fails."""
     from producer.cli import text
     from producer.cli.doctor import examine
 

@@ -11,9 +11,9 @@ from producer.quality.quality import LayerQuality
 from workers.contract.job import Job
 
 LEGEND = """\
-dead      of all tiles: the filter's batch-norm lets nothing through, so no picture could excite it; not in the rest
-grey      tiles that show nothing though their filter is not dead
-rescued   tiles whose filter did not answer to the start image, and was woken
+dead      of all tiles: the filter's batch-norm has no gain, so no picture excites it; excluded from the rest
+grey      tiles without a picture although their filter is not dead
+rescued   tiles whose filter was zero on the start image, and was rescued
 gain      median of activation over start activation, of the tiles whose start activation is above 0 (in brackets)
 self-id   tiles that no other tile of the layer beats, by more than 0.1 %, at exciting their own filter
 select.   median of own activation over that of the best other tile
