@@ -13,6 +13,9 @@ Status = Literal["live", "rescued", "dead"]
 
 Precision = Literal["fp32", "bf16"]
 
+#: Implementation of the 3 x 3 convolutions: torch's own, or compiled ones where they suit.
+Kernels = Literal["torch", "winograd"]
+
 
 class TileRecord(Frozen):
     """Provenance of one rendered tile."""
@@ -38,6 +41,8 @@ class TileRecord(Frozen):
     device: str
     #: what the network computed in while the picture climbed; activations are evaluated in fp32 either way
     precision: Precision = "fp32"
+    #: which convolutions rendered the tile
+    kernels: Kernels = "torch"
     versions: dict[str, str]
 
 

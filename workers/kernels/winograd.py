@@ -1,25 +1,26 @@
 """3 x 3 convolutions with a third to a quarter of the multiplications, for CPUs; GPU libraries bring their own.
 
 Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2016: a tile of m x m outputs needs
-(m + 2)^2 products per pair of channels instead of 9 m^2. The matrices are Toom and Cook's. winograd.c, beside this,
-takes blocks of tiles that stay in a core's cache through all three parts: inputs transformed, products, outputs
-transformed. Installing compiles it where there is a C compiler; where there was none, torch convolves.
+(m + 2)^2 products per pair of channels instead of 9 m^2. The matrices are Toom and Cook's. winograd.c transforms the
+inputs, multiplies and transforms the outputs of blocks of tiles that stay in a core's cache. It is compiled during
+installation if there is a C compiler; otherwise torch convolves.
 """
 
+import copy
+import ctypes
 import functools
 import math
 from fractions import Fraction
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, Self, TypeGuard
 
 import torch
 from torch import nn
 
 from workers.kernels import loader
-from workers.kernels.frozen import FrozenConv
 
 #: Outputs along one side of a tile. Larger ones save more products and lose more digits: the error relative to the
 #: largest output is 5e-7, 5e-6 and 1e-5, where a direct convolution's is 2e-6.
-_TILES = (2, 3, 4)
+TILES = (2, 3, 4)
 
 #: Finite points the polynomials are evaluated at; the last point is infinity.
 _POINTS = (0, 1, -1, 2, -2)
@@ -31,8 +32,13 @@ _WIDTH = 16
 _FEWEST_CHANNELS = 32
 
 
-def suits(conv: nn.Module, *, half: bool = False) -> TypeGuard[nn.Conv2d]:
-    """Whether a convolution in float32 is one that :class:`WinogradConv` can take over, and gains by it."""
+def compiled(conv: nn.Module) -> nn.Module:
+    """The compiled form of a convolution, or the convolution itself if it does not :func:`suits`."""
+    return WinogradConv(conv) if suits(conv) else conv
+
+
+def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether :class:`WinogradConv` can replace a module and is faster than it."""
     return (
         type(conv) is nn.Conv2d
         and conv.kernel_size == (3, 3)
@@ -44,34 +50,60 @@ def suits(conv: nn.Module, *, half: bool = False) -> TypeGuard[nn.Conv2d]:
         and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
-        and loader.winograd(half=half) is not None
+        and loader.winograd() is not None
     )
 
 
-class WinogradConv(FrozenConv):
-    """A convolution that :func:`suits`, of float32 maps, or where it is ``half`` of bfloat16 maps.
+class WinogradConv(nn.Module):
+    """A convolution of float32 maps that :func:`suits`, with an optional ReLU, and no gradient but its input's.
 
-    Which tile is used depends on the map's size and on nothing else, so that a picture's map is the same in any batch.
+    The ReLU costs no extra pass: outputs are clamped before they are written, and the gradient is read only where the
+    output was above 0 and below the ceiling. The tile size depends on the map's size alone, so that a picture's map is
+    the same in any batch.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, half: bool = False) -> None:
+    #: the name of this implementation in tile records
+    kernels: ClassVar = "winograd"
+
+    #: upper limit of the ReLU: 6, infinity, or 0 if there is no ReLU
+    ceiling = 0.0
+
+    def __init__(self, conv: nn.Conv2d, library: ctypes.CDLL | None = None) -> None:
+        """``library``: a compiled winograd.c, by default the one for this processor, which :func:`suits` has found."""
         super().__init__()
-        self._half = half
+        self._library: Any = library or loader.winograd()
         self._padding = int(conv.padding[0])
         self._weight = conv.weight.detach()  # (K, C, 3, 3)
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
         self._transformed: dict[tuple[int, bool], torch.Tensor] = {}
 
-    def convolve(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """See :class:`FrozenConv`; what comes out tells itself what was awake."""
-        y = self._run(x, (), backward=False)
-        return y, (y,) if self.ceiling else ()
+    def with_relu(self, ceiling: float) -> Self:
+        """The same convolution, sharing its kernels, followed by a ReLU with that upper limit."""
+        other = copy.copy(self)
+        other.ceiling = ceiling
+        return other
 
-    def turned(self, gradient: torch.Tensor, kept: tuple[torch.Tensor, ...], x_shape: torch.Size) -> torch.Tensor:
-        """See :class:`FrozenConv`: a convolution with the turned kernel."""
-        return self._run(gradient, kept, backward=True)
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Itself: nothing in it changes, and its kernels are large."""
+        return self
 
-    def _run(self, x: torch.Tensor, kept: tuple[torch.Tensor, ...], *, backward: bool) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, K, H', W'), in channels-last memory. Raises MemoryError if memory does not suffice."""
+        result: torch.Tensor = _Convolve.apply(x, self)
+        return result
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution and its ReLU: (B, C, H, W) to (B, K, H', W')."""
+        return self._run(x, (), backward=False)
+
+    def input_gradient(self, gradient: torch.Tensor, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """(B, C, H, W) from the output's gradient (B, K, H', W'): a convolution with the rotated kernel.
+
+        ``outputs`` is the output itself if there is a ReLU, otherwise empty.
+        """
+        return self._run(gradient, outputs, backward=True)
+
+    def _run(self, x: torch.Tensor, outputs: tuple[torch.Tensor, ...], *, backward: bool) -> torch.Tensor:
         padding = 2 - self._padding if backward else self._padding
         batch, channels, height, width = x.shape
         above = height + 2 * padding - 2, width + 2 * padding - 2
@@ -81,8 +113,8 @@ class WinogradConv(FrozenConv):
         bias = None if backward or self._bias is None else self._bias.data_ptr()
         x = x.contiguous(memory_format=torch.channels_last)
         result = torch.empty((batch, kernels, *above), dtype=x.dtype, memory_format=torch.channels_last)
-        failed = _library(half=self._half).convolve(
-            x.data_ptr(), loader.address(*kept), kernel.data_ptr(), bias, result.data_ptr(),
+        failed = self._library.convolve(
+            x.data_ptr(), loader.address(*outputs), kernel.data_ptr(), bias, result.data_ptr(),
             batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
         if failed:
@@ -96,14 +128,23 @@ class WinogradConv(FrozenConv):
             weight = self._weight.flip(2, 3).transpose(0, 1) if backward else self._weight
             kernel = _kernel_matrix(tile)
             matrices = torch.einsum("ia,jb,kcab->ijck", kernel, kernel, weight.double()).float().flatten(0, 1)
-            panel = int(_library().panel_width())
+            panel = int(self._library.panel_width())
             whole = nn.functional.pad(matrices, (0, -matrices.shape[2] % panel))
             self._transformed[key] = whole.view(*whole.shape[:2], -1, panel).transpose(1, 2).contiguous()
         return self._transformed[key]
 
 
-def _library(*, half: bool = False) -> Any:
-    return loader.winograd(half=half)  # suits() has asked
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, conv: WinogradConv) -> torch.Tensor:
+        y = conv.convolve(x)
+        ctx.conv = conv
+        ctx.save_for_backward(*((y,) if conv.ceiling else ()))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.conv.input_gradient(gradient, ctx.saved_tensors), None
 
 
 def _best_tile(height: int, width: int) -> int:
@@ -112,7 +153,7 @@ def _best_tile(height: int, width: int) -> int:
     def products(tile: int) -> int:
         return math.ceil(height / tile) * math.ceil(width / tile) * (tile + 2) ** 2
 
-    return min(_TILES, key=products)
+    return min(TILES, key=products)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a layer costs at a picture size: floating-point operations and the size of its map."""
+"""Floating-point operations and map size of each layer at a picture size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from workers.networks.tracing import convolutions
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one layer costs at one picture size."""
+    """Floating-point operations and map size of one layer at one picture size."""
 
     #: height and width of the layer's map
     output_px: tuple[int, int]
@@ -22,7 +22,7 @@ class Cost:
     filter_flop: float
 
     def step_gflop(self, filters: int = 1) -> float:
-        """GFLOP of one gradient step of one picture that is shown to so many filters of the layer.
+        """GFLOP of one gradient step of one picture that ``filters`` filters of the layer see.
 
         Forward, and backward to the picture, which costs the same again.
         """
@@ -30,7 +30,7 @@ class Cost:
 
 
 def costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> dict[str, Cost]:
-    """Layer -> what it costs, for every layer that a picture of that height and width gets through.
+    """Layer -> its cost, for every layer that a picture of that height and width reaches.
 
     The model is on the meta device.
     """
@@ -56,13 +56,13 @@ def _costs(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> Itera
             return  # the picture is too small, or of a size this network does not take
         if node in wanted:
             height, width = runner.env[node].shape[-2:]
-            trunk = sum(runner.flop.get(source, 0.0) for source in before[node])
+            upstream = sum(runner.flop.get(source, 0.0) for source in before[node])
             channels = int(model.get_submodule(str(node.target)).out_channels)  # type: ignore[arg-type]  # a convolution
             yield (
                 wanted[node],
                 Cost(
                     output_px=(int(height), int(width)),
-                    upstream_flop=trunk,
+                    upstream_flop=upstream,
                     filter_flop=runner.flop[node] / channels,
                 ),
             )

@@ -1,4 +1,4 @@
-"""A gradient where an activation function has none: for pictures that nothing would move otherwise.
+"""Gradients through units where their activation function has none, for pictures that would not change otherwise.
 
 After Lucid's ``redirected_relu_grad``, which looks at the whole batch instead (github.com/tensorflow/lucid:
 ``misc/redirected_relu_grad.py``).
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 class GradientOverride(NamedTuple):
     """Which pictures of a batch get a gradient through units where their activation function has none."""
 
-    #: (B,) bool: through every unit that sleeps
-    stuck: torch.Tensor
-    #: every picture, through units that sleep or are saturated where to change that helps what is climbed: how much of
-    #: what may pass there does, from 0 to 1
+    #: (B,) bool: these get a gradient through every inactive unit
+    dead_pictures: torch.Tensor
+    #: all pictures get a gradient through inactive or saturated units if changing these increases the objective: the
+    #: share of the largest such gradient, from 0 to 1
     helpful: float = 0.0
 
 
 class _Curve(NamedTuple):
-    """An activation function that is flat, and so hides the gradient, up to some input and maybe from another on."""
+    """An activation function whose derivative is 0 up to ``floor`` and from ``ceiling`` on."""
 
     value: Callable[[torch.Tensor], torch.Tensor]
     #: its derivative between the two
@@ -43,79 +43,83 @@ _CALLS: dict[Any, _Curve] = {
     F.relu6: _RELU6, F.hardswish: _HARDSWISH,
 }  # fmt: skip
 
-#: The gradient that gets through. For pictures that are stuck it only has to be there: the step is normalised. What
-#: helps passes whole through the last activation, whose channels are all that the filter sees; where many lie behind
-#: each other, as much as that would drown what comes through units that are awake.
-_LEAK, _LAST_LEAK = 0.1, 1.0
+#: The derivative that replaces 0. For dead pictures its size is of no importance, because the step is normalised.
+#: Helpful gradients pass unchanged through the last activation, whose channels are all that the filter sees; through
+#: many activations in a row, as much as that would outweigh the gradient through active units.
+_SLOPE, _LAST_SLOPE = 0.1, 1.0
 
 
-class _Leaky(nn.Module):
-    """An activation whose values are its own, and whose gradient leaks where it is flat; see GradientOverride."""
+class _OverriddenActivation(nn.Module):
+    """An activation function with unchanged values and a replaced derivative; see GradientOverride."""
 
-    leak: GradientOverride
+    override: GradientOverride
 
-    def __init__(self, curve: _Curve, helpful_leak: float) -> None:
+    def __init__(self, curve: _Curve, helpful_slope: float) -> None:
         super().__init__()
         self._curve = curve
-        self._helpful_leak = helpful_leak
+        self._helpful_slope = helpful_slope
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape."""
-        helpful_leak = self._helpful_leak * self.leak.helpful
-        y: torch.Tensor = _Leaked.apply(x, self._curve, self.leak.stuck[:, None, None, None], helpful_leak)
+        helpful_slope = self._helpful_slope * self.override.helpful
+        y: torch.Tensor = _Override.apply(
+            x, self._curve, self.override.dead_pictures[:, None, None, None], helpful_slope
+        )
         return y
 
 
-class _Leaked(torch.autograd.Function):
+class _Override(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, curve: _Curve, stuck: torch.Tensor, helpful_leak: float) -> torch.Tensor:
-        ctx.save_for_backward(x, stuck)
-        ctx.curve, ctx.helpful_leak = curve, helpful_leak
+    def forward(
+        ctx: Any, x: torch.Tensor, curve: _Curve, dead_pictures: torch.Tensor, helpful_slope: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, dead_pictures)
+        ctx.curve, ctx.helpful_slope = curve, helpful_slope
         return curve.value(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        x, stuck = ctx.saved_tensors
-        asleep, saturated = x <= ctx.curve.floor, x >= ctx.curve.ceiling
-        passes = torch.where(asleep | saturated, 0.0, ctx.curve.slope(x)).to(gradient.dtype)
-        if ctx.helpful_leak:
-            # The gradient is that of what is climbed: what sleeps is woken where that is good, and the reverse.
-            passes += ctx.helpful_leak * (asleep & (gradient > 0) | saturated & (gradient < 0))
-        passes = torch.where(stuck & asleep, passes.clamp(min=_LEAK), passes)
+        x, dead_pictures = ctx.saved_tensors
+        inactive, saturated = x <= ctx.curve.floor, x >= ctx.curve.ceiling
+        passes = torch.where(inactive | saturated, 0.0, ctx.curve.slope(x)).to(gradient.dtype)
+        if ctx.helpful_slope:
+            # Gradients are of the objective: inactive units pass positive ones, saturated units negative ones.
+            passes += ctx.helpful_slope * (inactive & (gradient > 0) | saturated & (gradient < 0))
+        passes = torch.where(dead_pictures & inactive, passes.clamp(min=_SLOPE), passes)
         return gradient * passes, None, None, None
 
 
-def leaking(trunk: fx.GraphModule) -> fx.GraphModule:
-    """The same operations on the same parameters, with leaky activations."""
+def with_gradient_override(upstream: fx.GraphModule) -> fx.GraphModule:
+    """The same operations on the same parameters, whose activations follow a GradientOverride."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(trunk.graph, {}))
-    leaky = fx.GraphModule(trunk, graph)
-    flat = [(node, curve) for node in graph.nodes if (curve := _curve(leaky, node)) is not None]
+    graph.output(graph.graph_copy(upstream.graph, {}))
+    overridden = fx.GraphModule(upstream, graph)
+    flat = [(node, curve) for node in graph.nodes if (curve := _curve(overridden, node)) is not None]
     for place, (node, curve) in enumerate(flat, start=1):
-        name = f"leaky_{place}"
-        leaky.add_submodule(name, _Leaky(curve, _LAST_LEAK if place == len(flat) else _LEAK))
+        name = f"overridden_{place}"
+        overridden.add_submodule(name, _OverriddenActivation(curve, _LAST_SLOPE if place == len(flat) else _SLOPE))
         with graph.inserting_before(node):
             node.replace_all_uses_with(graph.call_module(name, (node.all_input_nodes[0],)))
         graph.erase_node(node)
-    leaky.recompile()
-    return leaky
+    overridden.recompile()
+    return overridden
 
 
-def relu_ceiling(trunk: fx.GraphModule, node: fx.Node) -> float | None:
-    """What a node that is a ReLU cuts off above, infinity where nothing is; None if it is none."""
-    curve = _curve(trunk, node)
+def relu_ceiling(upstream: fx.GraphModule, node: fx.Node) -> float | None:
+    """The upper limit of a node that is a ReLU, infinity for a plain one; None if it is no ReLU."""
+    curve = _curve(upstream, node)
     return curve.ceiling if curve in (_RELU, _RELU6) else None
 
 
-def _curve(trunk: fx.GraphModule, node: fx.Node) -> _Curve | None:
+def _curve(upstream: fx.GraphModule, node: fx.Node) -> _Curve | None:
     if node.op == "call_module":
-        module = trunk.get_submodule(str(node.target))
+        module = upstream.get_submodule(str(node.target))
         return next((curve for kind, curve in _MODULES.items() if isinstance(module, kind)), None)
     return _CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
-def set_gradient_override(leaky: fx.GraphModule, leak: GradientOverride) -> None:
-    """What a leaky trunk's next passes let through."""
-    for module in leaky.modules():
-        if isinstance(module, _Leaky):
-            module.leak = leak
+def set_gradient_override(overridden: fx.GraphModule, override: GradientOverride) -> None:
+    """Set the override for the next passes of what :func:`with_gradient_override` returned."""
+    for module in overridden.modules():
+        if isinstance(module, _OverriddenActivation):
+            module.override = override

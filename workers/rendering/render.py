@@ -118,6 +118,7 @@ def _attempt(
             seconds=seconds,
             device=devices.describe(device),
             precision=tap.precision,
+            kernels=tap.kernels,
         )
         tiles.append(tile)
     if len(filters) == 1:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.contract.records import Precision, Status
+from workers.contract.records import Kernels, Precision, Status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,8 @@ class Tile:
     device: str = ""
     #: what the network computed in while the picture climbed
     precision: Precision = "fp32"
+    #: which convolutions rendered it
+    kernels: Kernels = "torch"
     #: the same pixels on the way there, where the recipe asks for frames
     frames: "tuple[NDArray[np.uint8], ...]" = ()
     #: why the tile cannot be shown; empty for a good one

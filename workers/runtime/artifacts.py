@@ -33,6 +33,7 @@ def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[
         attempts=starts,
         device=tile.device,
         precision=tile.precision,
+        kernels=tile.kernels,
         versions=_versions(),
     )
     artifacts = [(keys.tile(job.id, task.layer, task.filter), encode_tile(tile.pixels, record), "image/png")]

@@ -21,6 +21,8 @@ MOST_ERROR = 3e-5
 #: How setuptools is told to compile, but always for a processor that has vectors of 8 numbers.
 COMPILE = ("cc", "-O3", "-march=x86-64-v3", "-fno-signed-zeros", "-fopenmp", "-fPIC")
 
+SOURCE = Path(winograd.__file__).parent / "src" / "winograd.c"
+
 
 def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
     """Seeded, frozen, and of a kind that suits."""
@@ -30,30 +32,43 @@ def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
     return conv.requires_grad_(False)
 
 
-@pytest.fixture(params=[None, 8, 16], scope="module")
-def width(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int | None]:
-    """The code that was installed, and that of the same source for vectors of 8 and of 16 numbers."""
-    if request.param is None:
-        yield None
-        return
-    code = tmp_path_factory.mktemp("compiled") / "wide.o"
-    built = code.with_suffix(".so")
-    source = Path(winograd.__file__).with_name("winograd.c")
-    subprocess.run([*COMPILE, f"-DWIDTH={request.param}", "-c", "-o", str(code), str(source)], check=True)
+def compile_library(folder: Path, source: Path, width: int) -> Path:
+    """Compile a winograd.c for vectors of that width, on a processor with AVX2."""
+    code, built = folder / "wide.o", folder / "wide.so"
+    subprocess.run([*COMPILE, f"-DWIDTH={width}", "-c", "-o", str(code), str(source)], check=True)
     subprocess.run(["cc", "-shared", "-o", str(built), str(code)], check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        installed = importlib.util.find_spec
+    return built
 
-        def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
-            if name.endswith("_half"):  # of other maps than these
-                return installed(name)
-            return importlib.machinery.ModuleSpec(name, None, origin=str(built))
 
-        patch.setattr(importlib.util, "find_spec", find_spec)
-        loader.winograd.cache_clear()
-        assert loader.winograd() is not None
-        yield request.param
+def compiled_library() -> ctypes.CDLL:
+    """The installed library for this processor."""
+    library = loader.winograd()
+    if library is None:
+        pytest.skip("no compiled convolutions for this processor")
+    return library
+
+
+@pytest.fixture(autouse=True)
+def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees a library or a choice of another."""
+    monkeypatch.setenv("FILTERFARM_KERNELS", "auto")
     loader.winograd.cache_clear()
+    yield
+    loader.winograd.cache_clear()
+
+
+@pytest.fixture(params=["installed", 8, 16], scope="module")
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The installed library for this processor, and the same source compiled for vectors of 8 and of 16 numbers.
+
+    With AVX2 alone the compiler makes two instructions of each operation on 16 numbers.
+    """
+    if request.param == "installed":
+        return compiled_library()
+    folder = tmp_path_factory.mktemp("compiled")
+    built = loader.load(str(compile_library(folder, SOURCE, request.param)))
+    assert built.panel_width() == 2 * request.param
+    return built
 
 
 # All three tiles are some size's best; 5 x 13 and 11 fill none. Two of 100 x 70 are more than the threads' own blocks.
@@ -61,17 +76,15 @@ def width(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("bias", [True, False])
 def test_maps_and_gradients_are_those_of_a_direct_convolution(
-    size: tuple[int, int], padding: int, bias: bool, width: int | None
+    size: tuple[int, int], padding: int, bias: bool, library: ctypes.CDLL
 ) -> None:
     # Given
-    assert width is None or winograd._library().panel_width() == 2 * width
     conv = convolution(padding=padding, bias=bias)
-    assert winograd.suits(conv)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 48, *size, generator=generator).to(memory_format=torch.channels_last).requires_grad_(True)
     exact = x.detach().double().requires_grad_(True)
     # When
-    got = winograd.WinogradConv(conv)(x)
+    got = winograd.WinogradConv(conv, library)(x)
     wanted = convolution(padding=padding, bias=bias).double()(exact)
     direction = torch.randn(got.shape, generator=generator)
     (gradient,) = torch.autograd.grad(got, x, direction)
@@ -82,7 +95,7 @@ def test_maps_and_gradients_are_those_of_a_direct_convolution(
         assert (result - truth).abs().max() < MOST_ERROR * truth.abs().max()
 
 
-@pytest.mark.parametrize("tile", winograd._TILES)
+@pytest.mark.parametrize("tile", winograd.TILES)
 def test_every_tile_is_the_best_for_some_map(tile: int) -> None:
     # When / Then
     assert tile in {winograd._best_tile(size, size) for size in range(1, 20)}
@@ -140,7 +153,7 @@ def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.Mon
 
 def test_its_threads_are_torchs() -> None:
     # Given
-    installed = Path(winograd._library()._name)
+    installed = Path(compiled_library()._name)
     # When / Then nothing asks the loader for an OpenMP library of its own beside torch's, which may have another name
     assert b"libgomp" not in installed.read_bytes()
     # And there is one in this process
@@ -152,7 +165,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a network whose tiles' memory cannot be had: no machine has so much
-    fresh = ctypes.CDLL(winograd._library()._name)
+    fresh = ctypes.CDLL(compiled_library()._name)
     too_many = ctypes.c_long(2**44)
     # When
     pointers, sizes = [None] * 5, [ctypes.c_long(1)] * 3
@@ -166,13 +179,13 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     x = torch.zeros(1, 48, 8, 8)
     conv(x)
 
-    width = winograd._library().panel_width()
+    width = compiled_library().panel_width()
 
     class Full:
         panel_width = staticmethod(lambda: width)
         convolve = staticmethod(lambda *_: 1)
 
-    monkeypatch.setattr(winograd, "_library", lambda **_: Full)
+    monkeypatch.setattr(conv, "_library", Full)
     with pytest.raises(MemoryError, match="tiles"):
         conv(x)
 
@@ -216,11 +229,10 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
 @pytest.mark.parametrize("ceiling", [float("inf"), 0.5])
 @pytest.mark.parametrize("size", [(9, 9), (58, 90)])
 def test_a_relu_behind_it_cuts_off_values_and_gradients(
-    ceiling: float, size: tuple[int, int], width: int | None
+    ceiling: float, size: tuple[int, int], library: ctypes.CDLL
 ) -> None:
     # Given
-    assert width is None or winograd._library().panel_width() == 2 * width
-    bare = winograd.WinogradConv(convolution())
+    bare = winograd.WinogradConv(convolution(), library)
     x = torch.randn(2, 48, *size, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
     y = bare.with_relu(ceiling)(x)
@@ -246,29 +258,47 @@ def test_what_is_no_number_stays_that_behind_a_relu() -> None:
     assert torch.equal(conv.with_relu(6.0)(x).isnan(), conv(x).isnan())
 
 
-@pytest.mark.parametrize("size", [(4, 4), (9, 9), (16, 16), (5, 13), (3, 3), (58, 90)])
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("ceiling", [0.0, 6.0])
-def test_maps_and_gradients_in_bf16_are_those_of_a_direct_convolution(
-    size: tuple[int, int], padding: int, ceiling: float
-) -> None:
+def test_switched_off_torch_convolves(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     # Given
-    conv = convolution(padding=padding)
-    assert winograd.suits(conv, half=True)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 48, *size, generator=generator).bfloat16().to(memory_format=torch.channels_last)
-    x.requires_grad_(True)
-    exact = x.detach().double().requires_grad_(True)
-    # When
-    mine = winograd.WinogradConv(conv, half=True)
-    got = (mine.with_relu(ceiling) if ceiling else mine)(x)
-    direction = torch.randn(got.shape, generator=generator).bfloat16()
-    (gradient,) = torch.autograd.grad(got, x, direction)
-    # Then
-    wanted = convolution(padding=padding).double()(exact)
-    awake = (got > 0) & (got < ceiling) if ceiling else torch.ones_like(got, dtype=torch.bool)
-    (exact_gradient,) = torch.autograd.grad(wanted, exact, (direction * awake).double())
-    for result, truth in ((got, wanted.clamp(0, ceiling) if ceiling else wanted), (gradient, exact_gradient)):
-        assert result.dtype == torch.bfloat16
-        assert result.shape == truth.shape
-        assert (result.detach().double() - truth.detach()).norm() < 0.003 * truth.detach().norm()
+    monkeypatch.setenv("FILTERFARM_KERNELS", "off")
+    # When / Then
+    conv = convolution()
+    assert winograd.compiled(conv) is conv
+    assert not caplog.messages
+
+
+def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setenv("FILTERFARM_KERNELS", "fast")
+    # When / Then
+    with pytest.raises(ValueError, match=r"^FILTERFARM_KERNELS is 'fast'; it must be 'auto' or 'off'$"):
+        winograd.suits(convolution())
+
+
+@pytest.mark.parametrize("right", ["{2,-1,-2,1,0}", "{1,1,1,1,1,0}", "{0,1,-1,1}", "(value > 0)"])
+def test_a_library_whose_results_are_wrong_is_not_used(
+    right: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    # Given the source with one constant changed: of a tile of 3, 4 or 2 outputs, or of the ReLU's gradient
+    text = SOURCE.read_text()
+    assert right in text
+    source = tmp_path / "winograd.c"
+    source.write_text(text.replace(right, right.replace("1", "3", 1).replace("> 0", "< 0")))
+    built = compile_library(tmp_path, source, 8)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(built))
+    )
+    # When / Then
+    assert not winograd.suits(convolution())
+    assert not winograd.suits(convolution())
+    (message,) = caplog.messages
+    assert "error=" in message
+
+
+def test_the_check_passes_and_draws_no_random_numbers(library: ctypes.CDLL) -> None:
+    # Given
+    before = torch.get_rng_state()
+    # When / Then
+    with torch.no_grad():
+        assert loader.largest_error(library) < 1e-5
+    assert torch.equal(torch.get_rng_state(), before)

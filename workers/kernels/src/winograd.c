@@ -1,8 +1,7 @@
-/* 3 x 3 convolutions of maps in channels-last memory, by Winograd's algorithm; winograd.py says how and why.
+/* 3 x 3 convolutions of float32 maps in channels-last memory, by Winograd's algorithm; winograd.py says how and why.
  *
- * Compiled for each width of vectors, of which WIDTH says how many floats one holds, and each kind of map: float32, or
- * with HALF bfloat16. All else is float32. Channels come in multiples of 16. Nothing here depends on Python: winograd.py
- * calls it through ctypes.
+ * Compiled for each width of vectors: WIDTH is the number of floats in one. Channels come in multiples of 16. Nothing
+ * here depends on Python: winograd.py calls it through ctypes.
  */
 
 #include <omp.h>
@@ -12,13 +11,6 @@
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-#ifdef HALF
-typedef uint16_t element; /* bfloat16, the upper half of a float */
-typedef uint32_t wholes __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
-#else
-typedef float element;
-#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -42,29 +34,12 @@ static const float OUT_3[3][5] = {{1,1,1,1,0},{0,1,-1,2,0},{0,1,1,4,1}};
 static const float INTO_4[6][6] = {{4,0,-5,0,1,0},{0,-4,-4,1,1,0},{0,4,-4,-1,1,0},{0,-2,-1,2,1,0},{0,2,-1,-2,1,0},{0,4,0,-5,0,1}};
 static const float OUT_4[4][6] = {{1,1,1,1,1,0},{0,1,-1,2,-2,0},{0,1,1,4,4,0},{0,1,-1,8,-8,1}};
 
-INLINE vec load(const element *from) {
-#ifdef HALF
-    return (vec)(__builtin_convertvector(*(const halves *)from, wholes) << 16);
-#else
-    return *(const vec *)from;
-#endif
-}
-
-INLINE void store(element *to, vec value) {
-#ifdef HALF /* the nearest; of two that are as near, the even one */
-    const wholes whole = (wholes)value;
-    *(halves *)to = __builtin_convertvector((whole + 0x7fff + (whole >> 16 & 1)) >> 16, halves);
-#else
-    *(vec *)to = value;
-#endif
-}
-
 struct maps {
-    const element *x; /* (batch, height, width, channels) */
+    const float *x; /* (batch, height, width, channels) */
     /* as x, or null: x counts where this is above 0 and below the ceiling, and is 0 elsewhere, as the gradient of an
      * activation function is of which this is the value */
-    const element *seen;
-    element *y;       /* (batch, out_height, out_width, kernels) */
+    const float *seen;
+    float *y;       /* (batch, out_height, out_width, kernels) */
     const float *u; /* (side^2, panels, channels, PANEL) */
     const float *bias; /* (kernels) or null */
     long batch, height, width, channels, out_height, out_width, kernels, padding;
@@ -87,7 +62,7 @@ INLINE void apply(int rows, int side, const float *matrix, const vec *from, int 
 }
 
 /* One tile of inputs, a pointer for each of its pixels, to one row of each of the side^2 planes of v. */
-INLINE void tile_in(int side, const float *matrix, const element *const *from, const element *const *seen, float ceiling,
+INLINE void tile_in(int side, const float *matrix, const float *const *from, const float *const *seen, float ceiling,
                     long channels, float *v, long plane) {
     int32_t most; /* as whole numbers, positive ones have the same order */
     memcpy(&most, &ceiling, sizeof most);
@@ -96,9 +71,9 @@ INLINE void tile_in(int side, const float *matrix, const element *const *from, c
         UNROLL for (int j = 0; j < side; j++) {
             vec column[6];
             UNROLL for (int i = 0; i < side; i++) {
-                column[i] = load(from[i * side + j] + c);
+                column[i] = *(const vec *)(from[i * side + j] + c);
                 if (!seen) continue;
-                const bits value = (bits)load(seen[i * side + j] + c);
+                const bits value = *(const bits *)(seen[i * side + j] + c);
                 column[i] = (vec)((bits)column[i] & (value > 0) & (value < most));
             }
             apply(side, side, matrix, column, 1, half + j, side);
@@ -111,7 +86,7 @@ INLINE void tile_in(int side, const float *matrix, const element *const *from, c
 }
 
 /* One row of each plane of products to a tile of outputs, a pointer for each pixel, null for those outside the map. */
-INLINE void tile_out(int tile, const float *matrix, const float *m, long plane, const struct maps *q, element *const *to) {
+INLINE void tile_out(int tile, const float *matrix, const float *m, long plane, const struct maps *q, float *const *to) {
     const int side = tile + 2;
     const vec none = {0}, ceiling = none + q->ceiling;
     for (long k = 0; k < q->kernels; k += WIDTH) {
@@ -130,7 +105,7 @@ INLINE void tile_out(int tile, const float *matrix, const float *m, long plane, 
                     const bits above = sum > ceiling;
                     sum = (vec)(((bits)sum & ~(sum < none) & ~above) | ((bits)ceiling & above));
                 }
-                if (to[i * tile + j]) store(to[i * tile + j] + k, sum);
+                if (to[i * tile + j]) *(vec *)(to[i * tile + j] + k) = sum;
             }
         }
     }
@@ -153,7 +128,7 @@ INLINE void multiply(const float *a, long row, const float *b, long depth, float
 
 /* Tiles first .. first + count - 1, by the members of a team that share v and m. */
 INLINE void block(int tile, const float *into, const float *out_of, const struct maps *q, long first, long count,
-                  float *v, float *m, const element *zeros, int member, int team) {
+                  float *v, float *m, const float *zeros, int member, int team) {
     const int side = tile + 2;
     const long rows = (q->out_height + tile - 1) / tile, columns = (q->out_width + tile - 1) / tile;
     const long padded = (count + ROWS - 1) / ROWS * ROWS;
@@ -163,7 +138,7 @@ INLINE void block(int tile, const float *into, const float *out_of, const struct
     for (long t = member; t < padded; t += team) { /* those behind the last are of zeros */
         const long at = first + t, b = at / (rows * columns);
         const long top = at / columns % rows * tile - q->padding, left = at % columns * tile - q->padding;
-        const element *from[36], *seen[36];
+        const float *from[36], *seen[36];
         for (int i = 0; i < side; i++)
             for (int j = 0; j < side; j++) {
                 const long h = top + i, w = left + j;
@@ -190,7 +165,7 @@ INLINE void block(int tile, const float *into, const float *out_of, const struct
     for (long t = member; t < count; t += team) {
         const long at = first + t, b = at / (rows * columns);
         const long top = at / columns % rows * tile, left = at % columns * tile;
-        element *to[16];
+        float *to[16];
         for (int i = 0; i < tile; i++)
             for (int j = 0; j < tile; j++) {
                 const long h = top + i, w = left + j;
@@ -205,7 +180,7 @@ INLINE void block(int tile, const float *into, const float *out_of, const struct
 }
 
 /* A version for each tile, whose loops and matrices the compiler knows. */
-static void any_block(int tile, const struct maps *q, long first, long count, float *v, float *m, const element *zeros,
+static void any_block(int tile, const struct maps *q, long first, long count, float *v, float *m, const float *zeros,
                       int member, int team) {
     if (tile == 2) block(2, INTO_2[0], OUT_2[0], q, first, count, v, m, zeros, member, team);
     if (tile == 3) block(3, INTO_3[0], OUT_3[0], q, first, count, v, m, zeros, member, team);
@@ -216,7 +191,7 @@ static void any_block(int tile, const struct maps *q, long first, long count, fl
 int panel_width(void) { return PANEL; }
 
 /* All pointers as in struct maps; a ceiling of 0 cuts nothing off. 1 where memory does not suffice, else 0. */
-int convolve(const element *x, const element *seen, const float *u, const float *bias, element *y, long batch, long height,
+int convolve(const float *x, const float *seen, const float *u, const float *bias, float *y, long batch, long height,
              long width, long channels, long kernels, long padding, int tile, float ceiling) {
     struct maps q = {.x = x, .seen = seen, .clipped = !seen && ceiling > 0, .ceiling = ceiling, .y = y, .u = u, .bias = bias, .batch = batch, .height = height, .width = width,
         .channels = channels, .out_height = height + 2 * padding - 2, .out_width = width + 2 * padding - 2,
@@ -231,8 +206,8 @@ int convolve(const element *x, const element *seen, const float *u, const float 
     const long buffers = alone ? threads : 1;
     float *memory = aligned_alloc(64, (buffers * floats + channels) * 4 / 64 * 64 + 64);
     if (!memory) return 1;
-    element *zeros = (element *)(memory + buffers * floats);
-    memset(zeros, 0, channels * sizeof(element));
+    float *zeros = (float *)(memory + buffers * floats);
+    memset(zeros, 0, channels * sizeof(float));
     const long blocks = (tiles + size - 1) / size;
 #pragma omp parallel num_threads(threads)
     {
