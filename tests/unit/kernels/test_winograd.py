@@ -32,10 +32,10 @@ def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
     return conv.requires_grad_(False)
 
 
-def compile_library(folder: Path, source: Path, width: int) -> Path:
+def compile_library(folder: Path, source: Path, width: int, *options: str) -> Path:
     """Compile a winograd.c for vectors of that width, on a processor with AVX2."""
     code, built = folder / "wide.o", folder / "wide.so"
-    subprocess.run([*COMPILE, f"-DWIDTH={width}", "-c", "-o", str(code), str(source)], check=True)
+    subprocess.run([*COMPILE, *options, f"-DWIDTH={width}", "-c", "-o", str(code), str(source)], check=True)
     subprocess.run(["cc", "-shared", "-o", str(built), str(code)], check=True)
     return built
 
@@ -275,16 +275,16 @@ def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         winograd.suits(convolution())
 
 
-@pytest.mark.parametrize("right", ["{2,-1,-2,1,0}", "{1,1,1,1,1,0}", "{0,1,-1,1}", "(value > 0)"])
+@pytest.mark.parametrize("right", ["{2,-1,-2,1,0}", "(value > 0)"])
 def test_a_library_whose_results_are_wrong_is_not_used(
     right: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    # Given the source with one constant changed: of a tile of 3, 4 or 2 outputs, or of the ReLU's gradient
+    # Given the source with one constant changed: of tiles of 3 x 3 outputs, or of the ReLU's gradient
     text = SOURCE.read_text()
     assert right in text
     source = tmp_path / "winograd.c"
     source.write_text(text.replace(right, right.replace("1", "3", 1).replace("> 0", "< 0")))
-    built = compile_library(tmp_path, source, 8)
+    built = compile_library(tmp_path, source, 8, "-O1")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(built))
     )
