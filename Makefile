@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The slow rows of the README's "What survives what"; a few of each are in "make test".
+# The slow rows of "What survives what" in tests/README.md; a few of each are in "make test".
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m faults
 
