@@ -54,9 +54,9 @@ def test_the_demo_of_the_makefile_parses() -> None:
     assert context.params["model"] == "efficientnet_lite0"
 
 
-def test_every_setting_is_in_the_readmes_table() -> None:
+def test_every_setting_is_in_the_table_of_deploy() -> None:
     for variable in VARIABLES.values():
-        assert re.search(rf"^\| `{variable}`", README, re.MULTILINE), variable
+        assert re.search(rf"^\| `{variable}`", DEPLOY_README, re.MULTILINE), variable
 
 
 def test_every_command_is_taught_by_help_or_readme() -> None:
