@@ -1,4 +1,4 @@
-"""Pictures before and after the ascent: start noise, what the network is fed, and how a result becomes pixels."""
+"""Pictures before and after the ascent: start noise, preprocessing, and conversion to pixels."""
 
 from typing import TYPE_CHECKING
 
@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 
 from workers.contract.recipe import Preprocess
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def start_noise(stream: Stream, size_px: tuple[int, int]) -> "NDArray[np.float32]":
+def start_noise(rng: PictureRng, size_px: tuple[int, int]) -> "NDArray[np.float32]":
     """Uniform noise (H, W, 3) float32 in [0, 1), RGB, for a picture of that height and width.
 
-    Part of the contract: a tile depends on nothing but its job.
+    A tile depends only on its job, so the noise must not change between versions.
     """
-    return stream.generator().random((*size_px, 3), dtype=np.float32)
+    return rng.generator().random((*size_px, 3), dtype=np.float32)
 
 
 def notebook_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -35,7 +35,7 @@ def octave_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
 
 
 def to_network(pictures: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """What the network is fed for pictures (B, 3, H, W) in 0..255, RGB, or (B, 1, H, W), grey."""
+    """The network's input (B, 3, H, W) for pictures in 0..255: (B, 3, H, W) RGB or (B, 1, H, W) grey."""
     pictures = pictures.expand(-1, 3, -1, -1)
     if preprocess.name == "raw":
         return pictures
@@ -67,10 +67,10 @@ def deprocess(picture: "NDArray[np.float32]", contrast: float = NOTEBOOK_CONTRAS
 def enlarge(picture: "NDArray[np.float32]", size_px: tuple[int, int]) -> "NDArray[np.float32]":
     """The picture (H, W, C) at another height and width, with its own mean and contrast.
 
-    Source: Keras's ``conv_filter_visualization.py`` of 2019, ``process_image`` of a resized ``deprocess_image``, by
-    what that says of itself: that it reverses ``deprocess_image``. (What it does is another thing. The script has its
-    picture deprocessed in place, and takes mean and contrast of what that leaves, 0.5 and 0.25; from the second octave
-    on it climbs from there.)
+    Source: Keras's ``conv_filter_visualization.py`` of 2019, ``process_image`` of a resized ``deprocess_image``, as
+    its documentation describes it: the reverse of ``deprocess_image``. The script's code differs: it deprocesses the
+    picture in place, and then uses the mean and contrast of the result, 0.5 and 0.25, so that the later octaves start
+    from those.
     """
     pixels = resize(deprocess(picture, OCTAVE_CONTRAST), size_px).astype(np.float32)
     grown: NDArray[np.float32] = (pixels / 255 - 0.5) / OCTAVE_CONTRAST * picture.std() + picture.mean()

@@ -1,8 +1,7 @@
-"""How a recipe makes pictures: where they start, what is moved, and how the end becomes pixels."""
+"""The methods of a recipe: start image, parametrization, ascent, conversion to pixels."""
 
 import functools
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,57 +11,58 @@ from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.recipe import Recipe
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
-from workers.rendering.objectives import Objective, penalty, regularised
+from workers.rendering.frames import FrameRecorder
+from workers.rendering.objectives import Objective
 from workers.rendering.optimization import (
     NOTEBOOK_EPSILON,
     OCTAVE_EPSILON,
-    Climbed,
-    Watch,
-    canvas_ascent,
     notebook_ascent,
+    parametrized_ascent,
 )
-from workers.rendering.parametrization import PARAMETRIZATIONS, longest_wave_px, pace
-from workers.rendering.rng import Stream
+from workers.rendering.parametrization import PARAMETRIZATIONS, learning_rate_factor, longest_wave_px
+from workers.rendering.regularizers import is_regularised, penalty
+from workers.rendering.rescue import AscentLoss, AscentResult
+from workers.rendering.rng import PictureRng
 from workers.rendering.transforms import Transforms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Made(NamedTuple):
-    """A batch of pictures: how they came about, and what they look like."""
+class RenderedBatch(NamedTuple):
+    """A batch of pictures: the result of their ascent, and their pixels."""
 
-    climbed: Climbed
+    ascent: AscentResult
     #: (H, W, 3) uint8 RGB of each
     pixels: "list[NDArray[np.uint8]]"
-    #: the same of each frame, of each picture
+    #: for each picture, the pixels of its frames
     frames: "list[list[NDArray[np.uint8]]]"
 
 
-def make(
-    objective: Objective, streams: list[Stream], recipe: Recipe, tap: LayerExtractor, device: torch.device
-) -> Made:
-    """Pictures of one batch from one start image each, for what ``objective`` sees of the ``tap``."""
+def render_batch(
+    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: LayerExtractor, device: torch.device
+) -> RenderedBatch:
+    """Render one batch by the recipe's method, one picture for each of ``rngs``."""
     if recipe.method == "notebook":
-        return _notebook(objective, streams, recipe, device)
-    return _on_canvas(objective, streams, recipe, tap, device)
+        return _notebook(objective, rngs, recipe, device)
+    return _parametrized(objective, rngs, recipe, extractor, device)
 
 
-def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, device: torch.device) -> Made:
+def _notebook(objective: Objective, rngs: list[PictureRng], recipe: Recipe, device: torch.device) -> RenderedBatch:
     contrast = images.OCTAVE_CONTRAST if recipe.octaves > 1 else images.NOTEBOOK_CONTRAST
     sizes = recipe.octave_px
-    start = [images.start_noise(stream, sizes[0]) for stream in streams]
-    begin = images.octave_start if recipe.octaves > 1 else images.notebook_start
+    noises = [images.start_noise(rng, sizes[0]) for rng in rngs]
+    start_image = images.octave_start if recipe.octaves > 1 else images.notebook_start
     colours = slice(1 if recipe.grey else 3)
-    pictures = channels_first(np.stack([begin(noise)[..., colours] for noise in start]), device)
-    watch = _watch(objective, pictures, streams, recipe)
+    pictures = channels_first(np.stack([start_image(noise)[..., colours] for noise in noises]), device)
+    ascent_loss = _ascent_loss(objective, pictures, rngs, recipe)
     to_pixels = functools.partial(_deprocessed, contrast=contrast)
-    album = _Album(recipe, steps=len(sizes) * recipe.steps, to_pixels=to_pixels)
+    recorder = FrameRecorder(recipe, steps=len(sizes) * recipe.steps, to_pixels=to_pixels)
     for place in range(len(sizes)):
         pictures = notebook_ascent(
-            watch, pictures, steps=recipe.steps, step_size=recipe.step_size,
+            ascent_loss, pictures, steps=recipe.steps, step_size=recipe.step_size,
             epsilon=OCTAVE_EPSILON if recipe.octaves > 1 else NOTEBOOK_EPSILON,
-            album=album.after(place * recipe.steps),
+            on_step=recorder.callback(place * recipe.steps),
         )  # fmt: skip
         if recipe.octaves > 1:
             next_px = sizes[place + 1] if place + 1 < len(sizes) else (recipe.height_px, recipe.width_px)
@@ -70,96 +70,69 @@ def _notebook(objective: Objective, streams: list[Stream], recipe: Recipe, devic
                 np.stack([images.enlarge(picture, next_px) for picture in _channels_last(pictures)]), device
             )
     with torch.no_grad():
-        climbed = watch.climbed(pictures)
+        result = ascent_loss.result(pictures)
     pixels = to_pixels(pictures)
-    return Made(climbed, pixels, album.frames(pixels))
+    return RenderedBatch(result, pixels, recorder.frames(pixels))
 
 
-def _on_canvas(
-    objective: Objective, streams: list[Stream], recipe: Recipe, tap: LayerExtractor, device: torch.device
-) -> Made:
+def _parametrized(
+    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: LayerExtractor, device: torch.device
+) -> RenderedBatch:
     size_px = recipe.height_px, recipe.width_px
     wider = wider_px(size_px)
-    stride = layer_stride(size_px, tap.map_px(*size_px), tap.map_px(*wider) if tap.takes(*wider) else None)
-    # What did not wake gently gets all there is.
-    gentle = streams[0].restart == 0
-    # Where magnitudes are fixed, long waves would drown what a shallow layer looks for.
-    short = gentle and (tap.stem or recipe.method == "maco")
-    canvas = PARAMETRIZATIONS[recipe.method](
-        streams,
+    stride = layer_stride(
+        size_px, extractor.map_px(*size_px), extractor.map_px(*wider) if extractor.takes(*wider) else None
+    )
+    # A restart has waves of all lengths, and no learning-rate factor.
+    first_start = rngs[0].restart == 0
+    # With fixed magnitudes, long waves would dominate the pattern a shallow layer responds to.
+    short = first_start and (extractor.stem or recipe.method == "maco")
+    parametrization = PARAMETRIZATIONS[recipe.method](
+        rngs,
         size_px=size_px,
         channels=1 if recipe.grey else 3,
         longest_px=longest_wave_px(stride) if short else math.inf,
         device=device,
     )
     pinned = recipe.objective == "neuron"
-    views = Transforms(
-        streams, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned,
-        roomy=tap.takes(*seen_px(size_px, stride, pinned=pinned)),
+    transforms = Transforms(
+        rngs, steps=recipe.steps, size_px=size_px, stride=stride, device=device, pinned=pinned,
+        larger_input=extractor.takes(*seen_px(size_px, stride, pinned=pinned)),
     )  # fmt: skip
     with torch.no_grad():
-        watch = _watch(objective, canvas.tiles(), streams, recipe, leaky=tap.grouped)
-    album = _Album(recipe, steps=recipe.steps, to_pixels=_rounded)
-    tiles = canvas_ascent(
-        watch,
-        canvas,
-        views,
+        ascent_loss = _ascent_loss(objective, parametrization.tiles(), rngs, recipe, depthwise=extractor.grouped)
+    recorder = FrameRecorder(recipe, steps=recipe.steps, to_pixels=_rounded)
+    tiles = parametrized_ascent(
+        ascent_loss,
+        parametrization,
+        transforms,
         steps=recipe.steps,
-        learning_rate=recipe.step_size * (pace(stride) if recipe.method == "fourier" and gentle else 1.0),
-        album=album.after(0),
+        learning_rate=recipe.step_size
+        * (learning_rate_factor(stride) if recipe.method == "fourier" and first_start else 1.0),
+        on_step=recorder.callback(0),
     )
     with torch.no_grad():
-        climbed = watch.climbed(tiles)
+        result = ascent_loss.result(tiles)
     pixels = _rounded(tiles)
-    return Made(climbed, pixels, album.frames(pixels))
+    return RenderedBatch(result, pixels, recorder.frames(pixels))
 
 
-def _watch(
-    objective: Objective, start: torch.Tensor, streams: list[Stream], recipe: Recipe, *, leaky: bool = False
-) -> Watch:
-    return Watch(
+def _ascent_loss(
+    objective: Objective, start: torch.Tensor, rngs: list[PictureRng], recipe: Recipe, *, depthwise: bool = False
+) -> AscentLoss:
+    return AscentLoss(
         objective,
         start,
         rescue=recipe.rescue,
-        anew=streams[0].restart > 0,
-        strict=recipe.method == "notebook",
-        leaky=leaky,
-        penalty=functools.partial(penalty, recipe=recipe) if regularised(recipe) else None,
+        restarted=rngs[0].restart > 0,
+        map_only=recipe.method == "notebook",
+        depthwise=depthwise,
+        penalty=functools.partial(penalty, recipe=recipe) if is_regularised(recipe) else None,
     )
 
 
-class _Album:
-    """Keeps the frames a recipe asks for, spread evenly over the steps, the last step included."""
-
-    def __init__(
-        self, recipe: Recipe, *, steps: int, to_pixels: "Callable[[torch.Tensor], list[NDArray[np.uint8]]]"
-    ) -> None:
-        self._size_px = recipe.height_px, recipe.width_px
-        self._wanted = {round(steps * (frame + 1) / recipe.frames) for frame in range(recipe.frames)}
-        self._to_pixels = to_pixels
-        self._kept: list[list[NDArray[np.uint8]]] = []
-
-    def after(self, done: int) -> Callable[[int, Callable[[], torch.Tensor]], None] | None:
-        """What to call after each step of an ascent that so many steps went before; None where nothing is wanted."""
-        if not self._wanted:
-            return None
-
-        def look(step: int, pictures: Callable[[], torch.Tensor]) -> None:
-            if done + step in self._wanted:
-                pixels = self._to_pixels(pictures())
-                self._kept.append([images.resize(one, self._size_px) for one in pixels])
-
-        return look
-
-    def frames(self, final: "list[NDArray[np.uint8]]") -> "list[list[NDArray[np.uint8]]]":
-        """Of each picture, its frames; the last is the ``final`` one, which octaves enlarge in another way."""
-        if self._kept:
-            self._kept[-1] = final
-        return [[frame[place] for frame in self._kept] for place in range(len(final))]
-
-
 def channels_first(pictures: "NDArray[np.float32]", device: torch.device) -> torch.Tensor:
-    """(B, H, W, C) as (B, C, H, W): a permuted view of channels-last memory is a channels-last tensor, no copy."""
+    """Pictures (B, H, W, C) as a (B, C, H, W) tensor in channels-last memory format, without a copy."""
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)
 
 

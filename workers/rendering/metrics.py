@@ -1,7 +1,7 @@
-"""What pictures do to a layer, and what they are made of: the numbers behind ``filterfarm quality``. Pure, no I/O.
+"""Metrics of tiles: the numbers behind ``filterfarm quality``. No I/O.
 
-The maps are those of the whole layer, not of the sliced one that the pictures were made with: what is measured here
-does not share the code it judges.
+The maps are those of the whole layer, not of the sliced one used for rendering, so that the measurement does not share
+code with what it measures.
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ TIE = 1e-3
 
 
 class LayerProbe:
-    """One layer of a frozen network, to be shown pictures. Raises UnknownLayer where there is no such layer."""
+    """The responses of one layer of a frozen network to pictures. Raises UnknownLayer where there is no such layer."""
 
     def __init__(
         self, model: nn.Module, graph: fx.Graph, layer: str, recipe: Recipe, device: torch.device, *, batch: int = 16
@@ -57,9 +57,9 @@ class LayerProbe:
 def identified(own: "NDArray[np.floating]") -> "NDArray[np.bool_]":
     """Which tiles excite their own filter as no other tile does: (T,) bool.
 
-    ``own`` is (T, T): row t is what tile t does to the filters of all tiles, in the tiles' order. To come within TIE of
-    the best is enough, for two pictures can both hold all units at an activation function's ceiling. But a tile that
-    does the same as another to every filter is a failure, and so is one that excites its filter as little as any.
+    ``own`` is (T, T): row t holds the responses of all tiles' filters to tile t, in the tiles' order. Within TIE of
+    the best counts, because two pictures can both saturate all units. A tile with the same responses as another does
+    not count, nor does one that excites its filter as little as the weakest tile.
     """
     mine, best = np.diagonal(own), _best_other(own)
     _, place, count = np.unique(own, axis=0, return_inverse=True, return_counts=True)
@@ -100,9 +100,9 @@ def high_frequency(pictures: "NDArray[np.uint8]") -> "NDArray[np.float64]":
 def similarity(ours: "NDArray[np.float32]", theirs: "NDArray[np.float32]") -> "NDArray[np.float64]":
     """Cosines of the responses (T, C) of one set of pictures with those of another, (T, T), in -1..1.
 
-    Each channel is first centred on its mean over both sets and divided by its standard deviation there: what all
-    tiles of a layer have in common says nothing, and no loud channel should speak for all. So 0 is what two tiles of
-    the layer have in common on average, and 1 is the same response.
+    Each channel is first centred on its mean over both sets and divided by its standard deviation there: the
+    response common to all tiles carries no information, and no channel of large values should dominate. 0 is the
+    average of two tiles of the layer, and 1 is the same response.
     """
     both = np.concatenate([ours, theirs]).astype(np.float64)
     spread = both.std(axis=0)
@@ -114,7 +114,7 @@ def similarity(ours: "NDArray[np.float32]", theirs: "NDArray[np.float32]") -> "N
 
 
 def _best_other(own: "NDArray[np.floating]") -> "NDArray[np.floating]":
-    """(T,) the most that any other tile does to each tile's filter; -inf where there is no other."""
+    """(T,) the highest response of each tile's filter to any other tile; -inf where there is no other."""
     others = own.copy()
     np.fill_diagonal(others, -np.inf)
     best: NDArray[np.floating] = others.max(axis=0)

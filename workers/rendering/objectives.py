@@ -1,4 +1,4 @@
-"""What is climbed: the layer's maps of a batch of pictures, reduced to one map for each picture.
+"""Objectives: the layer's maps of a batch of pictures, reduced to one map for each picture.
 
 Sources: Lucid's ``objectives.py`` for neuron, direction, deepdream and diversity (C. Olah, A. Mordvintsev, L. Schubert,
 "Feature Visualization", Distill 2017).
@@ -18,135 +18,112 @@ from workers.rendering import images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a batch of pictures looks like to its objective."""
+class LayerResponse:
+    """The layer's response to a batch of pictures, reduced to one map for each picture."""
 
-    #: (B, H', W') what each picture is to excite, after the activation function
-    after: torch.Tensor
-    #: the same before it
-    before: torch.Tensor
-    #: (B,) how like a picture is to the others of its tile, 0..1; None where it has no others
-    likeness: torch.Tensor | None = None
-
-
-#: (pictures (B, C, H, W) in 0..255, how the network leaks, if it does) -> what they look like
-Objective = Callable[[torch.Tensor, GradientOverride | None], Seen]
-
-#: The layer's maps of all channels that count, (B, K, H', W') after and before the activation function.
-_Whole = Callable[[torch.Tensor, GradientOverride | None], tuple[torch.Tensor, torch.Tensor]]
+    #: (B, H', W') the map to maximise, after the activation function
+    activation: torch.Tensor
+    #: (B, H', W') the same map before the activation function
+    pre_activation: torch.Tensor
+    #: (B,) similarity to the other pictures of the tile, 0..1; None for a tile of one picture
+    similarity: torch.Tensor | None = None
 
 
-def objective(tap: LayerExtractor, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
-    """The recipe's objective for tiles of ``filters``, each with ``recipe.diversity`` pictures next to each other."""
+#: (pictures (B, C, H, W) in 0..255, gradient override or None) -> response
+Objective = Callable[[torch.Tensor, GradientOverride | None], LayerResponse]
+
+#: The maps of K channels, (B, K, H', W'), after and before the activation function.
+_ChannelMaps = Callable[[torch.Tensor, GradientOverride | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def objective(extractor: LayerExtractor, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
+    """The recipe's objective for tiles of ``filters``, each with ``recipe.diversity`` consecutive pictures."""
     own = [filter_ for filter_ in filters for _ in range(recipe.diversity)]
     if recipe.objective == "direction" and recipe.directions is not None:
-        see = _direction(tap, own, recipe.directions, recipe.diversity, device)
+        response_of = _direction(extractor, own, recipe.directions, recipe.diversity, device)
     elif recipe.objective == "deepdream":
-        see = _deepdream(tap, recipe.diversity, device)
+        response_of = _deepdream(extractor, recipe.diversity, device)
     elif recipe.diversity > 1:
-        see = _diverse(tap, own, recipe.diversity, device)
+        response_of = _diverse(extractor, own, recipe.diversity, device)
     else:
-        see = _filter(tap, own, device)
+        response_of = _filter(extractor, own, device)
 
-    def look(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-        seen = see(images.to_network(pictures, recipe.preprocess), leak)
-        after, before = seen.after, seen.before
+    def preprocessed(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+        response = response_of(images.to_network(pictures, recipe.preprocess), override)
+        after, before = response.activation, response.pre_activation
         if recipe.objective == "neuron":
             after, before = _neuron(after, recipe.neuron), _neuron(before, recipe.neuron)
         if recipe.negative:
             after = before = -before
-        return Seen(after=after, before=before, likeness=seen.likeness)
+        return LayerResponse(activation=after, pre_activation=before, similarity=response.similarity)
 
-    return look
-
-
-def regularised(recipe: Recipe) -> bool:
-    """Whether anything counts against the objective."""
-    return recipe.total_variation + recipe.l2 + recipe.blur > 0
+    return preprocessed
 
 
-def penalty(pictures: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """(B,) what counts against pictures (B, C, H, W) in 0..255, weighted as the recipe says.
+def _filter(extractor: LayerExtractor, own: list[int], device: torch.device) -> Objective:
+    sliced = extractor.slice(torch.tensor(own, device=device))
 
-    All are means over a picture in 0..1, so that weights mean the same at every size: total variation is the mean
-    difference of neighbours, L2 the mean square of the distance from grey, blur the mean square of what a 3 x 3 blur
-    removes (after Lucid's ``regularizers.py`` and ``blur_input_each_step``, which take sums).
-    """
-    x = pictures / 255.0
-    result = x.new_zeros(len(x))
-    if recipe.total_variation:
-        down, right = (x[:, :, 1:] - x[:, :, :-1]).abs(), (x[..., 1:] - x[..., :-1]).abs()
-        result = result + recipe.total_variation * (down.mean(dim=(1, 2, 3)) + right.mean(dim=(1, 2, 3)))
-    if recipe.l2:
-        result = result + recipe.l2 * (x - 0.5).square().mean(dim=(1, 2, 3))
-    if recipe.blur:
-        blurred = torch.nn.functional.avg_pool2d(x, 3, stride=1)
-        result = result + recipe.blur * (x[:, :, 1:-1, 1:-1] - blurred).square().mean(dim=(1, 2, 3))
-    return result
+    def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+        after, before = sliced.both(pictures, override)
+        return LayerResponse(activation=after, pre_activation=before)
 
-
-def _filter(tap: LayerExtractor, own: list[int], device: torch.device) -> Objective:
-    sliced = tap.slice(torch.tensor(own, device=device))
-
-    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-        after, before = sliced.both(pictures, leak)
-        return Seen(after=after, before=before)
-
-    return see
+    return response_of
 
 
 def _direction(
-    tap: LayerExtractor, own: list[int], directions: Directions, count: int, device: torch.device
+    extractor: LayerExtractor, own: list[int], directions: Directions, count: int, device: torch.device
 ) -> Objective:
     """The weighted sum of the layer's maps.
 
-    Channels that no direction of the batch weighs are not computed, unless pictures are to be unlike in them too.
+    Channels with zero weight in all directions of the batch are not computed, except for the diversity term.
     """
     data = np.frombuffer(b64decode(directions.base64), "<f4").reshape(directions.count, directions.channels)[own]
     used = np.flatnonzero(data.any(axis=0)) if count == 1 else np.arange(directions.channels)
-    whole = _channels(tap, used.tolist(), device)
+    channel_maps = _channels(extractor, used.tolist(), device)
     weights = torch.from_numpy(data[:, used].astype(np.float32)).to(device)  # (B, K)
 
-    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-        after, before = whole(pictures, leak)
+    def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+        after, before = channel_maps(pictures, override)
         mix = "bkhw,bk->bhw"
-        return Seen(
-            after=torch.einsum(mix, after, weights),
-            before=torch.einsum(mix, before, weights),
-            likeness=_likeness(after, count),
+        return LayerResponse(
+            activation=torch.einsum(mix, after, weights),
+            pre_activation=torch.einsum(mix, before, weights),
+            similarity=_similarity(after, count),
         )
 
-    return see
+    return response_of
 
 
-def _deepdream(tap: LayerExtractor, count: int, device: torch.device) -> Objective:
-    whole = _channels(tap, list(range(tap.channels)), device)
+def _deepdream(extractor: LayerExtractor, count: int, device: torch.device) -> Objective:
+    channel_maps = _channels(extractor, list(range(extractor.channels)), device)
 
-    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-        maps = whole(pictures, leak)[0]
+    def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+        maps = channel_maps(pictures, override)[0]
         dream = maps.square().mean(dim=1)
-        # A whole layer never sleeps; and before the activation function a square would go the wrong way too.
-        return Seen(after=dream, before=dream, likeness=_likeness(maps, count))
+        # A whole layer is never dead, and the square of the pre-activation would also reward negative values.
+        return LayerResponse(activation=dream, pre_activation=dream, similarity=_similarity(maps, count))
 
-    return see
+    return response_of
 
 
-def _diverse(tap: LayerExtractor, own: list[int], count: int, device: torch.device) -> Objective:
-    whole = _channels(tap, list(range(tap.channels)), device)
+def _diverse(extractor: LayerExtractor, own: list[int], count: int, device: torch.device) -> Objective:
+    channel_maps = _channels(extractor, list(range(extractor.channels)), device)
     rows, place = torch.arange(len(own), device=device), torch.tensor(own, device=device)
 
-    def see(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-        after, before = whole(pictures, leak)
-        return Seen(after=after[rows, place], before=before[rows, place], likeness=_likeness(after, count))
+    def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+        after, before = channel_maps(pictures, override)
+        return LayerResponse(
+            activation=after[rows, place], pre_activation=before[rows, place], similarity=_similarity(after, count)
+        )
 
-    return see
+    return response_of
 
 
-def _likeness(maps: torch.Tensor, count: int) -> torch.Tensor | None:
-    """(B,) mean cosine of each picture's Gram matrix with those of the other pictures of its tile, if it has any.
+def _similarity(maps: torch.Tensor, count: int) -> torch.Tensor | None:
+    """(B,) mean cosine of each picture's Gram matrix with those of the tile's other pictures; None if ``count`` is 1.
 
-    Source: Lucid's ``diversity``, on the maps (B, K, H', W') of the whole layer; ``count`` pictures next to each other
-    are one tile's.
+    Source: Lucid's ``diversity``, on the maps (B, K, H', W') of the layer. ``count`` consecutive pictures belong to
+    one tile.
     """
     if count == 1:
         return None
@@ -158,8 +135,8 @@ def _likeness(maps: torch.Tensor, count: int) -> torch.Tensor | None:
     return ((cosine * others).sum(dim=2) / (count - 1)).flatten()
 
 
-def _channels(tap: LayerExtractor, channels: list[int], device: torch.device) -> _Whole:
-    sliced = tap.slice(torch.tensor(channels, device=device))
+def _channels(extractor: LayerExtractor, channels: list[int], device: torch.device) -> _ChannelMaps:
+    sliced = extractor.slice(torch.tensor(channels, device=device))
     return sliced.whole
 
 

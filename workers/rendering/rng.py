@@ -1,4 +1,4 @@
-"""Random numbers of a tile: drawn on the CPU, from a stream of its own, so that a tile depends on nothing but its job.
+"""Random numbers of a picture, drawn on the CPU from its own generator, so that a tile depends only on its job.
 
 CUDA's generators differ between GPU models; NumPy's PCG64 is the same everywhere.
 """
@@ -10,19 +10,19 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Where the random numbers of one picture come from."""
+class PictureRng:
+    """Seeds the random generators of one picture."""
 
     seed: int
-    #: which start image: the first, or another after that did not wake the filter
+    #: index of the start image: 0 is the first, more are restarts
     restart: int
     layer: str
     filter: int
-    #: which of a tile's pictures
+    #: index of the picture in its tile
     variant: int = 0
 
     def generator(self, *purpose: int) -> np.random.Generator:
-        """A generator of its own for each picture and purpose; no purpose is the notebook's start noise."""
+        """An independent generator for each picture and purpose; without a purpose, for the notebook's start noise."""
         entropy = [self.seed, self.restart, self.filter, zlib.crc32(self.layer.encode()), *purpose]
         if self.variant:
             entropy.append(1_000 + self.variant)  # beyond all purposes

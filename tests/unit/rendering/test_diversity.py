@@ -22,9 +22,9 @@ from tests.unit.rendering.tiny import (
     tiles_of,
 )
 from workers.contract.recipe import Recipe
-from workers.rendering.methods import make
+from workers.rendering.methods import render_batch
 from workers.rendering.objectives import objective
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,8 +64,8 @@ def apart(tile: "NDArray[np.uint8]", count: int, width: int) -> "list[NDArray[np
     return [tile[:, place * (width + 2) : place * (width + 2) + width] for place in range(count)]
 
 
-def likeness_of(layers: nn.Sequential, tile: "list[NDArray[np.uint8]]") -> float:
-    """Mean likeness of a tile's pictures as the whole network sees them."""
+def similarity_of(layers: nn.Sequential, tile: "list[NDArray[np.uint8]]") -> float:
+    """Mean similarity of a tile's pictures as the whole network sees them."""
     maps = np.concatenate([layers[:AFTER](fed(picture)).numpy() for picture in tile])
     return float(np.mean([mean_cosine(maps, place) for place in range(len(tile))]))
 
@@ -73,15 +73,16 @@ def likeness_of(layers: nn.Sequential, tile: "list[NDArray[np.uint8]]") -> float
 def independent(layers: nn.Sequential, filter_: int, count: int, recipe: Recipe) -> "list[NDArray[np.uint8]]":
     """Pictures from the streams of a tile of ``count``, each of which climbs alone."""
     alone = recipe.model_copy(update={"diversity": 1})
-    climb = objective(tap_of(layers), [filter_] * count, alone, CPU)
+    batch_objective = objective(tap_of(layers), [filter_] * count, alone, CPU)
     streams = [
-        Stream(seed=recipe.seed, restart=0, layer=LAYER, filter=filter_, variant=variant) for variant in range(count)
+        PictureRng(seed=recipe.seed, restart=0, layer=LAYER, filter=filter_, variant=variant)
+        for variant in range(count)
     ]
-    return make(climb, streams, alone, tap_of(layers), CPU).pixels
+    return render_batch(batch_objective, streams, alone, tap_of(layers), CPU).pixels
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_likeness_is_the_mean_cosine_of_gram_matrices(count: int) -> None:
+def test_similarity_is_the_mean_cosine_of_gram_matrices(count: int) -> None:
     # Given pictures of two tiles
     layers, seen = network(nn.ReLU(inplace=True)), pictures(2 * count, (20, 26))
     # When
@@ -90,16 +91,18 @@ def test_likeness_is_the_mean_cosine_of_gram_matrices(count: int) -> None:
     # Then
     maps = layers[:AFTER](fed(seen)).numpy()
     wanted = [mean_cosine(maps[tile : tile + count], place) for tile in (0, count) for place in range(count)]
-    assert found.likeness is not None
-    np.testing.assert_allclose(found.likeness, wanted, rtol=1e-4)
+    assert found.similarity is not None
+    np.testing.assert_allclose(found.similarity, wanted, rtol=1e-4)
     assert len(set(np.round(wanted, 6))) > 1
     # And each is to excite its own tile's filter
     for picture in range(2 * count):
-        np.testing.assert_allclose(found.after[picture], maps[picture, [5, 1][picture // count]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.activation[picture], maps[picture, [5, 1][picture // count]], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("what", ["direction", "deepdream"])
-def test_likeness_counts_for_directions_and_whole_layers_too(what: str) -> None:
+def test_similarity_counts_for_directions_and_whole_layers_too(what: str) -> None:
     # Given two pictures of one tile, and a direction that weighs a single channel
     layers, seen = network(nn.ReLU(inplace=True)), pictures(2, (20, 26))
     data = b64encode(np.eye(1, CHANNELS, dtype="<f4").tobytes()).decode()
@@ -109,16 +112,16 @@ def test_likeness_counts_for_directions_and_whole_layers_too(what: str) -> None:
     found = objective(tap_of(layers), [0], recipe_of(objective=what, diversity=2, **more), CPU)(seen, None)
     # Then it is that of all channels' maps
     maps = layers[:AFTER](fed(seen)).numpy()
-    assert found.likeness is not None
-    np.testing.assert_allclose(found.likeness, [mean_cosine(maps, 0)] * 2, rtol=1e-4)
-    assert found.likeness[0] < 0.9999
+    assert found.similarity is not None
+    np.testing.assert_allclose(found.similarity, [mean_cosine(maps, 0)] * 2, rtol=1e-4)
+    assert found.similarity[0] < 0.9999
 
 
 def test_one_picture_alone_has_nothing_to_be_like() -> None:
     # Given / When
     found = objective(tap_of(network()), [5], recipe_of(), CPU)(pictures(1), None)
     # Then
-    assert found.likeness is None
+    assert found.similarity is None
 
 
 @pytest.mark.parametrize(("method", "steps", "step_size"), [("notebook", 20, 4.0), ("fourier", 60, 0.3)])
@@ -131,8 +134,8 @@ def test_pictures_of_a_diverse_tile_are_less_alike_than_independent_ones_of_the_
     # When
     tiles = tiles_of(layers, filters, recipe)
     # Then
-    diverse = [1 - likeness_of(layers, apart(tile.pixels, count, 20)) for tile in tiles]
-    alone = [1 - likeness_of(layers, independent(layers, filter_, count, recipe)) for filter_ in filters]
+    diverse = [1 - similarity_of(layers, apart(tile.pixels, count, 20)) for tile in tiles]
+    alone = [1 - similarity_of(layers, independent(layers, filter_, count, recipe)) for filter_ in filters]
     assert np.mean(diverse) > 1.5 * np.mean(alone)
     # And none pays with what it is to show
     assert all(tile.activation > tile.start_activation for tile in tiles)
@@ -152,7 +155,9 @@ def test_a_batch_of_diverse_tiles_equals_its_tiles_rendered_alone(method: str) -
     assert_alike(together[0], together[2])
 
 
-def test_a_channel_that_is_no_number_is_an_error_of_every_diverse_tile_because_likeness_looks_at_all_channels() -> None:
+def test_a_channel_that_is_no_number_is_an_error_of_every_diverse_tile_because_similarity_looks_at_all_channels() -> (
+    None
+):
     # Given
     layers = network()
     layers[3].bias[4] = float("nan")  # type: ignore[operator]
@@ -218,13 +223,13 @@ def test_pictures_are_as_unlike_in_a_layer_a_hundred_times_louder() -> None:
 
 
 def test_a_tile_of_live_and_rescued_pictures_is_rescued_and_one_of_dead_pictures_is_dead() -> None:
-    # Given a filter that sleeps on one of its two start images only: its bias lies between the two
+    # Given a filter that is dead on one of its two start images only: its bias lies between the two
     layers = network(nn.ReLU(inplace=True))
     norm = layers[3]
     assert isinstance(norm, nn.BatchNorm2d)
     peaks = []
     for variant in range(2):
-        noise = Stream(seed=3, restart=0, layer=LAYER, filter=0, variant=variant).generator()
+        noise = PictureRng(seed=3, restart=0, layer=LAYER, filter=0, variant=variant).generator()
         start = noise.random((20, 20, 3), dtype=np.float32) * 20 + 128
         peaks.append(float(layers[:4](fed(start))[0, 0].max()))
     norm.bias[0] -= sum(peaks) / 2

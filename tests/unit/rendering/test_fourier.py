@@ -1,4 +1,4 @@
-"""The Fourier method: its canvas against a second implementation in NumPy, its views, and whole tiles."""
+"""The Fourier method: its canvas against a second implementation in NumPy, its transforms, and whole tiles."""
 
 import math
 from typing import TYPE_CHECKING
@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.rendering.climbing import climb_canvas, maps_of
+from tests.unit.rendering.ascents import maps_of, optimise_parametrization
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
 from workers.rendering.parametrization import (
     MARGIN_PX,
     Parametrization,
     fourier_parametrization,
+    learning_rate_factor,
     longest_wave_px,
-    pace,
     spectrum_scale,
 )
 from workers.rendering.render import render
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 from workers.rendering.tile import Tile
 from workers.rendering.transforms import Transforms
 
@@ -40,8 +40,8 @@ RECIPE = Recipe(
 )
 
 
-def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0) -> Stream:
-    return Stream(seed=seed, restart=restart, layer=layer, filter=filter_)
+def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0) -> PictureRng:
+    return PictureRng(seed=seed, restart=restart, layer=layer, filter=filter_)
 
 
 def coefficients(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0, size_px: int = 56) -> (
@@ -50,17 +50,19 @@ def coefficients(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: 
     """Of a canvas of that many pixels to each side."""
     mine = stream(seed=seed, restart=restart, layer=layer, filter_=filter_)
     tile_px = size_px - 2 * MARGIN_PX
-    canvas = fourier_parametrization([mine], size_px=(tile_px, tile_px), channels=3, longest_px=math.inf, device=CPU)
-    return canvas.coefficients.detach().numpy()[0]  # type: ignore[no-any-return]
+    parametrization = fourier_parametrization(
+        [mine], size_px=(tile_px, tile_px), channels=3, longest_px=math.inf, device=CPU
+    )
+    return parametrization.coefficients.detach().numpy()[0]  # type: ignore[no-any-return]
 
 
-def canvas_of(start: "NDArray[np.float32]", longest_px: float = math.inf) -> Parametrization:
+def parametrization_of(start: "NDArray[np.float32]", longest_px: float = math.inf) -> Parametrization:
     tile_px = start.shape[2] - 2 * MARGIN_PX
-    canvas = fourier_parametrization(
+    parametrization = fourier_parametrization(
         [stream()] * len(start), size_px=(tile_px, tile_px), channels=3, longest_px=longest_px, device=CPU
     )
-    canvas.coefficients.data.copy_(torch.from_numpy(start))
-    return canvas
+    parametrization.coefficients.data.copy_(torch.from_numpy(start))
+    return parametrization
 
 
 def views_of(filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int) -> Transforms:
@@ -85,7 +87,7 @@ def reference_picture(start: "NDArray[np.float32]", scale: "NDArray[np.float64]"
 
 
 def network() -> nn.Sequential:
-    """Four times smaller maps, so that views zoom and turn."""
+    """Four times smaller maps, so that transforms zoom and turn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(
@@ -103,7 +105,7 @@ def test_the_canvas_is_the_references() -> None:
     size_px = 58
     start = np.stack([coefficients(filter_=f, size_px=size_px) for f in range(2)]) * np.float32(60)
     # When
-    whole = canvas_of(start).whole().detach().permute(0, 2, 3, 1).numpy()
+    whole = parametrization_of(start).whole().detach().permute(0, 2, 3, 1).numpy()
     # Then
     scale = np.empty((size_px, size_px // 2 + 1))
     for row in range(size_px):
@@ -121,7 +123,7 @@ def test_the_canvas_is_the_references_with_and_without_its_longest_waves(longest
     # Given
     start = coefficients(size_px=56)[None] * np.float32(30)
     # When
-    whole = canvas_of(start, longest_px).whole().detach()[0].permute(1, 2, 0).numpy()
+    whole = parametrization_of(start, longest_px).whole().detach()[0].permute(1, 2, 0).numpy()
     # Then
     wanted = reference_picture(start[0], spectrum_scale((56, 56), longest_px).astype(np.float64))
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.01)
@@ -129,9 +131,9 @@ def test_the_canvas_is_the_references_with_and_without_its_longest_waves(longest
 
 def test_tiles_are_the_canvas_without_its_margins() -> None:
     # Given
-    canvas = canvas_of(coefficients(size_px=56)[None])
+    parametrization = parametrization_of(coefficients(size_px=56)[None])
     # When
-    whole, tiles = canvas.whole(), canvas.tiles()
+    whole, tiles = parametrization.whole(), parametrization.tiles()
     # Then
     assert MARGIN_PX == 24
     assert tiles.shape == (1, 3, 8, 8)
@@ -140,7 +142,7 @@ def test_tiles_are_the_canvas_without_its_margins() -> None:
 
 def test_a_canvas_of_no_coefficients_is_grey() -> None:
     # Given / When
-    whole = canvas_of(np.zeros((1, 3, 56, 29, 2), np.float32)).whole()
+    whole = parametrization_of(np.zeros((1, 3, 56, 29, 2), np.float32)).whole()
     # Then
     assert (whole == 127.5).all()
 
@@ -174,11 +176,11 @@ def test_the_longest_wave_grows_with_the_stride_until_there_is_none() -> None:
     assert longest_wave_px(4.0) == longest_wave_px(32.0) == math.inf
 
 
-def test_the_pace_of_shallow_layers_is_faster() -> None:
+def test_the_learning_rate_of_shallow_layers_is_higher() -> None:
     # Given / When
-    paces = [pace(stride) for stride in (1.0, 2.0, 4.0, 8.0, 32.0)]
+    factors = [learning_rate_factor(stride) for stride in (1.0, 2.0, 4.0, 8.0, 32.0)]
     # Then
-    assert paces == pytest.approx([6.0, 6.0, 3.0, 1.5, 1.5])
+    assert factors == pytest.approx([6.0, 6.0, 3.0, 1.5, 1.5])
 
 
 def test_start_coefficients_are_normal_with_a_standard_deviation_of_a_hundredth() -> None:
@@ -213,14 +215,14 @@ def test_start_coefficients_differ_by_layer() -> None:
 def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None:
     # Given
     size_px, steps = 24, 6
-    whole = canvas_of(coefficients(size_px=size_px + 2 * MARGIN_PX)[None] * np.float32(30)).whole().detach()
-    views = views_of([0], stride=1.0, steps=steps, size_px=size_px)
-    canvas, side = whole[0].numpy(), views.view_px[0]
-    edge = (canvas.shape[1] - side) // 2
+    whole = parametrization_of(coefficients(size_px=size_px + 2 * MARGIN_PX)[None] * np.float32(30)).whole().detach()
+    transforms = views_of([0], stride=1.0, steps=steps, size_px=size_px)
+    parametrization, side = whole[0].numpy(), transforms.output_px[0]
+    edge = (parametrization.shape[1] - side) // 2
     shifts = set()
     for step in range(steps):
         # When
-        seen = views.of(whole, step)[0].numpy()
+        seen = transforms.apply(whole, step)[0].numpy()
         assert seen.shape == (3, side, side)
         # Then exactly one shift of up to 8 px gives it
         fits = [
@@ -229,7 +231,7 @@ def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None
             for right in range(-8, 9)
             if np.allclose(
                 seen,
-                canvas[:, edge + down : edge + down + side, edge + right : edge + right + side],
+                parametrization[:, edge + down : edge + down + side, edge + right : edge + right + side],
                 rtol=0,
                 atol=0.05,
             )
@@ -239,39 +241,39 @@ def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None
     assert len(shifts) > 1
 
 
-@pytest.mark.parametrize(("stride", "view_px"), [(1.0, 56), (2.0, 56), (4.0, 56), (8.0, 24), (32.0, 24)])
-def test_shallow_layers_are_shown_some_of_the_margin_too(stride: float, view_px: int) -> None:
+@pytest.mark.parametrize(("stride", "output_px"), [(1.0, 56), (2.0, 56), (4.0, 56), (8.0, 24), (32.0, 24)])
+def test_shallow_layers_are_shown_some_of_the_margin_too(stride: float, output_px: int) -> None:
     # Given / When
-    views = views_of([0], stride=stride, size_px=24)
+    transforms = views_of([0], stride=stride, size_px=24)
     # Then
-    assert views.view_px == (view_px, view_px)
-    assert views.of(torch.zeros(1, 3, 72, 72), 0).shape == (1, 3, view_px, view_px)
+    assert transforms.output_px == (output_px, output_px)
+    assert transforms.apply(torch.zeros(1, 3, 72, 72), 0).shape == (1, 3, output_px, output_px)
 
 
 @pytest.mark.parametrize("stride", [1.0, 4.0, 8.0])
 def test_a_picture_has_its_own_views_whatever_batch_it_is_in(stride: float) -> None:
     # Given
     start = np.stack([coefficients(filter_=f, size_px=72) for f in (5, 2, 9)])
-    whole = canvas_of(start).whole().detach()
+    whole = parametrization_of(start).whole().detach()
     together, alone = views_of([5, 2, 9], stride=stride), views_of([2], stride=stride)
     for step in range(4):
         # When
-        seen = together.of(whole, step)
+        seen = together.apply(whole, step)
         # Then
-        torch.testing.assert_close(seen[1:2], alone.of(whole[1:2], step), rtol=0, atol=1e-4)
+        torch.testing.assert_close(seen[1:2], alone.apply(whole[1:2], step), rtol=0, atol=1e-4)
 
 
-def test_views_differ_by_step_filter_seed_and_restart() -> None:
+def test_transforms_differ_by_step_filter_seed_and_restart() -> None:
     # Given
-    whole = canvas_of(coefficients(size_px=72)[None]).whole().detach()
-    views = [
+    whole = parametrization_of(coefficients(size_px=72)[None]).whole().detach()
+    transforms = [
         views_of([0], stride=8.0),
         views_of([1], stride=8.0),
         views_of([0], stride=8.0, seed=1),
         views_of([0], stride=8.0, restart=1),
     ]
     # When
-    seen = [one.of(whole, step) for one in views for step in range(4)]
+    seen = [one.apply(whole, step) for one in transforms for step in range(4)]
     # Then
     assert not any(torch.equal(one, other) for place, one in enumerate(seen) for other in seen[:place])
 
@@ -281,12 +283,12 @@ def test_rotation_zoom_and_shift_stay_within_their_bounds(stride: float, strengt
     # Given
     size_px, canvas_px = 24, 24 + 2 * MARGIN_PX
     # When
-    views = views_of([0, 1, 2, 3], stride=stride, steps=100, size_px=size_px)
-    theta = views._theta.double()
+    transforms = views_of([0, 1, 2, 3], stride=stride, steps=100, size_px=size_px)
+    theta = transforms._theta.double()
     # Then
     linear = theta[..., :2]
     turned = torch.rad2deg(torch.atan2(linear[..., 1, 0], linear[..., 0, 0])).abs()
-    zoom = linear.det().sqrt() * canvas_px / views.view_px[0]
+    zoom = linear.det().sqrt() * canvas_px / transforms.output_px[0]
     shift_px = theta[..., 2].abs() * canvas_px / 2
     assert turned.max() <= 10.0 * strength
     assert zoom.min() >= 1 / (1 + 0.1 * strength) - 1e-6
@@ -300,13 +302,13 @@ def test_rotation_zoom_and_shift_stay_within_their_bounds(stride: float, strengt
     torch.testing.assert_close(square[..., 0, 0], square[..., 1, 1], rtol=1e-5, atol=0)
 
 
-def test_views_that_turn_hardly_ever_look_beyond_the_canvas() -> None:
+def test_transforms_that_turn_hardly_ever_look_beyond_the_canvas() -> None:
     # Given a canvas that is black along its edge
     whole = torch.full((1, 3, 96, 96), 255.0)
     whole[..., :1, :] = whole[..., -1:, :] = whole[..., :1] = whole[..., -1:] = 0.0
-    views = views_of([0], stride=8.0, steps=50, size_px=64)
+    transforms = views_of([0], stride=8.0, steps=50, size_px=64)
     # When
-    seen = torch.cat([views.of(whole, step) for step in range(50)])
+    seen = torch.cat([transforms.apply(whole, step) for step in range(50)])
     # Then
     assert (seen > 254.9).float().mean() > 0.999
 
@@ -355,18 +357,20 @@ def test_activation_rises(layer: str) -> None:
 def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
     # Given
     start = np.stack([coefficients(filter_=f, size_px=72) for f in range(2)])
-    canvas = canvas_of(start)
+    parametrization = parametrization_of(start)
     layers = network()
 
     objective = maps_of(lambda pictures: layers[:3](pictures / 127.5 - 1)[:, 1])
     # When
-    climbed = climb_canvas(objective, canvas, views_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0)
+    result = optimise_parametrization(
+        objective, parametrization, views_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0
+    )
     # Then
-    assert climbed.pictures.shape == (2, 3, 24, 24)
-    assert climbed.pictures.min() >= 0
-    assert climbed.pictures.max() <= 255
-    assert climbed.pictures.std() > 50
-    assert climbed.moved.all()
+    assert result.pictures.shape == (2, 3, 24, 24)
+    assert result.pictures.min() >= 0
+    assert result.pictures.max() <= 255
+    assert result.pictures.std() > 50
+    assert result.moved.all()
 
 
 def shallow() -> nn.Sequential:

@@ -7,11 +7,11 @@ import torch
 from workers.contract.recipe import Preprocess
 from workers.networks import registry
 from workers.rendering import images
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 
 def noise(seed: int = 1, restart: int = 0, layer: str = "features.0", filter_: int = 2) -> bytes:
-    return images.start_noise(Stream(seed=seed, restart=restart, layer=layer, filter=filter_), (8, 8)).tobytes()
+    return images.start_noise(PictureRng(seed=seed, restart=restart, layer=layer, filter=filter_), (8, 8)).tobytes()
 
 
 def test_start_noise_is_the_contracts_stream() -> None:
@@ -19,7 +19,7 @@ def test_start_noise_is_the_contracts_stream() -> None:
     sequence = np.random.SeedSequence([42, 3, 511, 2849982217])
     wanted = np.random.Generator(np.random.PCG64(sequence)).random((10, 10, 3), dtype=np.float32)
     # When
-    got = images.start_noise(Stream(seed=42, restart=3, layer="features.24", filter=511), (10, 10))
+    got = images.start_noise(PictureRng(seed=42, restart=3, layer="features.24", filter=511), (10, 10))
     # Then
     assert got.dtype == np.float32
     assert np.array_equal(got, wanted)
@@ -29,14 +29,14 @@ def test_start_noise_never_changes_between_versions() -> None:
     # Given the first pixel of one tile, as every release must draw it
     wanted = [0.2727952003479004, 0.5244707465171814, 0.9248991012573242]
     # When
-    got = images.start_noise(Stream(seed=0, restart=0, layer="features.24", filter=7), (150, 150))
+    got = images.start_noise(PictureRng(seed=0, restart=0, layer="features.24", filter=7), (150, 150))
     # Then
     assert got[0, 0].tolist() == pytest.approx(wanted, abs=1e-7)
 
 
 def test_start_noise_lies_in_zero_to_one() -> None:
     # Given / When
-    got = images.start_noise(Stream(seed=0, restart=0, layer="conv", filter=0), (64, 64))
+    got = images.start_noise(PictureRng(seed=0, restart=0, layer="conv", filter=0), (64, 64))
     # Then
     assert got.min() >= 0
     assert got.max() < 1

@@ -25,7 +25,7 @@ def extra(objective: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("objective", ["filter", "neuron", "direction", "deepdream"])
-def test_every_method_climbs_every_objective(method: str, objective: str) -> None:
+def test_every_method_rises_every_objective(method: str, objective: str) -> None:
     # Given
     layers = network(nn.SiLU())
     # Phases alone hardly move the mean of a shallow map.

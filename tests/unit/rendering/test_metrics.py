@@ -169,7 +169,7 @@ def test_the_spectrum_is_the_sum_over_all_pixels_of_the_definition() -> None:
     assert metrics.high_frequency(picture[None])[0] == pytest.approx(high / total)
 
 
-def test_likeness_is_one_for_the_same_and_zero_on_average() -> None:
+def test_similarity_is_one_for_the_same_and_zero_on_average() -> None:
     # Given what twelve tiles do to five filters
     ours = np.random.default_rng(3).normal(5, 1, (12, 5)).astype(np.float32)
     # When they are compared with themselves
@@ -180,11 +180,11 @@ def test_likeness_is_one_for_the_same_and_zero_on_average() -> None:
     assert cosines.min() >= -1.0 - 1e-9
 
 
-def test_likeness_is_the_cosine_of_standard_scores() -> None:
+def test_similarity_is_the_cosine_of_standard_scores() -> None:
     # Given two sets of responses, with one filter that is loud and one that says nothing
     generator = np.random.default_rng(4)
     ours, theirs = (generator.normal(0, [1, 1, 1000, 0], (3, 4)) + [0, 7, 0, 2] for _ in range(2))
-    # When their likeness is worked out by hand for the first of ours and the third of theirs
+    # When their similarity is worked out by hand for the first of ours and the third of theirs
     both = np.concatenate([ours, theirs])[:, :3]
     scores = (both - both.mean(axis=0)) / both.std(axis=0)
     wanted = scores[0] @ scores[5] / np.sqrt((scores[0] @ scores[0]) * (scores[5] @ scores[5]))

@@ -13,14 +13,14 @@ import torch
 from torch import fx, nn
 
 from producer.collector.contact_sheet import sheet
-from tests.unit.rendering.climbing import climb, seen_by
+from tests.unit.rendering.ascents import optimise, seen_by
 from workers.contract.job import Grid
 from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import tracing
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 from workers.rendering.render import render
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 from workers.rendering.tile import Tile
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def reference_start(layer: str, filter_: int, size_px: int, seed: int) -> "NDArr
     return noise * 20 + 128
 
 
-def reference_climb(
-    network: nn.Module, filter_: int, start: torch.Tensor, steps: int, step_size: float
-) -> torch.Tensor:
+def reference_rise(network: nn.Module, filter_: int, start: torch.Tensor, steps: int, step_size: float) -> torch.Tensor:
     picture = start  # (1, 3, H, W)
     for _ in range(steps):
         picture = picture.detach().requires_grad_(True)
@@ -64,7 +62,7 @@ def reference_deprocess(picture: "NDArray[np.float32]") -> "NDArray[np.uint8]":
 def reference_tile(network: nn.Module, layer: str, filter_: int, recipe: Recipe) -> "NDArray[np.uint8]":
     start = reference_start(layer, filter_, recipe.height_px, recipe.seed)
     planes = torch.from_numpy(start.transpose(2, 0, 1)[None].copy())
-    result = reference_climb(network, filter_, planes, recipe.steps, recipe.step_size)
+    result = reference_rise(network, filter_, planes, recipe.steps, recipe.step_size)
     return reference_deprocess(result[0].numpy().transpose(1, 2, 0))
 
 
@@ -138,10 +136,10 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = LayerExtractor(network, tracing.trace(network), layer, "activation").slice(torch.tensor(filters))
-    climbed = climb(seen_by(tap), start, steps=40)
+    result = optimise(seen_by(tap), start, steps=40)
     # Then
-    wanted = [reference_climb(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
-    torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-6)
+    wanted = [reference_rise(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
+    torch.testing.assert_close(result.pictures, torch.cat(wanted), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
@@ -192,10 +190,10 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = LayerExtractor(features, tracing.trace(features), "24", "activation").slice(torch.tensor(filters))
-    climbed = climb(seen_by(tap), start, steps=3)
+    result = optimise(seen_by(tap), start, steps=3)
     # Then
-    wanted = [reference_climb(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
-    torch.testing.assert_close(climbed.pictures, torch.cat(wanted), rtol=0, atol=1e-5)
+    wanted = [reference_rise(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
+    torch.testing.assert_close(result.pictures, torch.cat(wanted), rtol=0, atol=1e-5)
 
 
 def test_activations_are_the_means_of_the_references_maps() -> None:
@@ -207,7 +205,7 @@ def test_activations_are_the_means_of_the_references_maps() -> None:
     # When
     (tile,) = render(network, tracing.trace(network), "0", [filter_], recipe, CPU)
     # Then
-    end = reference_climb(network[:2], filter_, start, 5, 1.0)
+    end = reference_rise(network[:2], filter_, start, 5, 1.0)
     assert tile.start_activation == pytest.approx(float(network[:2](start)[0, filter_].mean()), rel=1e-5)
     assert tile.activation == pytest.approx(float(network[:2](end)[0, filter_].mean()), rel=1e-5)
 
@@ -216,7 +214,7 @@ def test_the_start_image_is_the_references() -> None:
     # Given
     layer, filter_, size_px, seed = "features.17", 200, 40, 9
     # When
-    noise = images.start_noise(Stream(seed=seed, restart=0, layer=layer, filter=filter_), (size_px, size_px))
+    noise = images.start_noise(PictureRng(seed=seed, restart=0, layer=layer, filter=filter_), (size_px, size_px))
     # Then
     assert np.array_equal(images.notebook_start(noise), reference_start(layer, filter_, size_px, seed))
 
@@ -238,9 +236,11 @@ def test_the_sheet_is_the_notebooks(size_px: int) -> None:
     generator = np.random.default_rng(1)
     tiles = [generator.integers(0, 256, (size_px, size_px, 3), np.uint8) for _ in range(64)]
     # When
-    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (size_px, size_px))
+    parametrization = sheet(
+        [(tile, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (size_px, size_px)
+    )
     # Then
-    assert np.array_equal(canvas, reference_sheet(tiles, size_px, 5))
+    assert np.array_equal(parametrization, reference_sheet(tiles, size_px, 5))
 
 
 def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_live() -> None:
@@ -249,12 +249,12 @@ def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_l
     recipe = recipe_of(size_px=16, steps=3)
     # When
     tiles: list[Tile] = render(network, tracing.trace(network), "0", list(range(64)), recipe, CPU)
-    canvas = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (16, 16))
+    parametrization = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (16, 16))
     # Then
     live = live_filters(network[:2], "0", 64, 16, recipe.seed)
     wanted = reference_sheet([reference_tile(network[:2], "0", filter_, recipe) for filter_ in range(64)], 16, 5)
     assert [tile.filter for tile in tiles if tile.status == "live"] == live
-    assert_same_pixels(canvas, wanted)
+    assert_same_pixels(parametrization, wanted)
 
 
 def test_filters_alive_at_the_start_are_bit_identical_with_and_without_rescue() -> None:

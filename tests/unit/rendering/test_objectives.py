@@ -22,7 +22,7 @@ from tests.unit.rendering.tiny import (  # fmt: skip
     tiles_of,
 )
 from workers.contract.recipe import Directions, Recipe
-from workers.rendering.objectives import Seen, objective
+from workers.rendering.objectives import LayerResponse, objective
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def mixed(count: int, seed: int = 0) -> "NDArray[np.float32]":
     return np.random.default_rng(seed).normal(size=(count, CHANNELS)).astype(np.float32)
 
 
-def looked_at(layers: nn.Module, filters: list[int], recipe: Recipe, seen: torch.Tensor) -> Seen:
+def looked_at(layers: nn.Module, filters: list[int], recipe: Recipe, seen: torch.Tensor) -> LayerResponse:
     return objective(tap_of(layers, tap=recipe.tap), filters, recipe, CPU)(seen, None)
 
 
@@ -64,10 +64,10 @@ def test_a_neuron_is_one_unit_of_its_filters_map(size_px: tuple[int, int], place
     maps, unactivated = maps_after(layers, seen), maps_before(layers, seen)
     row, column = place or {(21, 24): (4, 5), (23, 22): (5, 4)}[size_px]
     wanted = [maps[b, f, row, column] for b, f in enumerate(filters)]
-    assert found.after.shape == (3, 1, 1)
-    np.testing.assert_allclose(found.after[:, 0, 0], wanted, rtol=1e-4)
+    assert found.activation.shape == (3, 1, 1)
+    np.testing.assert_allclose(found.activation[:, 0, 0], wanted, rtol=1e-4)
     wanted = [unactivated[b, f, row, column] for b, f in enumerate(filters)]
-    np.testing.assert_allclose(found.before[:, 0, 0], wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.pre_activation[:, 0, 0], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_neuron_moves_only_the_pixels_that_it_sees() -> None:
@@ -95,8 +95,8 @@ def test_negative_is_minus_what_the_filter_is_before_its_activation_function(tap
     # Then
     whole = maps_before(layers, seen) if tap == "activation" else layers[:3](fed(seen)).numpy()
     wanted = np.stack([-whole[b, f] for b, f in enumerate(filters)])
-    np.testing.assert_allclose(found.after, wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.before, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.activation, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.pre_activation, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["notebook", "fourier", "maco", "pixel"])
@@ -124,8 +124,8 @@ def test_every_objective_can_be_negative(objective_: str) -> None:
     plain = looked_at(layers, [0], recipe_of(objective=objective_, **extra), seen)
     negative = looked_at(layers, [0], recipe_of(objective=objective_, negative=True, **extra), seen)
     # Then
-    assert torch.equal(negative.after, -plain.before)
-    assert torch.equal(negative.before, -plain.before)
+    assert torch.equal(negative.activation, -plain.pre_activation)
+    assert torch.equal(negative.pre_activation, -plain.pre_activation)
 
 
 def test_a_direction_is_the_weighted_sum_of_all_maps() -> None:
@@ -134,7 +134,7 @@ def test_a_direction_is_the_weighted_sum_of_all_maps() -> None:
     # When
     found = looked_at(layers, [2, 0, 2], recipe_of(objective="direction", directions=directions(rows)), seen)
     # Then
-    for maps, got in ((maps_after(layers, seen), found.after), (maps_before(layers, seen), found.before)):
+    for maps, got in ((maps_after(layers, seen), found.activation), (maps_before(layers, seen), found.pre_activation)):
         for picture, direction in enumerate([2, 0, 2]):
             wanted = sum(rows[direction, c] * maps[picture, c] for c in range(CHANNELS))
             np.testing.assert_allclose(got[picture], wanted, rtol=1e-4, atol=1e-4)
@@ -176,8 +176,8 @@ def test_deepdream_is_the_mean_square_of_all_maps() -> None:
     found = looked_at(layers, [0, 0], recipe_of(objective="deepdream"), seen)
     # Then
     wanted = (maps_after(layers, seen).astype(np.float64) ** 2).mean(axis=1)
-    np.testing.assert_allclose(found.after, wanted, rtol=1e-4)
-    assert torch.equal(found.before, found.after)
+    np.testing.assert_allclose(found.activation, wanted, rtol=1e-4)
+    assert torch.equal(found.pre_activation, found.activation)
 
 
 @pytest.mark.parametrize("method", ["notebook", "fourier"])
@@ -233,7 +233,7 @@ def test_the_stored_activation_is_the_objective_on_the_stored_pixels(objective_:
 
 
 def test_a_direction_of_sleeping_channels_is_rescued_and_one_of_dead_channels_is_marked_dead() -> None:
-    # Given channel 0 awake, channel 2 asleep on the start image though not for ever, and channel 5, which nothing wakes
+    # Given channel 0 active, channel 2 inactive on the start image, and channel 5, permanently dead
     layers = network(nn.ReLU(inplace=True))
     norm = layers[3]
     assert isinstance(norm, nn.BatchNorm2d)
@@ -245,8 +245,8 @@ def test_a_direction_of_sleeping_channels_is_rescued_and_one_of_dead_channels_is
     rows[0, 2], rows[1, 5], rows[2, 0] = 1.0, 1.0, 2.0
     # When
     recipe = recipe_of(objective="direction", directions=directions(rows), steps=30, step_size=8.0)
-    sleeping, dead, live = tiles_of(layers, [0, 1, 2], recipe)
+    dead, dead, live = tiles_of(layers, [0, 1, 2], recipe)
     # Then
-    assert [tile.status for tile in (sleeping, dead, live)] == ["rescued", "dead", "live"]
-    assert sleeping.activation > sleeping.start_activation == 0
+    assert [tile.status for tile in (dead, dead, live)] == ["rescued", "dead", "live"]
+    assert dead.activation > dead.start_activation == 0
     assert dead.activation == 0

@@ -12,9 +12,9 @@ from torch import nn
 from tests.unit.rendering.tiny import AFTER, LAYER, fed, network, recipe_of, tap_of, tiles_of
 from workers.contract.recipe import Recipe
 from workers.rendering import images, optimization
-from workers.rendering.methods import make
+from workers.rendering.methods import render_batch
 from workers.rendering.objectives import objective
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -191,19 +191,19 @@ def test_frames_are_evenly_spread_pictures_of_the_way(
     method: str, changes: dict[str, int], places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an ascent that does not slow down before its end, for which fewer steps are the beginning of more
-    monkeypatch.setattr(optimization, "_LAST", 1e-9)
-    layers, stream = network(), Stream(seed=3, restart=0, layer=LAYER, filter=3)
+    monkeypatch.setattr(optimization, "_FINAL_SHARE", 1e-9)
+    layers, stream = network(), PictureRng(seed=3, restart=0, layer=LAYER, filter=3)
     recipe = recipe_of(method, **changes)
     # What Lucid's method climbs early on depends on the number of steps, where there is an activation function.
     tap = tap_of(layers, tap="activation" if method == "notebook" else "conv")
     look = objective(tap, [3], recipe, CPU)
     # When
-    (frames,) = make(look, [stream], recipe, tap, CPU).frames
-    # Then each is the tile of so many steps; Lucid's views are drawn for all steps, so fewer begin with the same
+    (frames,) = render_batch(look, [stream], recipe, tap, CPU).frames
+    # Then each is the tile of so many steps; Lucid's transforms are drawn for all steps, so fewer begin with the same
     assert len(frames) == recipe.frames
     for frame, steps in zip(frames, places, strict=True):
         shorter = recipe.model_copy(update={"steps": steps, "frames": 0})
-        (wanted,) = make(look, [stream], shorter, tap, CPU).pixels
+        (wanted,) = render_batch(look, [stream], shorter, tap, CPU).pixels
         assert np.abs(frame.astype(int) - wanted.astype(int)).max() <= 1
 
 

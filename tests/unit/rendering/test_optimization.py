@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.unit.rendering.climbing import climb, maps_of
-from workers.rendering.objectives import Objective, Seen
-from workers.rendering.optimization import Watch, canvas_ascent
+from tests.unit.rendering.ascents import maps_of, optimise
+from workers.rendering.objectives import LayerResponse, Objective
+from workers.rendering.optimization import parametrized_ascent
+from workers.rendering.rescue import AscentLoss
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -29,7 +30,8 @@ def test_activation_rises_with_every_step() -> None:
     layers, pictures = network(), start(2)
     # When
     ends = [
-        climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=steps, step_size=1.0).activation for steps in range(6)
+        optimise(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=steps, step_size=1.0).activation
+        for steps in range(6)
     ]
     # Then
     for earlier, later in zip(ends, ends[1:], strict=False):
@@ -40,22 +42,22 @@ def test_no_step_leaves_the_start_image() -> None:
     # Given
     layers, pictures = network(), start(2)
     # When
-    climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=0, step_size=1.0)
+    result = optimise(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=0, step_size=1.0)
     # Then
-    assert torch.equal(climbed.pictures, pictures)
-    assert torch.equal(climbed.start_activation, climbed.activation)
-    assert not climbed.moved.any()
+    assert torch.equal(result.pictures, pictures)
+    assert torch.equal(result.start_activation, result.activation)
+    assert not result.moved.any()
 
 
 def test_a_step_moves_a_picture_by_the_step_size_in_rms() -> None:
     # Given
     layers, pictures = network(), start(3)
     # When
-    climbed = climb(maps_of(lambda x: layers(x)[:, 1] * 100), pictures, steps=1, step_size=2.5)
+    result = optimise(maps_of(lambda x: layers(x)[:, 1] * 100), pictures, steps=1, step_size=2.5)
     # Then
-    moved_by = (climbed.pictures - pictures).square().mean(dim=(1, 2, 3)).sqrt()
+    moved_by = (result.pictures - pictures).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(moved_by, torch.full((3,), 2.5), rtol=1e-3, atol=0)
-    assert climbed.moved.all()
+    assert result.moved.all()
 
 
 def test_a_linear_objective_gives_the_step_written_out_by_hand() -> None:
@@ -63,12 +65,12 @@ def test_a_linear_objective_gives_the_step_written_out_by_hand() -> None:
     slope = torch.tensor([3.0, 4.0, 0.0]).view(1, 3, 1, 1)
     pictures = torch.full((1, 3, 1, 1), 128.0)
     # When
-    climbed = climb(maps_of(lambda x: (x * slope).sum(1)), pictures, steps=2, step_size=1.0)
+    result = optimise(maps_of(lambda x: (x * slope).sum(1)), pictures, steps=2, step_size=1.0)
     # Then each step is the gradient by its RMS, sqrt(25 / 3)
     rms = (25 / 3) ** 0.5
-    assert climbed.pictures.flatten().tolist() == pytest.approx([128 + 2 * 3 / rms, 128 + 2 * 4 / rms, 128], rel=1e-6)
-    assert climbed.start_activation.item() == pytest.approx(7 * 128)
-    assert climbed.activation.item() == pytest.approx(7 * 128 + 2 * 25 / rms, rel=1e-6)
+    assert result.pictures.flatten().tolist() == pytest.approx([128 + 2 * 3 / rms, 128 + 2 * 4 / rms, 128], rel=1e-6)
+    assert result.start_activation.item() == pytest.approx(7 * 128)
+    assert result.activation.item() == pytest.approx(7 * 128 + 2 * 25 / rms, rel=1e-6)
 
 
 def test_the_start_image_is_left_alone() -> None:
@@ -76,7 +78,7 @@ def test_the_start_image_is_left_alone() -> None:
     layers, pictures = network(), start(2)
     before = pictures.clone()
     # When
-    climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=3, step_size=1.0)
+    optimise(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=3, step_size=1.0)
     # Then
     assert torch.equal(pictures, before)
 
@@ -85,8 +87,8 @@ def test_a_batch_of_eight_equals_eight_batches_of_one() -> None:
     # Given
     layers, pictures = network().double(), start(8).double()
     # When
-    together = climb(maps_of(lambda x: layers(x)[:, 2]), pictures, steps=10, step_size=1.0)
-    alone = [climb(maps_of(lambda x: layers(x)[:, 2]), p[None], steps=10, step_size=1.0) for p in pictures]
+    together = optimise(maps_of(lambda x: layers(x)[:, 2]), pictures, steps=10, step_size=1.0)
+    alone = [optimise(maps_of(lambda x: layers(x)[:, 2]), p[None], steps=10, step_size=1.0) for p in pictures]
     # Then
     torch.testing.assert_close(together.pictures, torch.cat([a.pictures for a in alone]), rtol=0, atol=1e-8)
     torch.testing.assert_close(together.activation, torch.cat([a.activation for a in alone]))
@@ -99,8 +101,8 @@ def test_scaling_one_pictures_loss_changes_nothing_for_the_others(scale: float) 
     layers, pictures = network(), start(3)
     factors = torch.tensor([1.0, scale, 1.0]).view(3, 1, 1)
     # When
-    plain = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=5, step_size=1.0)
-    scaled = climb(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=5, step_size=1.0)
+    plain = optimise(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=5, step_size=1.0)
+    scaled = optimise(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=5, step_size=1.0)
     # Then
     for others in (0, 2):
         assert torch.equal(plain.pictures[others], scaled.pictures[others])
@@ -111,8 +113,8 @@ def test_scaling_one_pictures_loss_hardly_changes_its_own_path() -> None:
     layers, pictures = network().double(), start(2).double()
     factors = torch.tensor([1.0, 1e4], dtype=torch.float64).view(2, 1, 1)
     # When
-    plain = climb(maps_of(lambda x: layers(x)[:, 1] * 1e6), pictures, steps=5, step_size=1.0)
-    scaled = climb(maps_of(lambda x: layers(x)[:, 1] * factors * 1e6), pictures, steps=5, step_size=1.0)
+    plain = optimise(maps_of(lambda x: layers(x)[:, 1] * 1e6), pictures, steps=5, step_size=1.0)
+    scaled = optimise(maps_of(lambda x: layers(x)[:, 1] * factors * 1e6), pictures, steps=5, step_size=1.0)
     # Then the only difference is the 1e-5 that keeps a zero gradient from dividing by zero
     torch.testing.assert_close(plain.pictures, scaled.pictures, rtol=0, atol=1e-4)
 
@@ -122,11 +124,11 @@ def test_a_picture_without_gradient_stays_what_it_was_and_stops_no_other() -> No
     layers, pictures = network(), start(2)
     factors = torch.tensor([0.0, 1.0]).view(2, 1, 1)
     # When
-    climbed = climb(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=4, step_size=1.0)
+    result = optimise(maps_of(lambda x: layers(x)[:, 1] * factors), pictures, steps=4, step_size=1.0)
     # Then
-    assert climbed.moved.tolist() == [False, True]
-    assert torch.equal(climbed.pictures[0], pictures[0])
-    assert not torch.equal(climbed.pictures[1], pictures[1])
+    assert result.moved.tolist() == [False, True]
+    assert torch.equal(result.pictures[0], pictures[0])
+    assert not torch.equal(result.pictures[1], pictures[1])
 
 
 def test_channels_last_pictures_stay_channels_last() -> None:
@@ -134,9 +136,9 @@ def test_channels_last_pictures_stay_channels_last() -> None:
     layers = network()
     pictures = start(2).contiguous(memory_format=torch.channels_last)
     # When
-    climbed = climb(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
+    result = optimise(maps_of(lambda x: layers(x)[:, 1]), pictures, steps=1, step_size=1.0)
     # Then
-    assert climbed.pictures.is_contiguous(memory_format=torch.channels_last)
+    assert result.pictures.is_contiguous(memory_format=torch.channels_last)
 
 
 class Plain:
@@ -160,17 +162,17 @@ class Framed(Plain):
 
 
 class Still:
-    """Views that show each step the whole canvas."""
+    """Views that show each step the whole parametrization."""
 
-    def of(self, whole: torch.Tensor, step: int) -> torch.Tensor:
+    def apply(self, whole: torch.Tensor, step: int) -> torch.Tensor:
         return whole
 
 
-class Listening(Watch):
+class Listening(AscentLoss):
     """Remembers how much help there was in each step, and how wide a picture it was shown."""
 
     def __init__(self, objective: Objective, start: torch.Tensor) -> None:
-        super().__init__(objective, start, rescue=True, anew=False, strict=False)
+        super().__init__(objective, start, rescue=True, restarted=False, map_only=False)
         self.early: list[float] = []
         self.seen_px: list[int] = []
 
@@ -185,11 +187,11 @@ def test_a_canvas_is_climbed_with_adam_that_forgets_soon_and_without_help_and_sl
     top, steepness = np.array([0.2, -0.1, 3.0]), np.array([1.0, 100.0, 1.0])
     row = torch.tensor(steepness, dtype=torch.float32)[None, :, None, None]
     summit = torch.tensor(top, dtype=torch.float32)[None, :, None, None]
-    canvas = Plain(torch.zeros(1, 3, 1, 1))
+    parametrization = Plain(torch.zeros(1, 3, 1, 1))
     objective = maps_of(lambda x: -(row * (x - summit).square()).sum(1))
-    watch = Listening(objective, canvas.tiles().detach())
+    ascent_loss = Listening(objective, parametrization.tiles().detach())
     # When
-    end = canvas_ascent(watch, canvas, Still(), steps=8, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
+    end = parametrized_ascent(ascent_loss, parametrization, Still(), steps=8, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
     # Then it is where Adam gets (D. Kingma and J. Ba, 2015, algorithm 1), with decay rates of 0.5 and 0.95
     place, mean, square = np.zeros(3), np.zeros(3), np.zeros(3)
     for step, rate in enumerate([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05], start=1):
@@ -198,43 +200,47 @@ def test_a_canvas_is_climbed_with_adam_that_forgets_soon_and_without_help_and_sl
         place = place + rate * (mean / (1 - 0.5**step)) / (np.sqrt(square / (1 - 0.95**step)) + 1e-8)
     assert end.flatten().tolist() == pytest.approx(place.tolist(), rel=1e-5)
     # And the help ends after six of eight steps
-    assert watch.early == pytest.approx([math.sqrt(1 - step / 6) for step in range(6)] + [0.0, 0.0])
+    assert ascent_loss.early == pytest.approx([math.sqrt(1 - step / 6) for step in range(6)] + [0.0, 0.0])
 
 
 def test_every_other_one_of_the_last_steps_sees_the_tile_itself() -> None:
     # Given
-    canvas = Framed(torch.zeros(1, 3, 5, 5))
-    watch = Listening(maps_of(lambda x: x.sum(1)), canvas.tiles().detach())
+    parametrization = Framed(torch.zeros(1, 3, 5, 5))
+    ascent_loss = Listening(maps_of(lambda x: x.sum(1)), parametrization.tiles().detach())
     # When
-    canvas_ascent(watch, canvas, Still(), steps=16, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
+    parametrized_ascent(ascent_loss, parametrization, Still(), steps=16, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
     # Then
-    assert watch.seen_px == [5] * 12 + [5, 3, 5, 3]
+    assert ascent_loss.seen_px == [5] * 12 + [5, 3, 5, 3]
     # And the very last one pulls at nothing around the tile
-    assert canvas.coefficients.grad is not None
-    assert torch.equal(canvas.coefficients.grad[0, 0] != 0, F.pad(torch.ones(3, 3), (1, 1, 1, 1)) > 0)
+    assert parametrization.coefficients.grad is not None
+    assert torch.equal(parametrization.coefficients.grad[0, 0] != 0, F.pad(torch.ones(3, 3), (1, 1, 1, 1)) > 0)
 
 
 def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() -> None:
-    # Given two pictures, half of whose units are asleep, and saturated
+    # Given two pictures, half of whose units are inactive, and saturated
     before = torch.tensor([[[-4.0, 1.0]], [[2.0, 10.0]]])
-    seen = Seen(after=before.clamp(0, 6), before=before)
-    watch = Watch(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, anew=False, strict=False)
+    seen = LayerResponse(activation=before.clamp(0, 6), pre_activation=before)
+    ascent_loss = AscentLoss(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, restarted=False, map_only=False)
     # When
-    early, middle, late = (watch.loss(torch.zeros(2, 3, 4, 4), early=weight) for weight in (1.0, 0.5, 0.0))
+    early, middle, late = (ascent_loss.loss(torch.zeros(2, 3, 4, 4), early=weight) for weight in (1.0, 0.5, 0.0))
     # Then
     assert early.tolist() == [-1.5, 6.0]
     assert middle.tolist() == [-0.5, 5.0]
     assert late.tolist() == [0.5, 4.0]
 
 
-def test_a_new_start_climbs_contrast_early_even_where_there_is_none() -> None:
+def test_a_new_start_rises_contrast_early_even_where_there_is_none() -> None:
     # Given a map with contrast, and one without
     before = torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]], requires_grad=True)
-    watch = Watch(
-        lambda *_: Seen(after=before, before=before), torch.zeros(2, 3, 4, 4), rescue=True, anew=True, strict=False
+    ascent_loss = AscentLoss(
+        lambda *_: LayerResponse(activation=before, pre_activation=before),
+        torch.zeros(2, 3, 4, 4),
+        rescue=True,
+        restarted=True,
+        map_only=False,
     )
     # When
-    loss = watch.loss(torch.zeros(2, 3, 4, 4), early=1.0)
+    loss = ascent_loss.loss(torch.zeros(2, 3, 4, 4), early=1.0)
     (gradient,) = torch.autograd.grad(loss.sum(), before)
     # Then it counts three times beside the mean, and nothing is divided by zero
     torch.testing.assert_close(loss, torch.tensor([5.0, 2.0]), rtol=1e-4, atol=1e-4)
@@ -254,7 +260,7 @@ def test_a_picture_is_stuck_where_most_of_its_map_is_one_value(
     before: list[list[float]], *, strict: bool, stuck: bool
 ) -> None:
     # Given / When
-    seen = Seen(after=torch.tensor([before]), before=torch.tensor([before]))
-    watch = Watch(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, anew=False, strict=strict)
+    seen = LayerResponse(activation=torch.tensor([before]), pre_activation=torch.tensor([before]))
+    ascent_loss = AscentLoss(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, restarted=False, map_only=strict)
     # Then not for one unit alone, and not where the recipe is to be followed to the letter
-    assert watch.climbed(torch.zeros(1, 3, 4, 4)).stuck.tolist() == [stuck]
+    assert ascent_loss.result(torch.zeros(1, 3, 4, 4)).saturated.tolist() == [stuck]

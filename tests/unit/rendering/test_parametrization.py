@@ -16,7 +16,7 @@ from workers.rendering.parametrization import (
     pixel_parametrization,
     spectrum_scale,
 )
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,16 +30,18 @@ MARGIN = 24
 MAKERS = {"fourier": fourier_parametrization, "maco": phase_parametrization, "pixel": pixel_parametrization}
 
 
-def streams(count: int) -> list[Stream]:
-    return [Stream(seed=2, restart=0, layer="a", filter=number) for number in range(count)]
+def streams(count: int) -> list[PictureRng]:
+    return [PictureRng(seed=2, restart=0, layer="a", filter=number) for number in range(count)]
 
 
-def canvas_of(method: str, size_px: tuple[int, int], channels: int = 3, *, louder: float = 1.0) -> Parametrization:
+def parametrization_of(
+    method: str, size_px: tuple[int, int], channels: int = 3, *, louder: float = 1.0
+) -> Parametrization:
     """Two pictures, with coefficients so many times larger than at the start."""
-    make: Callable[..., Parametrization] = MAKERS[method]
-    canvas = make(streams(2), size_px=size_px, channels=channels, longest_px=math.inf, device=CPU)
-    canvas.coefficients.data *= louder
-    return canvas
+    maker: Callable[..., Parametrization] = MAKERS[method]
+    parametrization = maker(streams(2), size_px=size_px, channels=channels, longest_px=math.inf, device=CPU)
+    parametrization.coefficients.data *= louder
+    return parametrization
 
 
 def scale_of(height: int, width: int) -> "NDArray[np.float64]":
@@ -86,11 +88,11 @@ def reference_picture(planes: "NDArray[np.float64]") -> "NDArray[np.float64]":
 @pytest.mark.parametrize(("method", "louder"), [("fourier", 40.0), ("maco", 1.0), ("pixel", 200.0)])
 def test_canvases_are_the_references(method: str, louder: float, size_px: tuple[int, int], channels: int) -> None:
     # Given
-    canvas = canvas_of(method, size_px, channels, louder=louder)
+    parametrization = parametrization_of(method, size_px, channels, louder=louder)
     # When
-    whole, tiles = canvas.whole().detach().numpy(), canvas.tiles().detach().numpy()
+    whole, tiles = parametrization.whole().detach().numpy(), parametrization.tiles().detach().numpy()
     # Then
-    start = canvas.coefficients.detach().numpy().astype(np.float64)
+    start = parametrization.coefficients.detach().numpy().astype(np.float64)
     wanted = np.stack([reference_picture(reference_planes(method, one, size_px)) for one in start])
     assert whole.shape == (2, channels, size_px[0] + 48, size_px[1] + 48)
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.02)
@@ -113,13 +115,13 @@ def test_the_spectrum_falls_off_with_frequency_in_pictures_of_any_shape(size_px:
 @pytest.mark.parametrize("size_px", [(16, 16), (12, 21)])
 def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[int, int]) -> None:
     # Given phases at the start, and others far from them
-    canvas = canvas_of("maco", size_px)
-    phases = canvas.coefficients.detach()
+    parametrization = parametrization_of("maco", size_px)
+    phases = parametrization.coefficients.detach()
     others = phases * 3.0 + 1.0
     spectra = []
     for one in (phases, others):
         # When
-        planes = canvas._planes(one).double().numpy()
+        planes = parametrization._planes(one).double().numpy()
         # Then the picture is standardised
         np.testing.assert_allclose(planes.mean(axis=(2, 3)), 0, atol=1e-5)
         np.testing.assert_allclose((planes**2).mean(axis=(1, 2, 3)), 1, rtol=1e-5)
@@ -137,7 +139,7 @@ def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[in
         mirrored = spectrum[..., 1:, 0] / wanted[1:, 0]
         assert (mirrored <= ratio.mean(axis=(1, 2, 3), keepdims=True)[..., 0] * (1 + 1e-3)).all()
     # And the pictures differ
-    assert (canvas._planes(phases) - canvas._planes(others)).abs().max() > 1
+    assert (parametrization._planes(phases) - parametrization._planes(others)).abs().max() > 1
 
 
 @pytest.mark.parametrize("method", ["fourier", "maco", "pixel"])
@@ -146,7 +148,7 @@ def test_start_coefficients_are_normal_from_the_canvas_own_stream(method: str) -
     shapes = {"fourier": (3, 56, 31, 2), "maco": (3, 56, 31), "pixel": (3, 56, 60)}
     crc_of_a = 0xE8B7BE43
     # When
-    start = canvas_of(method, (8, 12)).coefficients.detach().numpy()
+    start = parametrization_of(method, (8, 12)).coefficients.detach().numpy()
     # Then
     assert start.shape == (2, *shapes[method])
     for number in range(2):
@@ -175,7 +177,7 @@ def test_a_grey_tile_has_three_equal_channels_and_a_picture_in_them(method: str)
 
 def test_a_grey_notebook_starts_from_the_first_channel_of_its_noise() -> None:
     # Given
-    noise = Stream(seed=3, restart=0, layer=LAYER, filter=3).generator().random((20, 20, 3), dtype=np.float32)
+    noise = PictureRng(seed=3, restart=0, layer=LAYER, filter=3).generator().random((20, 20, 3), dtype=np.float32)
     # When a step too small to be seen is taken
     (tile,) = tiles_of(network(), [3], recipe_of(grey=True, steps=1, step_size=1e-9))
     # Then

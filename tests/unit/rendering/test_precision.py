@@ -85,10 +85,10 @@ def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(l
     sliced = LayerExtractor(model, tracing.trace(model), layer, "activation", "bf16").slice(torch.tensor([14, 0, 14]))
     variable = pictures().requires_grad_(True)
     # When
-    plain, leaky = sliced(variable), sliced.both(variable, GradientOverride(torch.tensor([False] * 3)))[0]
+    plain, overridden = sliced(variable), sliced.both(variable, GradientOverride(torch.tensor([False] * 3)))[0]
     # Then
-    assert torch.equal(plain, leaky)
-    gradients = [torch.autograd.grad(maps.sum(), variable)[0] for maps in (plain, leaky)]
+    assert torch.equal(plain, overridden)
+    gradients = [torch.autograd.grad(maps.sum(), variable)[0] for maps in (plain, overridden)]
     assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
 
 
@@ -122,7 +122,7 @@ def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> No
 
 
 def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -> None:
-    # Given a network whose first activation sleeps everywhere
+    # Given a network whose first activation is dead everywhere
     model = small_network()
     model[1].bias.data.fill_(-100)  # type: ignore[operator]
     sliced = LayerExtractor(model, tracing.trace(model), "3", "conv", "bf16").slice(torch.tensor([4, 0, 4]))
@@ -135,7 +135,7 @@ def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -
     assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == stuck.tolist()
 
 
-def test_a_tile_in_bf16_climbs_like_one_in_fp32_and_says_what_it_is() -> None:
+def test_a_tile_in_bf16_rises_like_one_in_fp32_and_says_what_it_is() -> None:
     # Given
     model = small_network()
     tiles = []

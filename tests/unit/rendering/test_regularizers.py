@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.unit.rendering.tiny import AFTER, CPU, LAYER, fed, network, pictures, recipe_of, tap_of, tiles_of
-from workers.rendering.methods import make
-from workers.rendering.objectives import objective, penalty, regularised
-from workers.rendering.optimization import Watch
-from workers.rendering.rng import Stream
+from workers.rendering.methods import render_batch
+from workers.rendering.objectives import objective
+from workers.rendering.regularizers import is_regularised, penalty
+from workers.rendering.rescue import AscentLoss
+from workers.rendering.rng import PictureRng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def test_each_penalty_is_the_one_written_out(name: str, channels: int, size_px: 
     # Then
     wanted = [2.5 * OF_UNIT[name](picture.double().numpy() / 255) for picture in seen]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert regularised(recipe)
+    assert is_regularised(recipe)
 
 
 def test_penalties_add_up() -> None:
@@ -82,7 +83,7 @@ def test_grey_costs_nothing() -> None:
 
 def test_no_weight_is_no_penalty() -> None:
     # Given / When / Then
-    assert not regularised(recipe_of())
+    assert not is_regularised(recipe_of())
     assert torch.equal(penalty(pictures(3), recipe_of()), torch.zeros(3))
 
 
@@ -106,7 +107,7 @@ def test_what_is_climbed_is_the_activation_less_the_penalty_in_units_of_the_acti
     look = objective(tap_of(layers), [3, 0, 3], recipe_of(), CPU)
     weights = torch.tensor([0.25, 0.5, 4.0])
     # When
-    loss = Watch(look, seen, rescue=False, anew=False, penalty=lambda _: weights).loss(seen)
+    loss = AscentLoss(look, seen, rescue=False, restarted=False, penalty=lambda _: weights).loss(seen)
     # Then
     maps = layers[:AFTER](fed(seen))
     activation = torch.stack([maps[b, f].mean() for b, f in enumerate([3, 0, 3])])
@@ -116,14 +117,14 @@ def test_what_is_climbed_is_the_activation_less_the_penalty_in_units_of_the_acti
 @pytest.mark.parametrize("method", ["notebook", "fourier", "maco", "pixel"])
 def test_total_variation_falls_with_its_weight(method: str) -> None:
     # Given
-    tap, stream = tap_of(network()), Stream(seed=3, restart=0, layer=LAYER, filter=3)
+    tap, stream = tap_of(network()), PictureRng(seed=3, restart=0, layer=LAYER, filter=3)
     found = []
     for weight in (0.0, 0.1, 0.3):
         recipe = recipe_of(method, total_variation=weight, steps=12)
         # When
-        made = make(objective(tap, [3], recipe, CPU), [stream], recipe, tap, CPU)
+        made = render_batch(objective(tap, [3], recipe, CPU), [stream], recipe, tap, CPU)
         # Then in the picture itself, whose contrast the notebook's method stretches afterwards
-        found.append(total_variation(made.climbed.pictures[0].double().numpy()))
+        found.append(total_variation(made.ascent.pictures[0].double().numpy()))
     assert found[0] > found[1] > found[2]
 
 

@@ -11,7 +11,7 @@ from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import registry, tracing
 from workers.rendering import images
 from workers.rendering.render import render
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 from workers.rendering.tile import Tile
 
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ def test_what_the_network_is_fed_counts() -> None:
     # When
     (tile,) = tiles_of(model, [4], recipe=recipe)
     # Then
-    noise = images.start_noise(Stream(seed=1, restart=0, layer="2", filter=4), (32, 32))
+    noise = images.start_noise(PictureRng(seed=1, restart=0, layer="2", filter=4), (32, 32))
     fed = torch.from_numpy((noise * 20 + 128) / 127.5 - 1).permute(2, 0, 1)[None]
     assert tile.start_activation == pytest.approx(float(model(fed)[0, 4].mean()), rel=1e-4)
 
@@ -196,7 +196,7 @@ def test_without_rescue_a_dead_filter_is_marked_and_its_picture_is_the_start_noi
     # When
     before, dead, after = tiles_of(model, [2, 3, 4], recipe=RECIPE.model_copy(update={"rescue": False}))
     # Then
-    start = images.notebook_start(images.start_noise(Stream(seed=1, restart=0, layer="2", filter=3), (32, 32)))
+    start = images.notebook_start(images.start_noise(PictureRng(seed=1, restart=0, layer="2", filter=3), (32, 32)))
     assert (dead.status, dead.error) == ("dead", "")
     assert (dead.start_activation, dead.activation) == (0, 0)
     assert np.array_equal(dead.pixels, images.deprocess(start))

@@ -1,4 +1,4 @@
-"""Filters that do not answer to the start image: woken where anything can wake them, and dead where nothing can."""
+"""Filters that do not answer to the start image: woken where anything can activate them, and dead where nothing can."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.unit.rendering.climbing import climb, climb_canvas
+from tests.unit.rendering.ascents import optimise, optimise_parametrization
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
 from workers.networks.gradient_override import GradientOverride
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
-from workers.rendering.objectives import Seen
+from workers.rendering.objectives import LayerResponse
 from workers.rendering.parametrization import Parametrization, fourier_parametrization, longest_wave_px
 from workers.rendering.render import MAX_RESTARTS, render
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 from workers.rendering.tile import Tile
 from workers.rendering.transforms import Transforms
 
@@ -69,7 +69,7 @@ def excitable(model: nn.Module, bias: dict[int, float]) -> nn.Module:
 
 
 def one_layer(bias: dict[int, float], *, inplace: bool = True) -> nn.Module:
-    """Filters that the start image, grey, excites little: alive with a bias of 0.5, asleep with one below -0.5."""
+    """Filters that the start image, grey, excites little: alive with a bias of 0.5, inactive with one below -0.5."""
     made = frozen(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace)))
     return excitable(made, bias)
 
@@ -148,7 +148,7 @@ def test_without_rescue_its_picture_is_the_start_noise() -> None:
     # When
     (tile,) = tiles_of(model, [3], changed(NOTEBOOK, rescue=False))
     # Then
-    noise = images.start_noise(Stream(seed=1, restart=0, layer="0", filter=3), (24, 24))
+    noise = images.start_noise(PictureRng(seed=1, restart=0, layer="0", filter=3), (24, 24))
     assert np.array_equal(tile.pixels, images.deprocess(images.notebook_start(noise)))
 
 
@@ -160,17 +160,17 @@ def test_a_sleeping_batch_mate_changes_nothing_for_those_that_live(recipe: Recip
     living = [0, 1, 5]
     # When
     without = tiles_of(model, living, recipe)
-    first, second, sleeper, third = tiles_of(model, [0, 1, 3, 5], recipe)
+    first, second, dead_filter, third = tiles_of(model, [0, 1, 3, 5], recipe)
     # Then
-    assert sleeper.status == ("rescued" if bias == -0.6 else "dead")
+    assert dead_filter.status == ("rescued" if bias == -0.6 else "dead")
     for one, other in zip((first, second, third), without, strict=True):
         assert other.status == "live"
         assert_alike(one, other)
 
 
 @both_methods
-def test_a_sleeping_filter_is_woken_beside_any_number_that_live(recipe: Recipe) -> None:
-    # Given what rescue by the whole batch would lose: batches that are not asleep as a whole
+def test_a_sleeping_filter_is_rescued_beside_any_number_that_live(recipe: Recipe) -> None:
+    # Given what rescue by the whole batch would lose: batches that are not inactive as a whole
     model = one_layer({3: -0.6})
     # When (with two at least: the mean of a single convolution has hardly any gradient but float noise, of which Adam
     # makes whole steps, and the noise of one picture alone is another)
@@ -199,7 +199,9 @@ def test_filters_that_live_are_bit_identical_with_and_without_rescue(recipe: Rec
 
 
 @both_methods
-def test_filters_that_live_are_bit_identical_where_a_batch_mate_climbs_through_a_leaky_trunk(recipe: Recipe) -> None:
+def test_filters_that_live_are_bit_identical_where_a_batch_mate_rises_through_a_gradient_override(
+    recipe: Recipe,
+) -> None:
     # Given
     model = depthwise({3: -0.6})
     # When
@@ -214,7 +216,7 @@ def test_filters_that_live_are_bit_identical_where_a_batch_mate_climbs_through_a
 
 @both_methods
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_a_depthwise_filter_whose_only_channel_sleeps_is_rescued(recipe: Recipe, activation: type[nn.Module]) -> None:
+def test_a_depthwise_filter_whose_only_channel_dead_is_rescued(recipe: Recipe, activation: type[nn.Module]) -> None:
     # Given a filter that nothing reaches: what it is before its activation function is flat too
     model = depthwise({3: -0.6}, activation=activation)
     # When
@@ -227,7 +229,7 @@ def test_a_depthwise_filter_whose_only_channel_sleeps_is_rescued(recipe: Recipe,
 
 @both_methods
 @pytest.mark.parametrize("shift", [-0.01, 0.01])
-def test_a_depthwise_filter_with_a_bias_whose_only_channel_sleeps_is_rescued(recipe: Recipe, shift: float) -> None:
+def test_a_depthwise_filter_with_a_bias_whose_only_channel_dead_is_rescued(recipe: Recipe, shift: float) -> None:
     # Given a filter that nothing reaches, at rest a little below zero or a little above
     model = depthwise({3: -0.6}, shift=shift)
     # When
@@ -253,16 +255,16 @@ def test_what_counts_against_a_picture_keeps_no_sleeping_filter_from_its_rescue(
 
 
 def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
-    # Given a filter that sleeps on the tile, and not on what lies around it
-    stream = Stream(seed=1, restart=0, layer="0", filter=3)
+    # Given a filter that is dead on the tile, and not on what lies around it
+    stream = PictureRng(seed=1, restart=0, layer="0", filter=3)
     model = one_layer({3: 0.0}, inplace=False)
-    canvas = fourier_parametrization(
+    parametrization = fourier_parametrization(
         [stream], size_px=(24, 24), channels=3, longest_px=longest_wave_px(1.0), device=CPU
     )
     with torch.no_grad():
         inside, around = (
             float(model.get_submodule("0")(pictures / 127.5 - 1)[0, 3].max())
-            for pictures in (canvas.tiles(), canvas.whole())
+            for pictures in (parametrization.tiles(), parametrization.whole())
         )
     assert inside < around
     # When
@@ -299,11 +301,11 @@ def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name:
     pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)
-    leaky = tap.features(pictures.clone(), GradientOverride(torch.tensor([True, False])))
+    overridden = tap.features(pictures.clone(), GradientOverride(torch.tensor([True, False])))
     none_stuck = tap.features(pictures.clone(), GradientOverride(torch.tensor([False, False])))
     # Then
     assert plain.abs().max() > 0
-    torch.testing.assert_close(leaky, plain, rtol=0, atol=0)
+    torch.testing.assert_close(overridden, plain, rtol=0, atol=0)
     torch.testing.assert_close(none_stuck, plain, rtol=0, atol=0)
 
 
@@ -329,7 +331,7 @@ class MethodReLU(FunctionalReLU):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace: bool) -> None:
-    # Given units that sleep, stand at the edges of what is curved, lie between, and go straight
+    # Given units that be dead, stand at the edges of what is curved, lie between, and go straight
     units = [-8.0, -3.0, -2.0, 0.0, 2.0, 3.0, 8.0]
     model = frozen(lambda: nn.Sequential(nn.Conv2d(3, 7, 1), nn.Hardswish(inplace), nn.Conv2d(7, 7, 1, groups=7)))
     first = model.get_submodule("0")
@@ -354,7 +356,7 @@ def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace:
 
 @pytest.mark.parametrize("activation", [nn.ReLU, FunctionalReLU, MethodReLU, nn.Hardswish])
 def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation: type[nn.Module]) -> None:
-    # Given a trunk in which everything sleeps
+    # Given a trunk in which everything is dead
     model = depthwise(dict.fromkeys(range(8), -50.0), activation=activation)
     tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
@@ -369,7 +371,7 @@ def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation
 @pytest.mark.parametrize(
     ("kind", "passes"),
     [
-        # what climbs by a lower unit, and what climbs by a higher one: asleep, awake, saturated
+        # what climbs by a lower unit, and what climbs by a higher one: inactive, active, saturated
         (nn.ReLU6, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 0.0]}),
         (nn.ReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
         (FunctionalReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
@@ -378,7 +380,7 @@ def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation
 def test_what_helps_passes_through_flat_units_and_nothing_else(
     kind: type[nn.Module], passes: dict[float, list[float]]
 ) -> None:
-    # Given a trunk of one activation function, whose units are asleep, awake and saturated
+    # Given a trunk of one activation function, whose units are inactive, active and saturated
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
     model = frozen(lambda: nn.Sequential(identity, kind(), nn.Conv2d(3, 3, 1, groups=3)))
@@ -393,7 +395,7 @@ def test_what_helps_passes_through_flat_units_and_nothing_else(
 
 
 def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly() -> None:
-    # Given two activation functions behind each other, both asleep
+    # Given two activation functions behind each other, both inactive
     convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
     for conv in convs:
         nn.init.dirac_(conv.weight)
@@ -409,7 +411,7 @@ def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly(
 
 
 def test_what_helps_passes_by_less_when_asked_to() -> None:
-    # Given an activation function that is asleep
+    # Given an activation function that is inactive
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
     model = frozen(lambda: nn.Sequential(identity, nn.ReLU(), nn.Conv2d(3, 3, 1, groups=3)))
@@ -425,7 +427,7 @@ def test_what_helps_passes_by_less_when_asked_to() -> None:
 @pytest.mark.parametrize("others", [-0.2, -0.5, -0.9])
 @pytest.mark.parametrize("bias", [-0.8, -1.2, -1.6, -2.0])
 def test_a_filter_that_one_unit_wakes_and_all_together_hold_back_is_rescued(bias: float, others: float) -> None:
-    # Given a depthwise kernel of one positive weight among negative ones, whose sum is negative, and a sleeping channel
+    # Given a depthwise kernel of one positive weight among negative ones, whose sum is negative, and a dead channel
     model = depthwise({3: bias}, shift=-0.05)
     kernel = model.get_submodule("2").weight
     assert isinstance(kernel, torch.Tensor)
@@ -433,14 +435,14 @@ def test_a_filter_that_one_unit_wakes_and_all_together_hold_back_is_rescued(bias
     kernel.data[3, 0, 1, 1] = 1.0
     # When
     (tile,) = tiles_of(model, [3], FOURIER, "2")
-    # Then one place of its map is climbed until it wakes
+    # Then one place of its map is climbed until it activates
     assert tile.start_activation == 0.0
     assert tile.status == "rescued"
     assert tile.activation > 0.0
 
 
 def held_back(channel_bias: float) -> nn.Module:
-    """Depthwise filters that their channels can only hold back, and these asleep on a grey picture."""
+    """Depthwise filters that their channels can only hold back, and these inactive on a grey picture."""
     first, last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3)
     nn.init.constant_(first.weight, 0.1)
     for tensor, value in ((first.bias, channel_bias), (last.weight, -1.0), (last.bias, 2.0)):
@@ -449,7 +451,7 @@ def held_back(channel_bias: float) -> nn.Module:
     return frozen(lambda: nn.Sequential(first, nn.ReLU(), last, nn.ReLU()))
 
 
-# Another start wakes the channel, and none does.
+# Another start activates the channel, and none does.
 @pytest.mark.parametrize("channel_bias", [-1.0, -100.0])
 def test_a_filter_that_can_only_be_held_back_shows_what_leaves_it_alone(channel_bias: float) -> None:
     # When
@@ -468,7 +470,7 @@ def test_without_rescue_nothing_moves_a_filter_that_can_only_be_held_back(recipe
     assert (tile.status, tile.activation) == ("dead", 2.0)
 
 
-def test_the_leaky_trunk_leaves_the_network_alone() -> None:
+def test_the_gradient_override_leaves_the_network_alone() -> None:
     # Given
     model = depthwise({3: -0.6})
     modules = [type(module) for module in model.modules()]
@@ -559,14 +561,14 @@ def test_only_what_is_still_dead_is_tried_again(recipe: Recipe) -> None:
 def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Given a first start so dark that one step does not wake the filter, and others so bright that it is awake
+    # Given a first start so dark that one step does not activate the filter, and others so bright that it is active
     model = one_layer({3: -0.6})
     conv = model.get_submodule("0")
     assert isinstance(conv, nn.Conv2d)
     conv.weight.data[3] = 0.1
     plain = images.start_noise
 
-    def start_noise(stream: Stream, size_px: tuple[int, int]) -> np.ndarray:
+    def start_noise(stream: PictureRng, size_px: tuple[int, int]) -> np.ndarray:
         return plain(stream, size_px) + np.float32(5.0 if stream.restart >= 2 else -6.0)
 
     monkeypatch.setattr(images, "start_noise", start_noise)
@@ -577,26 +579,26 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     assert tile.start_activation == 0
     assert tile.activation > 0
     # And the picture is the one of that restart
-    start = images.notebook_start(start_noise(Stream(seed=1, restart=2, layer="0", filter=3), (24, 24)))
+    start = images.notebook_start(start_noise(PictureRng(seed=1, restart=2, layer="0", filter=3), (24, 24)))
     difference = np.abs(tile.pixels.astype(int) - images.deprocess(start).astype(int))
     assert difference.mean() < 10
 
 
-def red_before_and_green_after(pictures: torch.Tensor, leak: GradientOverride | None) -> Seen:
-    """Maps that sleep until there is red enough, and then climb green; before the activation function, red alone."""
+def red_before_and_green_after(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
+    """Maps that be dead until there is red enough, and then climb green; before the activation function, red alone."""
     red, green = 100 * (pictures[:, 0] - 150.0), 100 * pictures[:, 1]
-    return Seen(after=torch.where(red > 0, green, torch.zeros_like(green)), before=red)
+    return LayerResponse(activation=torch.where(red > 0, green, torch.zeros_like(green)), pre_activation=red)
 
 
-def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_it_sleeps() -> None:
+def test_a_picture_rises_what_it_was_before_its_activation_function_only_while_it_dead() -> None:
     # Given
     start = torch.full((2, 3, 8, 8), 128.0)
-    start[1, 0] = 200.0  # one is awake
+    start[1, 0] = 200.0  # one is active
     # When
-    bare = climb(red_before_and_green_after, start, steps=30, step_size=2.0)
-    rescued = climb(red_before_and_green_after, start, steps=30, step_size=2.0, rescue=True)
+    bare = optimise(red_before_and_green_after, start, steps=30, step_size=2.0)
+    rescued = optimise(red_before_and_green_after, start, steps=30, step_size=2.0, rescue=True)
     # Then
-    assert bare.asleep.tolist() == rescued.asleep.tolist() == [True, False]
+    assert bare.dead_at_start.tolist() == rescued.dead_at_start.tolist() == [True, False]
     assert (bare.moved.tolist(), rescued.moved.tolist()) == ([False, True], [True, True])
     assert bare.activation[0].item() == 0
     assert rescued.activation[0].item() > 0
@@ -608,23 +610,27 @@ def test_a_picture_climbs_what_it_was_before_its_activation_function_only_while_
     assert blue == 128
 
 
-def test_in_the_fourier_method_too_only_sleeping_pictures_climb_what_they_were_before() -> None:
+def test_in_the_fourier_method_too_only_sleeping_pictures_rise_what_they_were_before() -> None:
     # Given
-    streams = [Stream(seed=0, restart=0, layer="a", filter=0)]
-    views = Transforms(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
+    streams = [PictureRng(seed=0, restart=0, layer="a", filter=0)]
+    transforms = Transforms(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
 
     def grey() -> Parametrization:
-        canvas = fourier_parametrization(streams, size_px=(24, 24), channels=3, longest_px=float("inf"), device=CPU)
-        canvas.coefficients.data.zero_()
-        return canvas
+        parametrization = fourier_parametrization(
+            streams, size_px=(24, 24), channels=3, longest_px=float("inf"), device=CPU
+        )
+        parametrization.coefficients.data.zero_()
+        return parametrization
 
     # When
     bare, rescued = (
-        climb_canvas(red_before_and_green_after, grey(), views, steps=40, learning_rate=1.0, rescue=rescue)
+        optimise_parametrization(
+            red_before_and_green_after, grey(), transforms, steps=40, learning_rate=1.0, rescue=rescue
+        )
         for rescue in (False, True)
     )
     # Then
-    assert bare.asleep.tolist() == rescued.asleep.tolist() == [True]
+    assert bare.dead_at_start.tolist() == rescued.dead_at_start.tolist() == [True]
     assert (bare.moved.tolist(), rescued.moved.tolist()) == ([False], [True])
     assert (bare.activation.item(), bare.pictures.std().item()) == (0, 0)
     assert rescued.activation.item() > 0

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 
 
-def first(stream: Stream, *purpose: int) -> list[float]:
+def first(stream: PictureRng, *purpose: int) -> list[float]:
     """The first three numbers in [0, 1)."""
     return stream.generator(*purpose).random(3).tolist()  # type: ignore[no-any-return]
 
 
-def stream(variant: int = 0, **changes: int) -> Stream:
-    return Stream(**{"seed": 0, "restart": 0, "filter": 7, **changes}, layer="features.24", variant=variant)
+def stream(variant: int = 0, **changes: int) -> PictureRng:
+    return PictureRng(**{"seed": 0, "restart": 0, "filter": 7, **changes}, layer="features.24", variant=variant)
 
 
 def drawn(entropy: list[int]) -> list[float]:
@@ -31,7 +31,11 @@ START = [0.4858464672211199, 0.6798087069016681, 0.7591631995731634]
 
 def test_the_first_picture_of_a_tile_is_the_plain_stream() -> None:
     # Given / When / Then
-    assert first(stream()) == first(Stream(seed=0, restart=0, layer="features.24", filter=7)) == drawn([0, 0, 7, LAYER])
+    assert (
+        first(stream())
+        == first(PictureRng(seed=0, restart=0, layer="features.24", filter=7))
+        == drawn([0, 0, 7, LAYER])
+    )
     assert first(stream(), 2) == drawn([0, 0, 7, LAYER, 2])
 
 

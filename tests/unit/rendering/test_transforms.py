@@ -1,4 +1,4 @@
-"""The views of pictures that are not square, and of neurons: what is seen, pixel by pixel, against plain geometry."""
+"""The transforms of pictures that are not square, and of neurons, pixel by pixel against plain geometry."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from workers.rendering.parametrization import MARGIN_PX
-from workers.rendering.rng import Stream
+from workers.rendering.rng import PictureRng
 from workers.rendering.transforms import Transforms
 
 CPU = torch.device("cpu")
@@ -17,21 +17,21 @@ CPU = torch.device("cpu")
 SIZES = [(24, 48), (40, 17), (24, 24)]
 
 
-def streams(count: int) -> list[Stream]:
-    return [Stream(seed=1, restart=0, layer="a", filter=number) for number in range(count)]
+def streams(count: int) -> list[PictureRng]:
+    return [PictureRng(seed=1, restart=0, layer="a", filter=number) for number in range(count)]
 
 
 def views_of(size_px: tuple[int, int], *, stride: float, steps: int = 12, pinned: bool = False) -> Transforms:
     return Transforms(streams(1), steps=steps, size_px=size_px, stride=stride, device=CPU, pinned=pinned)
 
 
-def seen_at(views: Transforms, size_px: tuple[int, int], step: int) -> NDArray[np.float64]:
-    """(H', W', 2) row and column of the canvas that each pixel of the view shows: views of pictures of coordinates."""
+def seen_at(transforms: Transforms, size_px: tuple[int, int], step: int) -> NDArray[np.float64]:
+    """(H', W', 2) row and column of the source of each output pixel, from pictures of coordinates."""
     height, width = size_px[0] + 2 * MARGIN_PX, size_px[1] + 2 * MARGIN_PX
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     both = torch.stack([rows, columns]).double()[None]
-    views._theta = views._theta.double()
-    return views.of(both, step)[0].permute(1, 2, 0).numpy()
+    transforms._theta = transforms._theta.double()
+    return transforms.apply(both, step)[0].permute(1, 2, 0).numpy()
 
 
 def draws_of(steps: int) -> NDArray[np.float64]:
@@ -41,15 +41,15 @@ def draws_of(steps: int) -> NDArray[np.float64]:
 
 
 def wanted_at(
-    size_px: tuple[int, int], view_px: tuple[int, int], shift: NDArray[np.float64], zoom: float, degrees: float
+    size_px: tuple[int, int], output_px: tuple[int, int], shift: NDArray[np.float64], zoom: float, degrees: float
 ) -> NDArray[np.float64]:
     """Row and column of the canvas behind each pixel of a view turned, zoomed and shifted about its centre."""
-    result = np.empty((*view_px, 2))
+    result = np.empty((*output_px, 2))
     middle = (size_px[0] + 2 * MARGIN_PX - 1) / 2, (size_px[1] + 2 * MARGIN_PX - 1) / 2
     turn = math.radians(degrees)
-    for row in range(view_px[0]):
-        for column in range(view_px[1]):
-            down, right = row - (view_px[0] - 1) / 2, column - (view_px[1] - 1) / 2
+    for row in range(output_px[0]):
+        for column in range(output_px[1]):
+            down, right = row - (output_px[0] - 1) / 2, column - (output_px[1] - 1) / 2
             result[row, column] = (
                 middle[0] + (math.sin(turn) * right + math.cos(turn) * down) / zoom + shift[1],
                 middle[1] + (math.cos(turn) * right - math.sin(turn) * down) / zoom + shift[0],
@@ -61,10 +61,10 @@ def wanted_at(
 @pytest.mark.parametrize("stride", [7.6, 8.0, 32.0])
 def test_a_view_turns_zooms_and_shifts_in_pixels_whatever_the_shape(size_px: tuple[int, int], stride: float) -> None:
     # Given
-    views = views_of(size_px, stride=stride)
+    transforms = views_of(size_px, stride=stride)
     for step, (right, down, zoom, turn) in enumerate(draws_of(12)):
         # When
-        seen = seen_at(views, size_px, step)
+        seen = seen_at(transforms, size_px, step)
         # Then
         shift = np.array([8 * right, 8 * down])
         wanted = wanted_at(size_px, size_px, shift, 1 + 0.1 * zoom, 10 * turn)
@@ -78,15 +78,15 @@ def test_a_view_turns_zooms_and_shifts_in_pixels_whatever_the_shape(size_px: tup
 
 @pytest.mark.parametrize("size_px", SIZES)
 @pytest.mark.parametrize(("stride", "grid_px"), [(1.0, 1), (2.0, 2), (2.007, 2), (3.9, 4), (4.2, 4)])
-def test_views_of_shallow_layers_are_shifted_by_steps_of_their_grid_and_roomy(
+def test_transforms_of_shallow_layers_are_shifted_by_steps_of_their_grid_and_larger_input(
     size_px: tuple[int, int], stride: float, grid_px: int
 ) -> None:
     # Given
-    views = views_of(size_px, stride=stride, steps=30)
+    transforms = views_of(size_px, stride=stride, steps=30)
     shifts = set()
     for step, (right, down, *_) in enumerate(draws_of(30)):
         # When
-        seen = seen_at(views, size_px, step)
+        seen = seen_at(transforms, size_px, step)
         # Then the tile is seen with sixteen pixels more to each side, which hold whole steps of any such grid
         shift = grid_px * np.round(np.array([8 * right, 8 * down]) / grid_px)
         shifts.add(tuple(shift))
@@ -102,14 +102,14 @@ def test_what_is_pinned_is_seen_where_it_is_but_for_a_quarter_of_its_step(
     size_px: tuple[int, int], stride: float, reach_px: float
 ) -> None:
     # Given
-    views = views_of(size_px, stride=stride, pinned=True)
-    assert views.view_px == size_px
+    transforms = views_of(size_px, stride=stride, pinned=True)
+    assert transforms.output_px == size_px
     rows, columns = np.meshgrid(np.arange(size_px[0]), np.arange(size_px[1]), indexing="ij")
     tile = np.stack([rows, columns], axis=-1) + MARGIN_PX
     furthest = 0.0
     for step in range(12):
         # When
-        moved = seen_at(views, size_px, step) - tile
+        moved = seen_at(transforms, size_px, step) - tile
         # Then it is the tile, moved by whole pixels, neither turned nor zoomed
         np.testing.assert_allclose(moved, np.broadcast_to(np.round(moved[0, 0]), moved.shape), rtol=0, atol=1e-4)
         furthest = max(furthest, float(np.abs(moved).max()))
