@@ -245,8 +245,8 @@ def test_a_direction_of_sleeping_channels_is_rescued_and_one_of_dead_channels_is
     rows[0, 2], rows[1, 5], rows[2, 0] = 1.0, 1.0, 2.0
     # When
     recipe = recipe_of(objective="direction", directions=directions(rows), steps=30, step_size=8.0)
-    dead, dead, live = tiles_of(layers, [0, 1, 2], recipe)
+    inactive, dead, live = tiles_of(layers, [0, 1, 2], recipe)
     # Then
-    assert [tile.status for tile in (dead, dead, live)] == ["rescued", "dead", "live"]
-    assert dead.activation > dead.start_activation == 0
+    assert [tile.status for tile in (inactive, dead, live)] == ["rescued", "dead", "live"]
+    assert inactive.activation > inactive.start_activation == 0
     assert dead.activation == 0
