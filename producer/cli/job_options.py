@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from producer.planning.options import Options
 from producer.planning.presets import PRESETS
-from workers.contract.recipe import METHODS, Option, Recipe
+from workers.contract.option import Option
+from workers.contract.recipe import METHODS, Recipe
 from workers.contract.recipe import options as recipe_options
 
 Command = Callable[..., Any]

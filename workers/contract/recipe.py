@@ -1,10 +1,12 @@
 """The recipe: everything that decides how a picture is made, checked when made or decoded."""
 
 from base64 import b64decode
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from workers.contract.option import Option
 
 #: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
 MAX_SIZE_PX = 4096
@@ -54,28 +56,6 @@ class Directions(Frozen):
         if len(b64decode(self.base64, validate=True)) != 4 * self.count * self.channels:
             raise ValueError(f"that is not {self.count} directions of {self.channels} channels")
         return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """How the command line sets a field of the recipe. Type, range and default are those of the field."""
-
-    #: the group of ``--help`` that shows it
-    panel: Literal["Model and layers", "Objective", "Method", "Picture"]
-    help: str
-    #: name on the command line; empty: ``--`` and the field's name, with dashes
-    flag: str = ""
-    #: what a person writes where that is not the field's value: text, or a file, which the planner reads
-    metavar: str = ""
-    #: the values that a person chooses from where they are not those of the field
-    choices: tuple[str, ...] = ()
-    #: what help calls the default where the field has none or None
-    default: str = ""
-
-    @property
-    def key(self) -> str:
-        """The option's name among the options: ``--step-size`` is step_size."""
-        return self.flag.removeprefix("--").replace("-", "_")
 
 
 #: method -> what it takes where neither options nor preset say otherwise. 40 steps of 1 are the notebook's; 0.05 is
