@@ -58,7 +58,7 @@ class Ledger:
         self._claim = client.register_script(_CLAIM)
         self._end_claim = client.register_script(_END_CLAIM)
 
-    # JobCache
+    # Jobs
 
     def register(self, job_id: str) -> None:
         """Put the job before the collector, uncancelled, as a submission of its own."""
