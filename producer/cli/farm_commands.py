@@ -86,9 +86,10 @@ def collector() -> None:
 def status(job: str | None, data: Path | None, json_: bool) -> None:
     """Show how JOB stands and what it waits for; without JOB, list all jobs."""
     from producer.cli import text
+    from producer.jobs.inventory import load_job, readable_jobs
     from producer.jobs.progress import summary
     from producer.jobs.session import open_session, read_settings
-    from producer.jobs.status import job_status, load_job, local_status, readable_jobs
+    from producer.jobs.status import job_status, local_status
     from workers.clients.broker import broker_errors
 
     settings = read_settings()
@@ -111,8 +112,9 @@ def status(job: str | None, data: Path | None, json_: bool) -> None:
 
 def _status_of(job: str, settings: "Settings") -> "JobStatus":
     """One job, also while the store is out of reach: the ledger knows the most of it."""
+    from producer.jobs.inventory import load_job
     from producer.jobs.session import open_session
-    from producer.jobs.status import job_status, load_job, status_without_storage
+    from producer.jobs.status import job_status, status_without_storage
     from workers.clients.broker import broker_errors, connect
     from workers.clients.ledger import Ledger
 
@@ -132,9 +134,10 @@ def _status_of(job: str, settings: "Settings") -> "JobStatus":
 @_DATA
 def watch(job: str, data: Path | None) -> None:
     """Show JOB's progress until it has ended."""
+    from producer.jobs.inventory import load_job
     from producer.jobs.progress import watch as watch_job
     from producer.jobs.session import open_session, read_settings
-    from producer.jobs.status import job_status, load_job, local_status, require_complete
+    from producer.jobs.status import job_status, local_status, require_complete
     from workers.clients.broker import broker_errors
 
     settings = read_settings()
@@ -156,8 +159,8 @@ def watch(job: str, data: Path | None) -> None:
 def fetch(job: str, folder: Path, data: Path | None) -> None:
     """Copy JOB's tiles, sheets, records and gallery into DIR. Other files in DIR are kept."""
     from producer.jobs.download import fetch as fetch_job
+    from producer.jobs.inventory import load_job
     from producer.jobs.session import open_store, read_settings
-    from producer.jobs.status import load_job
 
     settings = read_settings()
     store = _local(data, settings, job) or open_store(settings)
@@ -170,9 +173,8 @@ def fetch(job: str, folder: Path, data: Path | None) -> None:
 @click.argument("job")
 def cancel(job: str) -> None:
     """Stop JOB: workers drop its tasks. Its tiles stay, and submitting it again resumes it."""
+    from producer.jobs.inventory import load_job, write_status
     from producer.jobs.session import open_session, read_settings
-    from producer.jobs.status import load_job
-    from producer.jobs.submit import write_status
     from workers.clients.broker import broker_errors
 
     farm = open_session(read_settings())
@@ -192,8 +194,8 @@ def cancel(job: str) -> None:
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
     """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
     from producer.cli import quality_text
+    from producer.jobs.inventory import load_job
     from producer.jobs.session import open_store, read_settings
-    from producer.jobs.status import load_job
     from producer.quality.quality import measure, require_whole
 
     settings = read_settings(device=device)

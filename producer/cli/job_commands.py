@@ -88,7 +88,6 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     if dry_run:
         _print_plan(options, json_)
         return
-    from producer.cli import text
     from producer.jobs.progress import watch as watch_job
     from producer.jobs.session import open_session, read_settings
     from producer.jobs.status import job_status, require_complete
@@ -105,7 +104,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     with broker_errors(farm.settings):
         submitted = submit_job(job, checkpoint, store=farm.store, ledger=farm.ledger, app=farm.app)
         console = Console(stderr=True)
-        console.print(text.submitted(submitted), highlight=False, soft_wrap=True)
+        console.print(submitted.summary, highlight=False, soft_wrap=True)
         click.echo(json.dumps(asdict(submitted)) if json_ else submitted.job)
         if wait:
             require_complete(watch_job(lambda: job_status(job, farm.store, farm.ledger), console))

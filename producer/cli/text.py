@@ -6,7 +6,6 @@ from typing import Any
 from producer.cli.doctor import Finding
 from producer.jobs.progress import summary
 from producer.jobs.status import JobStatus
-from producer.jobs.submit import Submitted
 from producer.planning.layers import LayerPlan
 from workers.contract.job import Job
 
@@ -77,17 +76,6 @@ def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
         "recipe": job.recipe.model_dump(mode="json"),
         "weights": job.weights.model_dump(mode="json"),
     }
-
-
-def submitted(result: Submitted) -> str:
-    """One line on what a submission did."""
-    text = f"{result.job}: {_count(result.planned, 'tile')}"
-    if result.stored:
-        text += f", {result.stored} stored already"
-    on_their_way = result.planned - result.stored - result.enqueued
-    if on_their_way:
-        text += f", {on_their_way} on their way"
-    return f"{text}, {result.enqueued} enqueued"
 
 
 def status(one: JobStatus, *, queue: bool = True) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from producer.collector.contact_sheet import encode_sheet, sheet
 from producer.collector.gallery import page
+from producer.jobs.inventory import MAX_FAILURE_BYTES
 from workers.clients.storage import READERS, Store
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
@@ -100,7 +101,7 @@ def _read(
 
 def _failure(job: Job, layer: Layer, filter_: int, reason: str, store: Store) -> FailureRecord:
     """The failure as its worker stored it, or what the ledger knows of it."""
-    data = store.get(keys.failed(job.id, layer.name, filter_), max_bytes=65_536)
+    data = store.get(keys.failed(job.id, layer.name, filter_), max_bytes=MAX_FAILURE_BYTES)
     try:
         return decode(FailureRecord, data or b"", "a failure")
     except CorruptJob:

@@ -16,8 +16,8 @@ from kombu.exceptions import KombuError
 from redis.exceptions import LockError
 
 from producer.collector.assembly import assemble, write_gallery
-from producer.jobs.status import load_job
-from producer.jobs.submit import enqueue_tiles, inventory, read_state, write_status
+from producer.jobs.inventory import inventory, load_job, read_state, reasons_by_tile, write_status
+from producer.jobs.submit import enqueue_tiles
 from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
@@ -205,8 +205,7 @@ class Collector:
         return self._store.exists(keys.records(job.id, layer)) and self._store.exists(keys.grid(job.id, layer))
 
     def _finish(self, job: Job, failed: dict[int, str]) -> None:
-        reasons = {"{}/{}".format(*job.tiles[number]): reason for number, reason in failed.items()}
-        write_status(self._store, job.id, "finished", reasons=reasons)
+        write_status(self._store, job.id, "finished", reasons=reasons_by_tile(job, failed))
         self._ledger.unregister(job.id)
         del self._watched[job.id]
         log.info("finished job=%s tiles=%d failed=%d", job.id, len(job.tiles), len(failed))

@@ -1,27 +1,17 @@
 """How a job stands, and what it is waiting for: always from the ledger and the bucket, never from memory."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console
-
+from producer.jobs.inventory import inventory, read_state, reasons_by_tile
 from producer.jobs.local_store import LocalStore
-from producer.jobs.submit import inventory, read_state
 from workers.clients.broker import Outstanding, outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.presence import WORKER_SEEN_S, Presence, StorageErrorReport
 from workers.clients.storage import Store
 from workers.contract import keys
-from workers.contract.errors import (
-    CorruptJob,
-    FilterfarmError,
-    JobIncomplete,
-    NoJob,
-    StorageDenied,
-    StorageUnreachable,
-)
-from workers.contract.job import Job, decode
+from workers.contract.errors import FilterfarmError, JobIncomplete, StorageDenied, StorageUnreachable
+from workers.contract.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,35 +52,6 @@ class JobStatus:
         return asdict(self)
 
 
-class Reader(Protocol):
-    """What a job is read from: a Store, or a LocalStore."""
-
-    def get(self, key: str, *, max_bytes: int = ...) -> bytes | None:
-        """The object's bytes, or None where there is none."""
-
-
-def load_job(job_id: str, store: Reader) -> Job:
-    """The frozen job; raises NoJob and CorruptJob."""
-    data = store.get(keys.job(job_id)) if keys.is_name(job_id) else None
-    if data is None:
-        raise NoJob(f"no job {job_id[:100]!r} in the bucket; 'filterfarm status' lists all")
-    job = decode(Job, data, f"job {job_id}")
-    if job.id != job_id:
-        raise CorruptJob(f"job {job_id} holds the content of {job.id}")
-    return job
-
-
-def readable_jobs(store: Store | LocalStore, console: Console) -> Iterator[Job]:
-    """Every job of the bucket; one that does not read is said on ``console``, and does not hide the others."""
-    for name in store.folders():
-        try:
-            yield load_job(name, store)
-        except CorruptJob as error:
-            console.print(f"filterfarm: {error}", highlight=False, soft_wrap=True, markup=False)
-        except NoJob:
-            continue
-
-
 def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
     """How the job stands now."""
     state = read_state(store, job.id)
@@ -112,7 +73,7 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         workers=farm.workers,
         waiting_for=farm.waiting_for(len(job.tiles) - len(done) - len(failed)) if state == "running" else "",
         layers=_layers(job, done, failed),
-        reasons=_reasons(job, failed),
+        reasons=reasons_by_tile(job, failed),
     )
 
 
@@ -136,7 +97,7 @@ def local_status(job: Job, store: LocalStore) -> JobStatus:
         workers=0,
         waiting_for="",
         layers=_layers(job, done, failed),
-        reasons=_reasons(job, failed),
+        reasons=reasons_by_tile(job, failed),
     )
 
 
@@ -146,11 +107,6 @@ def _layers(job: Job, done: set[int], failed: dict[int, str]) -> tuple[LayerStat
         LayerStatus(layer=name, planned=len(own), stored=len(own & done), failed=len(own & failed.keys()))
         for name, own in numbers.items()
     )
-
-
-def _reasons(job: Job, failed: dict[int, str]) -> dict[str, str]:
-    """layer/filter -> why it has no tile."""
-    return {"{}/{}".format(*job.tiles[number]): reason for number, reason in sorted(failed.items())}
 
 
 def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) -> JobStatus | None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from producer.cli import text
+from producer.jobs.inventory import read_state, readable_jobs, write_status
 from producer.jobs.progress import watch
 from producer.jobs.session import RETRY_S
-from producer.jobs.status import JobStatus, job_status, readable_jobs
-from producer.jobs.submit import read_state, submit, write_status
+from producer.jobs.status import JobStatus, job_status
+from producer.jobs.submit import submit
 from producer.local.farm import Farm
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
@@ -44,7 +44,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3))
         _set_aside(job, store, console)
         submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
-        console.print(text.submitted(submitted), highlight=False, soft_wrap=True)
+        console.print(submitted.summary, highlight=False, soft_wrap=True)
 
         def look() -> JobStatus:
             farm.restart_dead()

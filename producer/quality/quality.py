@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from producer.jobs.status import Reader
+from producer.jobs.inventory import Reader
 from producer.quality.stored_tiles import Seen, show
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing

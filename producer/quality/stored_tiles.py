@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from producer.jobs.status import Reader
+from producer.jobs.inventory import Reader
 from workers.clients.storage import READERS
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile

@@ -18,7 +18,8 @@ from PIL import Image
 from producer.collector import collector as module
 from producer.collector.collector import Collector
 from producer.collector.contact_sheet import DEAD_RGB
-from producer.jobs.submit import read_state, submit, write_status
+from producer.jobs.inventory import read_state, write_status
+from producer.jobs.submit import submit
 from tests.conftest import finish_tiles, sample_job, sample_tile
 from tests.integration.jobs.test_submit import fail, queued
 from workers.clients.broker import outstanding

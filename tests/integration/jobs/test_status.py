@@ -7,8 +7,9 @@ import redis
 from celery import Celery
 
 from producer.cli import text
+from producer.jobs.inventory import write_status
 from producer.jobs.status import JobStatus, job_status, require_complete, status_without_storage
-from producer.jobs.submit import submit, write_status
+from producer.jobs.submit import submit
 from tests.conftest import finish_tiles, sample_job
 from tests.integration.jobs.test_submit import fail
 from workers.clients.ledger import Ledger

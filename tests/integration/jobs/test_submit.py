@@ -8,7 +8,8 @@ import pytest
 import redis
 from celery import Celery
 
-from producer.jobs.submit import inventory, read_state, submit
+from producer.jobs.inventory import inventory, read_state
+from producer.jobs.submit import submit
 from tests.conftest import finish_tiles, sample_job, sample_tile
 from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger

@@ -1,6 +1,6 @@
 """``filterfarm quality`` on a farm's bucket."""
 
-from producer.jobs.status import load_job
+from producer.jobs.inventory import load_job
 from producer.quality.quality import measure, require_whole
 from tests.conftest import sample_job, sample_tile
 from workers.clients.storage import Store
