@@ -50,11 +50,11 @@ clean:
 $(VENV)/.installed: pyproject.toml $(wildcard workers/kernels/src/*.c)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "filterfarm needs Python 3.11 or newer; make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --timeout 120 -e .
+	$(BIN)/python -m pip install --quiet --timeout 120 -e '.[local]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --timeout 120 -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --timeout 120 -e '.[local,dev]'
 	touch $@
 
 # Apart from our own packages and without its own requirements, which are of 2020: only what it imports.

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from workers.clients.broker import broker_errors, connect
@@ -26,7 +26,8 @@ class Finding:
 
 def examine(environ: Mapping[str, str]) -> list[Finding]:
     """Look at packages, devices, embedded servers, and the farm that the environment names."""
-    findings = [_look("packages", _packages), _look("devices", _devices), _look("embedded servers", _servers)]
+    servers = _look("embedded servers", _servers)
+    findings = [_look("packages", _packages), _look("devices", _devices), servers]
     try:
         settings = Settings.from_environ(environ)
     except BadSettings as error:
@@ -36,6 +37,8 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
             "not configured; 'filterfarm run' needs none. For a fleet set FILTERFARM_BROKER_URL and FILTERFARM_BUCKET"
         )
         return [*findings, Finding(what="fleet", text=text)]
+    # A farm has servers of its own: machines of a fleet are installed without the extra "local".
+    findings[-1] = replace(servers, code=ExitCode.OK)
     findings.append(_look("bucket", lambda: _bucket(settings)))
     findings.append(_look("broker", lambda: _broker(settings)))
     return findings

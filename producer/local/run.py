@@ -10,7 +10,7 @@ from producer.jobs.progress import watch
 from producer.jobs.session import RETRY_S
 from producer.jobs.status import JobStatus, job_status
 from producer.jobs.submit import submit
-from producer.local.farm import Farm
+from producer.local.farm import Farm, rclone_program, valkey_program
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
 from workers.clients.broker import broker_errors, connect, make_app
@@ -33,6 +33,9 @@ class Outcome:
 
 def run(options: Options, data: Path, settings: Settings, console: Console) -> Outcome:
     """Render a job with servers, a worker and a collector of its own; raises the errors of everything on the way."""
+    # The cheapest checks come first: a missing server is reported before weights are downloaded.
+    valkey_program()
+    rclone_program()
     from workers.networks import weights
     from workers.networks.devices import available
 

