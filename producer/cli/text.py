@@ -85,7 +85,7 @@ def status(one: JobStatus, *, queue: bool = True) -> str:
     lines = [summary(one, None), table(rows)]
     if queue:
         lines.append(
-            f"queued: {one.queued}; in flight: {one.in_flight}; enqueued again: {one.requeued}; "
+            f"queued: {one.queued}; in flight: {one.in_flight}; re-enqueued: {one.requeued}; "
             f"workers seen: {one.workers}"
         )
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]

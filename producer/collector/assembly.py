@@ -1,4 +1,4 @@
-"""Tiles to sheets, records and gallery: what the collector makes once nothing is missing."""
+"""From stored tiles to contact sheets, records and the gallery page."""
 
 import json
 from collections.abc import Callable
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, still_mine: Callable[[], None]) -> set[int]:
-    """Make the layer's sheet and records from its stored tiles; returns the filters whose tile is missing or broken.
+def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, renew_lock: Callable[[], None]) -> set[int]:
+    """Write the layer's contact sheet and records; returns the filters whose tile is missing or unreadable.
 
-    Nothing is written unless that set is empty. ``reasons`` says for filters without a tile why they have none.
-    ``still_mine`` is called now and then, and raises when this collector has lost its turn.
+    If that set is not empty, nothing is written and unreadable tiles are deleted. ``reasons`` maps the numbers of
+    failed tiles to the reason. ``renew_lock`` is called once per tile; what it raises ends the assembly.
     """
     entries: list[tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord]] = []
     broken: set[int] = set()
@@ -34,30 +34,30 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, stil
             pool.map(lambda number: _read(job, layer, number, reasons, store), layer.selected),
             strict=True,
         ):
-            still_mine()
+            renew_lock()
             if entry is None:
                 broken.add(filter_)
             else:
                 entries.append(entry)
     if broken:
         return broken
-    canvas = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.tile_px)
-    store.put(keys.grid(job.id, layer.name), encode_sheet(canvas), "image/png")
+    image = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.tile_px)
+    store.put(keys.grid(job.id, layer.name), encode_sheet(image), "image/png")
     records = {
         "job": job.id,
         "layer": layer.name,
         "aliases": list(layer.aliases),
         "filters": [record.model_dump(mode="json") for _, record in entries],
     }
-    # Last, because a layer counts as assembled once its records are there.
+    # Written last: a layer counts as assembled once its records exist.
     store.put(keys.records(job.id, layer.name), json.dumps(records, indent=1).encode(), "application/json")
     return broken
 
 
 def write_gallery(job: Job, store: Store) -> set[str]:
-    """Make index.html from the layers' records; returns the layers whose records do not read, and removes those.
+    """Write index.html from the layers' records; returns the layers whose records are unreadable.
 
-    Nothing is written unless that set is empty.
+    If that set is not empty, index.html is not written and the unreadable records are deleted.
     """
     statuses: dict[tuple[str, int], str] = {}
     reasons: dict[tuple[str, int], str] = {}
@@ -82,7 +82,7 @@ def write_gallery(job: Job, store: Store) -> set[str]:
 def _read(
     job: Job, layer: Layer, filter_: int, reasons: dict[int, str], store: Store
 ) -> "tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord] | None":
-    """One tile as stored, or None where it has to be rendered again."""
+    """A tile's pixels and record, no pixels if it failed, or None if it has to be rendered again."""
     reason = reasons.get(job.numbers[layer.name, filter_])
     if reason is not None:
         return None, _failure(job, layer, filter_, reason, store)
@@ -93,14 +93,14 @@ def _read(
     try:
         pixels, record = decode_tile_of(job, layer.name, filter_, data)
     except (CorruptTile, CorruptJob):
-        # Out of the way, or a worker that finds it stored would not render it again.
+        # A worker does not render a tile that is stored.
         store.delete(key)
         return None
     return pixels, record
 
 
 def _failure(job: Job, layer: Layer, filter_: int, reason: str, store: Store) -> FailureRecord:
-    """The failure as its worker stored it, or what the ledger knows of it."""
+    """The stored failure record, or one made from the ledger's ``reason`` if that is missing or unreadable."""
     data = store.get(keys.failed(job.id, layer.name, filter_), max_bytes=MAX_FAILURE_BYTES)
     try:
         return decode(FailureRecord, data or b"", "a failure")

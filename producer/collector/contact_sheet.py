@@ -1,8 +1,8 @@
-"""A layer's tiles on one sheet.
+"""Contact sheets: the tiles of one layer in one image.
 
-The notebook's sheet is black, its tiles 5 px apart, and filter i + 8j stands in row i, column j. A dead filter gets a
-red frame in the margin and a rescued one an amber one, so that the tiles stay what the recipe made them; a filter
-without a tile is crossed out.
+As in the notebook, the background is black, the margin is 5 px by default, and in a fixed 8 x 8 grid filter i + 8j is
+in row i, column j. Dead filters have a red frame and rescued ones an amber frame. Frames are drawn in the margin, so
+that no pixel of a tile changes. A failed tile is a dark field with a red cross.
 """
 
 import io
@@ -28,7 +28,7 @@ _FRAME_PX = 2
 
 
 def shape(grid: Grid, count: int) -> tuple[int, int]:
-    """(rows, columns) of a sheet of ``count`` tiles; as square as it gets where the grid leaves it open."""
+    """(rows, columns) of a sheet of ``count`` tiles: the grid's, or the most nearly square that holds them."""
     if grid.rows is not None and grid.columns is not None:
         return grid.rows, grid.columns
     columns = math.ceil(math.sqrt(count))
@@ -36,7 +36,7 @@ def shape(grid: Grid, count: int) -> tuple[int, int]:
 
 
 def place(grid: Grid, count: int, position: int) -> tuple[int, int]:
-    """(row, column) of the tile at ``position``: down the columns in a fixed grid, as in the notebook, else by rows."""
+    """(row, column) of tile ``position``: column by column in a fixed grid, as in the notebook, else row by row."""
     rows, columns = shape(grid, count)
     if grid.rows is not None:
         return position % rows, position // rows
@@ -46,37 +46,38 @@ def place(grid: Grid, count: int, position: int) -> tuple[int, int]:
 def sheet(
     tiles: "Sequence[tuple[NDArray[np.uint8] | None, str]]", grid: Grid, size_px: tuple[int, int]
 ) -> "NDArray[np.uint8]":
-    """The sheet (height, width, 3) uint8 RGB of (pixels, status) in the filters' order; pixels None: no tile.
+    """The contact sheet, (height, width, 3) uint8 RGB.
 
-    ``size_px`` is height and width of a tile.
+    ``tiles`` are (pixels, status) in the filters' order: pixels (height, width, 3) uint8 RGB, or None if the tile
+    failed. ``size_px`` is (height, width) of a tile.
     """
     rows, columns = shape(grid, len(tiles))
     height, width = size_px
-    down, right = height + grid.margin_px, width + grid.margin_px
-    canvas = np.zeros((rows * down - grid.margin_px, columns * right - grid.margin_px, 3), np.uint8)
+    step_y, step_x = height + grid.margin_px, width + grid.margin_px
+    image = np.zeros((rows * step_y - grid.margin_px, columns * step_x - grid.margin_px, 3), np.uint8)
     corners = []
     for position, (pixels, _) in enumerate(tiles):
         row, column = place(grid, len(tiles), position)
-        top, left = row * down, column * right
+        top, left = row * step_y, column * step_x
         corners.append((top, left))
-        canvas[top : top + height, left : left + width] = FAILED_RGB if pixels is None else pixels
-    picture = Image.fromarray(canvas)
+        image[top : top + height, left : left + width] = FAILED_RGB if pixels is None else pixels
+    picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     for (top, left), (pixels, status) in zip(corners, tiles, strict=True):
         if status in _FRAMES:
             _frame(draw, picture.size, left, top, size_px, grid.margin_px, _FRAMES[status])
         if pixels is None:
-            low, high = top + _FRAME_PX, top + height - 1 - _FRAME_PX  # Pillow's lines overshoot their ends
+            low, high = top + _FRAME_PX, top + height - 1 - _FRAME_PX  # Pillow draws wide lines beyond their ends
             near, far = left + _FRAME_PX, left + width - 1 - _FRAME_PX
             draw.line((near, low, far, high), DEAD_RGB, _FRAME_PX)
             draw.line((near, high, far, low), DEAD_RGB, _FRAME_PX)
     return np.asarray(picture)
 
 
-def encode_sheet(canvas: "NDArray[np.uint8]") -> bytes:
-    """The sheet as PNG."""
+def encode_sheet(image: "NDArray[np.uint8]") -> bytes:
+    """The sheet, (height, width, 3) uint8 RGB, as PNG."""
     out = io.BytesIO()
-    Image.fromarray(canvas).save(out, "PNG", compress_level=6)
+    Image.fromarray(image).save(out, "PNG", compress_level=6)
     return out.getvalue()
 
 
@@ -89,7 +90,7 @@ def _frame(
     margin_px: int,
     colour: tuple[int, int, int],
 ) -> None:
-    """A frame around the tile where the margin has room for it, else on its edge, as on the rim of the sheet."""
+    """Draw a frame in the margin around a tile; on the tile's edge if the margin is too narrow or ends there."""
     reach = _FRAME_PX if margin_px >= 2 * _FRAME_PX else 0
     right, bottom = left + size_px[1] - 1 + reach, top + size_px[0] - 1 + reach
     box = (max(0, left - reach), max(0, top - reach), min(sheet_px[0] - 1, right), min(sheet_px[1] - 1, bottom))

@@ -1,7 +1,7 @@
-"""index.html of a job: every tile of every layer on one page, with a link to each, and no server needed.
+"""index.html of a job: all tiles of all layers on one page, readable without a server.
 
-``index.html#features.24/17`` and, where a layer has an alias, ``index.html#block5_conv1/17`` lead to a tile; its number
-is that link, and its picture leads to the file in full size.
+``index.html#features.24/17`` and, with a layer's alias, ``index.html#block5_conv1/17`` scroll to a tile. A tile's
+number is its link; its image links to the PNG.
 """
 
 import html
@@ -25,12 +25,12 @@ figcaption a { color: inherit; text-decoration: none; }
 figcaption { font-size: 11px; color: #999; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 """
 
-# An alias is no element's id, so links by alias are resolved here.
+# Element ids are layer names; the script resolves aliases.
 _SCRIPT = """
 const aliases = JSON.parse(document.getElementById("aliases").textContent);
 function go() {
   let hash = location.hash.slice(1);
-  try { hash = decodeURIComponent(hash); } catch { /* no link of ours */ }
+  try { hash = decodeURIComponent(hash); } catch { /* malformed percent encoding */ }
   const [name, filter] = hash.split("/");
   const layer = aliases[name] || name;
   const found = document.getElementById(filter === undefined ? layer : layer + "/" + filter);
@@ -43,7 +43,11 @@ addEventListener("load", go);
 
 
 def page(job: Job, statuses: dict[tuple[str, int], str], reasons: dict[tuple[str, int], str]) -> bytes:
-    """The page; ``statuses`` says for each (layer, filter) whether it is live, dead or failed, ``reasons`` why that."""
+    """The page as UTF-8 HTML.
+
+    ``statuses`` maps (layer, filter) to live, rescued, dead or failed; live if absent. ``reasons`` maps failed ones to
+    the reason.
+    """
     recipe = job.recipe
     facts = f"{job.model} with {job.weights.name} · {recipe.described} · {len(job.tiles)} tiles"
     aliases = {alias: layer.name for layer in job.layers for alias in layer.aliases}
@@ -65,7 +69,7 @@ def page(job: Job, statuses: dict[tuple[str, int], str], reasons: dict[tuple[str
         )
         for filter_ in layer.selected:
             status, reason = statuses.get((layer.name, filter_), "live"), reasons.get((layer.name, filter_), "")
-            parts.append(_figure(layer.name, filter_, status, reason, filmed=recipe.frames > 0))
+            parts.append(_figure(layer.name, filter_, status, reason, animated=recipe.frames > 0))
         parts.append("</div></section>")
     # "</" would end the script element early.
     data = json.dumps(aliases).replace("</", "<\\/")
@@ -76,13 +80,13 @@ def page(job: Job, statuses: dict[tuple[str, int], str], reasons: dict[tuple[str
 
 
 def _style(recipe: Recipe) -> str:
-    """Tiles no larger than they are, and no more than 150 px for each picture in them."""
+    """The style sheet: tiles are shown at most in their own width, and at most 150 px per image of a diverse tile."""
     height, width = recipe.tile_px
     shown = min(width, 150 * recipe.diversity)
     return _STYLE.replace("SIZE", str(shown)).replace("ASPECT", f"{width} / {height}")
 
 
-def _figure(layer: str, filter_: int, status: str, reason: str, *, filmed: bool) -> str:
+def _figure(layer: str, filter_: int, status: str, reason: str, *, animated: bool) -> str:
     here = f"{_text(layer)}/{filter_}"
     note = "" if status == "live" else f" {status}"
     image = (
@@ -91,10 +95,10 @@ def _figure(layer: str, filter_: int, status: str, reason: str, *, filmed: bool)
     )
     if status == "failed":
         image = f"<div>{_text(reason)}</div>"
-    film = f' · <a href="frames/{here}.webp">film</a>' if filmed and status != "failed" else ""
+    animation = f' · <a href="frames/{here}.webp">animation</a>' if animated and status != "failed" else ""
     return (
         f'<figure id="{here}" class="{_text(status)}">{image}'
-        f'<figcaption><a href="#{here}">{filter_}{_text(note)}</a>{film}</figcaption></figure>'
+        f'<figcaption><a href="#{here}">{filter_}{_text(note)}</a>{animation}</figcaption></figure>'
     )
 
 

@@ -1,1 +1,1 @@
-"""One job on the farm: submitted, watched, downloaded."""
+"""One job on the farm: inventory, submission, status, progress, download."""

@@ -1,4 +1,4 @@
-"""Copying a job out of the bucket into a folder."""
+"""Download of a job from the bucket into a folder."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +11,10 @@ from workers.contract.job import Job
 
 
 def fetch(job: Job, folder: Path, store: Store | LocalStore) -> int:
-    """Copy tiles, their films, sheets, records and gallery below ``folder``; returns how many files were written.
+    """Copy job.json, tiles, animations, sheets, records and gallery into ``folder``; returns the number of files.
 
-    Paths are made from the job, never from what the bucket lists, so nothing lands outside ``folder``.
+    Paths are derived from the job, not from the bucket's listing, so that no file is written outside ``folder``.
+    Raises BadOption if the folder cannot be written to, and object store errors.
     """
     wanted = [keys.job(job.id), keys.index(job.id), keys.status(job.id)]
     for layer in job.layers:

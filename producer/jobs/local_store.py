@@ -1,4 +1,4 @@
-"""Jobs that lie in a folder as plain files, as ``filterfarm run`` leaves them, read without any server."""
+"""The bucket of ``filterfarm run``: plain files in its data folder, read without a server."""
 
 import difflib
 import fcntl
@@ -13,16 +13,16 @@ BUCKET = "bucket"
 
 
 class LocalStore:
-    """The bucket of a data folder, to be read like a :class:`~workers.clients.storage.Store`."""
+    """Read-only view of the bucket in a data folder, with the reading methods of workers.clients.storage.Store."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
         self._bucket = data / BUCKET
 
     def get(self, key: str, *, max_bytes: int = 1 << 32) -> bytes | None:
-        """The object's bytes, or None where there is none. One longer than ``max_bytes`` comes cut to that.
+        """The first ``max_bytes`` bytes of the object, or None if there is none.
 
-        Raises StorageDenied where the file cannot be read.
+        Raises StorageDenied if the file cannot be read.
         """
         path = self._bucket / key
         try:
@@ -34,18 +34,18 @@ class LocalStore:
             raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys below a prefix, which ends with a slash."""
+        """Keys that start with ``prefix``, which must end with a slash."""
         for path in sorted((self._bucket / prefix).rglob("*")):
             if path.is_file():
                 yield path.relative_to(self._bucket).as_posix()
 
     def folders(self) -> Iterator[str]:
-        """The ids of the jobs in the folder."""
+        """Ids of the jobs in the folder."""
         for path in sorted(self._bucket.glob("*/job.json")):
             yield path.parent.name
 
     def is_running(self) -> bool:
-        """Whether a ``filterfarm run`` holds the folder's lock now."""
+        """True if a ``filterfarm run`` holds the folder's lock."""
         try:
             with (self._data / "lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -56,7 +56,7 @@ class LocalStore:
         return False
 
     def require(self, job_id: str) -> None:
-        """Raise NoJob, with the nearest that there is, where the folder holds no job of that id."""
+        """Raise NoJob, with the most similar ids, if the folder holds no job of that id."""
         if keys.is_name(job_id) and (self._bucket / keys.job(job_id)).exists():
             return
         there = sorted(path.parent.name for path in self._bucket.glob("*/job.json"))

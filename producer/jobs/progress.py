@@ -1,4 +1,8 @@
-"""Watching a job on a terminal: a bar per layer, the time left, failures as they come."""
+"""Progress of a job: on a terminal one bar per layer, the time left and the last failures; otherwise plain lines.
+
+rich's TimeRemainingColumn is not used: it averages the updates of a fixed period, so it shows nothing while one batch
+takes longer than that, and plain lines need the time left as text anyway.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,31 +14,31 @@ from rich.text import Text
 
 from producer.jobs.status import JobStatus
 
-#: Where standard error is no terminal, a line this often is enough.
+#: Pause between two lines if standard error is no terminal.
 _LINE_EVERY_S = 10.0
 
-#: The rate is that of the last minute: layers differ a hundredfold in cost.
+#: Period over which the rate is measured. Layers differ a hundredfold in cost.
 _RATE_WINDOW_S = 60.0
 
-#: More bars than this do not fit on a terminal; the layers at work are shown.
+#: Number of bars that fit on a terminal.
 _MOST_BARS = 12
 
 
 def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1.0) -> JobStatus:
-    """Show the job until it has ended; returns its last status."""
+    """Show the status every ``every_s`` seconds until the job is no longer running; returns the last status."""
     return _live(look, console, every_s) if console.is_terminal else _lines(look, console, every_s)
 
 
 def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
     rate = Rate()
-    told_at, told = 0.0, ""
+    printed_at, printed = 0.0, ""
     while True:
         status = look()
         now = time.monotonic()
         text = summary(status, rate.left_s(status.stored + status.failed, status.planned, now))
-        if status.state != "running" or (text != told and now - told_at >= _LINE_EVERY_S):
+        if status.state != "running" or (text != printed and now - printed_at >= _LINE_EVERY_S):
             console.print(text, highlight=False, soft_wrap=True)
-            told_at, told = now, text
+            printed_at, printed = now, text
         if status.state != "running":
             return status
         time.sleep(every_s)
@@ -48,7 +52,7 @@ def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> Jo
             now_s = time.monotonic()
             left_s = rate.left_s(status.stored + status.failed, status.planned, now_s)
             live.update(
-                _picture(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status), refresh=True
+                _render(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status), refresh=True
             )
             if status.state != "running":
                 break
@@ -58,13 +62,13 @@ def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> Jo
 
 
 def summary(status: JobStatus, left_s: float | None) -> str:
-    """One line: how far, how many failed, how long still, what it waits for."""
+    """One line: state, tiles, failures, and the time left or what the job waits for."""
     state = f"failed: {status.waiting_for}" if status.state == "failed" else status.state
     parts = [f"{status.job}: {state}, {status.stored} of {status.planned} tiles"]
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.requeued:
-        parts.append(f"{status.requeued} enqueued again")
+        parts.append(f"{status.requeued} re-enqueued")
     if status.state == "running":
         if status.waiting_for:
             parts.append(f"waiting for {status.waiting_for}")
@@ -75,7 +79,7 @@ def summary(status: JobStatus, left_s: float | None) -> str:
     return ", ".join(parts)
 
 
-def _picture(heading: str, status: JobStatus) -> Group:
+def _render(heading: str, status: JobStatus) -> Group:
     bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     unfinished = [layer for layer in status.layers if layer.stored + layer.failed < layer.planned]
     finished = [layer for layer in status.layers if layer.stored + layer.failed >= layer.planned]
@@ -90,29 +94,29 @@ def _picture(heading: str, status: JobStatus) -> Group:
 
 
 class Rate:
-    """Seconds a tile takes, from those that ended last, and from that the time left.
+    """Estimates the time left from the tiles that ended during the last minute, or the last two updates.
 
-    What passes before the first tile ends is no measure: processes start and networks load.
+    The time until the first tile ends is not counted: processes start and networks load.
     """
 
     def __init__(self) -> None:
         self._before: int | None = None
-        #: (when, how many had ended by then), of the last minute, and always the last two there were
-        self._seen: list[tuple[float, int]] = []
+        #: (time, number of ended tiles) of the updates of the last minute, and at least the last two
+        self._updates: list[tuple[float, int]] = []
 
     def left_s(self, ended: int, planned: int, now_s: float) -> float | None:
-        """The time left, given how many tiles of ``planned`` have ended by ``now_s``; None where that is not known."""
+        """Seconds left if ``ended`` of ``planned`` tiles have ended at ``now_s``; None until two updates are known."""
         if ended != self._before:
-            if self._before is not None and ended < self._before:  # tiles were lost, and the farm knows it now
-                self._seen = []
+            if self._before is not None and ended < self._before:  # stored tiles were found missing
+                self._updates = []
             elif self._before is not None:
-                self._seen.append((now_s, ended))
+                self._updates.append((now_s, ended))
             self._before = ended
-        while len(self._seen) > 2 and self._seen[1][0] <= now_s - _RATE_WINDOW_S:
-            self._seen.pop(0)
-        if len(self._seen) < 2:
+        while len(self._updates) > 2 and self._updates[1][0] <= now_s - _RATE_WINDOW_S:
+            self._updates.pop(0)
+        if len(self._updates) < 2:
             return None
-        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        (first_s, first), (last_s, last) = self._updates[0], self._updates[-1]
         return (planned - ended) * (last_s - first_s) / (last - first)
 
 

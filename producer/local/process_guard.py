@@ -1,7 +1,7 @@
-"""``python -m producer.local.process_guard PARENT COMMAND...``: run a command that must not outlive its parent process.
+"""``python -m producer.local.process_guard PARENT COMMAND...``: run a command and stop it when process PARENT ends.
 
-A server started by ``filterfarm run`` would go on for ever if that were killed with SIGKILL, which runs no clean-up.
-The leash is its direct parent: it watches the process id PARENT, passes SIGTERM on, and ends with the command's code.
+``filterfarm run`` cannot stop its servers if it is killed with SIGKILL. The guard is the parent of one of them: it
+polls the process id PARENT, forwards SIGTERM, and exits with the command's exit code.
 """
 
 import os
@@ -10,18 +10,18 @@ import sys
 
 from workers.clients.signals import stop_on_signals, terminate
 
-_LOOK_EVERY_S = 0.5
+_POLL_S = 0.5
 
-#: From SIGTERM to SIGKILL: a worker drains for 15 s.
+#: Time between SIGTERM and SIGKILL. A worker drains for 15 s.
 _GRACE_S = 25.0
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run ``command`` until it ends, or is stopped because process ``parent`` is gone; returns its exit code."""
+    """Run ``command`` until it ends or process ``parent`` is gone; returns its exit code, 128 + n after signal n."""
     stop = stop_on_signals()
     process = subprocess.Popen(command)
     while process.poll() is None:
-        if stop.wait(_LOOK_EVERY_S) or os.getppid() != parent:
+        if stop.wait(_POLL_S) or os.getppid() != parent:
             terminate(process, _GRACE_S)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

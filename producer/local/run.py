@@ -1,4 +1,4 @@
-"""One job on this machine from options to sheets: what ``filterfarm run`` does between parsing and printing."""
+"""``filterfarm run``: one job on this machine, from options to contact sheets."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from workers.contract.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended, and where its pictures are."""
+    """Last status of a run, and the paths of its images."""
 
     status: JobStatus
     #: the job's folder in the bucket
@@ -32,7 +32,10 @@ class Outcome:
 
 
 def run(options: Options, data: Path, settings: Settings, console: Console) -> Outcome:
-    """Render a job with servers, a worker and a collector of its own; raises the errors of everything on the way."""
+    """Render a job with a local farm in the folder ``data``, and show its progress on ``console``.
+
+    Raises the errors of planning, of loading weights, of the local servers, the object store and the broker.
+    """
     # The cheapest checks come first: a missing server is reported before weights are downloaded.
     valkey_program()
     rclone_program()
@@ -40,19 +43,19 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     from workers.networks.devices import available
 
     job, checkpoint = planning.make_job(options)
-    # Now, because here the worker is this machine: better one line at once than a failure for each tile.
+    # The worker is this machine: errors of device and weights are raised now, not once per tile.
     settings.choose_device(available())
     weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
         store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3))
-        _set_aside(job, store, console)
+        _stop_others(job, store, console)
         submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
         console.print(submitted.summary, highlight=False, soft_wrap=True)
 
         def look() -> JobStatus:
             farm.restart_dead()
             status = job_status(job, store, ledger)
-            # Nobody has to start anything: the farm tends its own processes.
+            # The farm starts its own processes: advice to start one would mislead.
             return replace(status, waiting_for="its own processes to start") if status.waiting_for else status
 
         return Outcome(
@@ -62,8 +65,8 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         )
 
 
-def _set_aside(job: Job, store: Store, console: Console) -> None:
-    """Stop the jobs that an earlier run left unfinished in this data folder: this run is for one job."""
+def _stop_others(job: Job, store: Store, console: Console) -> None:
+    """Mark unfinished jobs of earlier runs in this data folder as stopped, so that only ``job`` is rendered."""
     for other in readable_jobs(store, console):
         if other.id != job.id and read_state(store, other.id) == "running":
             write_status(store, other.id, "stopped", reasons={})

@@ -1,1 +1,1 @@
-"""``filterfarm quality``: how good a job's pictures are."""
+"""``filterfarm quality``: measures of a job's tiles."""

@@ -1,7 +1,7 @@
-"""How good a job's pictures are: each tile is read back and shown to the network once more.
+"""Quality of a job's tiles: the network is run on each stored tile again.
 
-Truly dead filters, whose batch-norm lets nothing through, are counted and otherwise left out: no picture could be
-better. Every other filter counts, one whose tile stayed grey as well.
+Filters whose batch-norm has zero gain, or a constant input, are reported as dead and left out of all other figures: no
+image excites them. All other filters count, including those whose tile stayed grey.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from producer.jobs.inventory import Reader
-from producer.quality.stored_tiles import Seen, show
+from producer.quality.stored_tiles import StoredResponses, measure_responses
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing
 from workers.contract.job import Job, Layer
@@ -26,44 +26,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TileQuality:
-    """One tile, measured on its stored picture; activations are means of the filter's map, in the units of the tap."""
+    """Measures of one stored tile. Activations are spatial means of the filter's map, in the units of the tap."""
 
     layer: str
     filter: int
     status: Status
-    #: no picture can excite the filter: its batch-norm has no gain, or never saw it vary
+    #: no image excites the filter: its batch-norm has zero gain, or a constant input
     inert: bool
     start_activation: float
     activation: float
-    #: whether no other tile of the layer excites its filter more, as measure.identified has it; None without others
+    #: no other tile of the layer excites the filter more (metrics.identified); None if there is no other
     identified: bool | None
-    #: own activation over the best other tile's, 0 or more; infinite where no other excites the filter
+    #: activation over the largest by another tile, at least 0, infinite if no other excites the filter; None likewise
     selectivity: float | None
-    #: share of the picture's power in high frequencies, 0..1
+    #: share of the tile's power in high frequencies, 0..1
     high_frequency: float
-    #: likeness to the other job's tile of the same filter, -1..1, and whether no other of its tiles is more alike
+    #: similarity to the other job's tile of the same filter, -1..1; matched: none of its other tiles is more similar
     similarity: float | None = None
     matched: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerQuality:
-    """The tiles of one layer, and how many it should have."""
+    """Measures of one layer; ``planned`` is its number of tiles in the job."""
 
     layer: str
     planned: int
     tiles: tuple[TileQuality, ...]
-    #: filters whose PNG does not read, with the reason
+    #: filter of an unreadable tile -> reason
     broken: dict[int, str]
 
 
 def measure(
     job: Job, reader: Reader, *, device: str, against: Job | None = None, done: Callable[[str], None] = lambda _: None
 ) -> list[LayerQuality]:
-    """Measure every layer of a job, against another job of the same network where one is given.
+    """Measure every layer of a job, and its similarity to ``against``, a job of the same network.
 
-    ``done`` is told each layer's name. Raises BadOption where a job maximises something else than single filters,
-    or the two cannot be compared, and the errors of loading weights and of reading.
+    ``done`` is called with the name of each measured layer. Raises BadOption if a job maximises anything but single
+    filters or the two cannot be compared, and the errors of loading weights and of the object store.
     """
     for one in filter(None, (job, against)):
         _check_measurable(one)
@@ -87,70 +87,73 @@ def measure(
 
 
 def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:
-    """Raise CorruptTile where tiles do not read, and JobIncomplete where some are missing."""
+    """Raise CorruptTile if tiles are unreadable, JobIncomplete if tiles are missing."""
     planned, measured = len(job.tiles), sum(len(layer.tiles) for layer in layers)
     broken = {f"{layer.layer}/{filter_}": why for layer in layers for filter_, why in layer.broken.items()}
     if broken:
         tile, why = next(iter(broken.items()))
         raise CorruptTile(
             f"{len(broken)} of {planned} tiles of {job.id} cannot be read, such as {tile}: {why}; delete them and "
-            f"run or submit the job again; what is said is of {measured} tiles"
+            f"run or submit the job again; the figures are those of {measured} tiles"
         )
     if measured < planned:
         raise JobIncomplete(
             f"{planned - measured} of {planned} tiles of {job.id} are missing; run or submit it again to resume; "
-            f"what is said is of {measured} tiles"
+            f"the figures are those of {measured} tiles"
         )
 
 
 def _layer(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, against: Job | None) -> LayerQuality:
-    from workers.rendering import metrics as numbers
+    from workers.rendering import metrics
 
-    seen = show(job, layer, probe, reader)
-    if not seen.filters:
-        return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=(), broken=seen.broken)
-    own = np.stack(seen.responses)[:, seen.filters]
+    stored = measure_responses(job, layer, probe, reader)
+    if not stored.filters:
+        return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=(), broken=stored.broken)
+    own = np.stack(stored.responses)[:, stored.filters]
     alone = len(own) == 1
-    identified = [None] if alone else numbers.identified(own).tolist()
-    selectivity = [None] if alone else numbers.selectivity(own).tolist()
-    alike = _alike(seen, against, layer, probe, reader)
+    identified = [None] if alone else metrics.identified(own).tolist()
+    selectivity = [None] if alone else metrics.selectivity(own).tolist()
+    similar = _similarities(stored, against, layer, probe, reader)
     tiles = tuple(
         TileQuality(
             layer=layer.name,
             filter=filter_,
-            status=seen.statuses[place],
+            status=stored.statuses[place],
             inert=bool(probe.inert[filter_]),
-            start_activation=seen.starts[place],
+            start_activation=stored.starts[place],
             activation=float(own[place, place]),
             identified=identified[place],
             selectivity=selectivity[place],
-            high_frequency=seen.high_frequency[place],
-            similarity=alike[filter_][0] if filter_ in alike else None,
-            matched=alike[filter_][1] if filter_ in alike else None,
+            high_frequency=stored.high_frequency[place],
+            similarity=similar[filter_][0] if filter_ in similar else None,
+            matched=similar[filter_][1] if filter_ in similar else None,
         )
-        for place, filter_ in enumerate(seen.filters)
+        for place, filter_ in enumerate(stored.filters)
     )
-    return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=tiles, broken=seen.broken)
+    return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=tiles, broken=stored.broken)
 
 
-def _alike(
-    seen: Seen, against: Job | None, layer: Layer, probe: "LayerProbe", reader: Reader
+def _similarities(
+    stored: StoredResponses, against: Job | None, layer: Layer, probe: "LayerProbe", reader: Reader
 ) -> dict[int, tuple[float, bool]]:
-    """Filter -> likeness to the other job's tile of it, and whether that is the most alike of all, for common ones."""
-    from workers.rendering import metrics as numbers
+    """Filter -> (similarity to the other job's tile of it, whether none of its tiles is more similar).
+
+    Only filters that both jobs have; empty if fewer than 2, because similarity is relative to the tiles' mean.
+    """
+    from workers.rendering import metrics
 
     other = against.layer(layer.name) if against else None
     if against is None or other is None:
         return {}
-    theirs = show(against, other, probe, reader)
-    common = [filter_ for filter_ in seen.filters if filter_ in set(theirs.filters)]
-    if len(common) < 2:  # likeness is relative to what all tiles have in common
+    theirs = measure_responses(against, other, probe, reader)
+    common = [filter_ for filter_ in stored.filters if filter_ in set(theirs.filters)]
+    if len(common) < 2:
         return {}
-    cosines = numbers.similarity(
-        np.stack([seen.responses[seen.filters.index(filter_)] for filter_ in common]),
+    cosines = metrics.similarity(
+        np.stack([stored.responses[stored.filters.index(filter_)] for filter_ in common]),
         np.stack([theirs.responses[theirs.filters.index(filter_)] for filter_ in common]),
     )
-    matched = numbers.identified(cosines.T)
+    matched = metrics.identified(cosines.T)
     return {filter_: (float(cosines[place, place]), bool(matched[place])) for place, filter_ in enumerate(common)}
 
 
@@ -158,7 +161,7 @@ def _check_measurable(job: Job) -> None:
     recipe = job.recipe
     if recipe.objective != "filter" or recipe.negative or recipe.diversity > 1:
         raise BadOption(
-            f"{job.id} cannot be measured: quality is that of one picture for each filter that maximises it, and the "
+            f"{job.id} cannot be measured: quality needs one tile per filter that maximises it, and the "
             f"job has {'--negative' if recipe.negative else f'--objective {recipe.objective}'}"
             f"{f' --diversity {recipe.diversity}' if recipe.diversity > 1 else ''}"
         )
@@ -170,10 +173,10 @@ def _check_comparable(job: Job, against: Job) -> None:
         return one.model, one.weights, drawn, one.recipe.tap, one.recipe.preprocess
 
     if job.id == against.id:
-        raise BadOption(f"--against {against.id} is the job itself; name one that differs in its seed or recipe")
+        raise BadOption(f"--against {against.id} is the job itself; name a job with another seed or recipe")
     if network(job) != network(against):
         raise BadOption(
-            f"--against {against.id} is another network's or tap's than {job.id}; compare jobs of the same model, "
+            f"--against {against.id} has another network or tap than {job.id}; compare jobs of the same model, "
             "weights, preprocessing and tap (random weights change with the seed)"
         )
     if not {layer.name for layer in job.layers} & {layer.name for layer in against.layers}:
@@ -182,13 +185,13 @@ def _check_comparable(job: Job, against: Job) -> None:
 
 @contextlib.contextmanager
 def _checkpoint(job: Job, reader: Reader) -> Iterator[Path | None]:
-    """A copy of the job's own checkpoint, if it has one, for as long as it takes to load."""
+    """A temporary copy of the job's checkpoint; None if its weights are not a file."""
     if job.weights.source != "file" or job.weights.sha256 is None:
         yield None
         return
     data = reader.get(keys.weights(job.id, job.weights.sha256))
     if data is None:
-        raise WeightsMissing(f"job {job.id} has lost its checkpoint {job.weights.name}; run or submit it again")
+        raise WeightsMissing(f"the checkpoint {job.weights.name} of job {job.id} is missing; run or submit it again")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"weights{Path(job.weights.name).suffix}")
         path.write_bytes(data)

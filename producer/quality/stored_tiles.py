@@ -1,4 +1,4 @@
-"""A layer's stored tiles, read back and shown to the network."""
+"""Responses of the network to a layer's stored tiles."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,52 +20,58 @@ if TYPE_CHECKING:
 
     from workers.rendering.metrics import LayerProbe
 
-#: Tiles that are in memory at once.
+#: Tiles in memory at a time.
 _CHUNK = 64
 
 
 @dataclass(kw_only=True)
-class Seen:
-    """The tiles of one layer that could be read, in the filters' order, and what they do to it."""
+class StoredResponses:
+    """The readable tiles of one layer, in the filters' order, and the network's responses to them."""
 
     filters: list[int] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
+    #: activation at the start image, from the tile's record
     starts: list[float] = field(default_factory=list)
-    #: means of each filter's map: a row for each tile, a column for each filter of the layer
+    #: spatial means of the layer's activation maps: one row per tile, one column per filter of the layer
     responses: "list[NDArray[np.float32]]" = field(default_factory=list)
+    #: share of a tile's power in high frequencies, 0..1
     high_frequency: list[float] = field(default_factory=list)
+    #: filter of an unreadable tile -> reason
     broken: dict[int, str] = field(default_factory=dict)
 
 
-def show(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader) -> Seen:
-    """Read a layer's tiles, chunk by chunk, and show them to the network."""
-    from workers.rendering import metrics as numbers
+def measure_responses(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader) -> StoredResponses:
+    """Read a layer's stored tiles and run the network on them, 64 at a time. Missing tiles are left out.
 
-    seen = Seen()
+    Raises object store errors.
+    """
+    from workers.rendering import metrics
+
+    result = StoredResponses()
     with ThreadPoolExecutor(READERS) as pool:
         for chunk in _chunks(layer.selected):
-            pictures = []
-            stored = pool.map(lambda filter_: _stored(job, layer, filter_, reader), chunk)
+            images = []
+            stored = pool.map(lambda filter_: _read(job, layer, filter_, reader), chunk)
             for filter_, data in zip(chunk, stored, strict=True):
                 if data is None:
                     continue
                 try:
                     pixels, record = decode_tile_of(job, layer.name, filter_, data)
                 except (CorruptTile, CorruptJob) as error:
-                    seen.broken[filter_] = str(error)
+                    result.broken[filter_] = str(error)
                     continue
-                seen.filters.append(filter_)
-                seen.statuses.append(record.status)
-                seen.starts.append(record.start_activation)
-                pictures.append(pixels)
-            if pictures:
-                batch = np.stack(pictures)
-                seen.responses.extend(probe.responses(batch))
-                seen.high_frequency.extend(numbers.high_frequency(batch).tolist())
-    return seen
+                result.filters.append(filter_)
+                result.statuses.append(record.status)
+                result.starts.append(record.start_activation)
+                images.append(pixels)
+            if images:
+                batch = np.stack(images)
+                result.responses.extend(probe.responses(batch))
+                result.high_frequency.extend(metrics.high_frequency(batch).tolist())
+    return result
 
 
-def _stored(job: Job, layer: Layer, filter_: int, reader: Reader) -> bytes | None:
+def _read(job: Job, layer: Layer, filter_: int, reader: Reader) -> bytes | None:
     return reader.get(keys.tile(job.id, layer.name, filter_), max_bytes=max_bytes(job.recipe.tile_px) + 1)
 
 

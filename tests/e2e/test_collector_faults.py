@@ -37,7 +37,7 @@ def test_a_collector_that_is_killed_while_it_assembles_is_replaced_and_each_shee
         first, second = farm.start("collector"), farm.start("collector")
         wait_for("some tiles to be read", lambda: len(_paths(proxy.requests, "GET", "/tiles/")) >= 10, 60)
         assert not any(key in farm.objects() for key in sheets)
-        waits = "another collector is at work"
+        waits = "standby lock="
         wait_for("one of them to wait", lambda: waits in farm.log(first) or waits in farm.log(second), 60)
         at_work, waiting = (second, first) if waits in farm.log(first) else (first, second)
         kill_group(at_work)

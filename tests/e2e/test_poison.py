@@ -122,7 +122,7 @@ def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Flee
     # And each bad one is given up with one line of a readable length
     for name in foreign:
         wait_for(f"{name} to be refused", lambda name=name: has_ended(farm, name), 30)  # type: ignore[misc]
-    lines = [line for line in farm.log(collector).splitlines() if "gave up a job" in line]
+    lines = [line for line in farm.log(collector).splitlines() if "ignoring unreadable job=" in line]
     assert len(lines) == len(foreign)
     assert all(len(line) < 1000 for line in lines)
     assert "Traceback" not in farm.log(collector) + farm.log(worker)

@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp
     process = _start(tmp_path)
     wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 4, 90)
     children = descendants(process.pid)
-    assert len(children) >= 8  # queue, store, collector, worker, each on its leash; Celery and renderer
+    assert len(children) >= 8  # queue, store, collector, worker, each with a process guard; Celery and renderer
 
     # When it is killed, which runs no clean-up
     process.send_signal(signal.SIGKILL)

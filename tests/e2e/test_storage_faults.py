@@ -133,7 +133,7 @@ def test_a_store_that_is_down_for_a_minute_then_overloaded_and_slow_costs_only_t
 def _is_said(farm: Fleet, job: str, reason: str, **environ: str) -> None:
     done = farm.run("status", job, **environ)
     assert done.returncode == 0, done.stderr
-    assert f"{job}: failed: storage: " in done.stdout
+    assert f"{job}: failed: object store error: " in done.stdout
     assert reason in done.stdout
 
 

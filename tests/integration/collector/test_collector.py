@@ -1,4 +1,4 @@
-"""The collector, round by round, against a real queue and two real object stores."""
+"""The collector, pass by pass, against a real queue and two real object stores."""
 
 import io
 import json
@@ -36,8 +36,8 @@ ALL = set(range(len(JOB.tiles)))
 MakeCollector = Callable[[], Collector]
 
 
-class Rounds(threading.Event):
-    """Lets a collector look so many times, without pauses between."""
+class Passes(threading.Event):
+    """A stop event that lets a collector make ``count`` passes without pauses."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class Rounds(threading.Event):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages are taken for lost after two idle rounds, and every round looks into the bucket."""
+def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages count as lost after two passes without any, and each pass lists the bucket."""
     monkeypatch.setattr(module, "LOST_S", 0.0)
     monkeypatch.setattr(module, "RESCAN_S", 0.0)
-    monkeypatch.setattr(module, "ROUND_S", 0.05)
+    monkeypatch.setattr(module, "PASS_S", 0.05)
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def collector(make_collector: MakeCollector) -> Collector:
     return make_collector()
 
 
-def drive(collector: Collector, caplog: pytest.LogCaptureFixture, rounds: int = 1) -> None:
-    """Let the collector look so many times, none of them cut short by an error."""
+def drive(collector: Collector, caplog: pytest.LogCaptureFixture, passes: int = 1) -> None:
+    """Let the collector make so many passes, none of them aborted by an error."""
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        collector.run(Rounds(rounds))
-    assert "round cut short" not in caplog.text
+        collector.run(Passes(passes))
+    assert "collector pass aborted" not in caplog.text
 
 
 @contextmanager
@@ -317,7 +317,7 @@ def test_lost_messages_of_one_job_are_found_although_another_has_messages(
     assert [ledger.requeued(lost.id), ledger.requeued(waiting.id)] == [4, 0]
 
 
-def test_a_job_that_stalls_with_fewer_messages_than_it_lacks_tiles_is_mended(
+def test_a_job_that_stalls_with_fewer_messages_than_it_lacks_tiles_is_requeued(
     settings: Settings, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -459,7 +459,7 @@ def test_a_job_submitted_again_right_after_it_ended_waits_for_what_was_failed(
     fail(job, 3, store, ledger)
     drive(collector, caplog)
     assert read_state(store, job.id) == "finished"
-    # When it is submitted again before the collector's next round
+    # When it is submitted again before the collector's next pass
     submitted(job, store, ledger, app)
     drive(collector, caplog)
     # Then it runs until that filter is rendered
@@ -510,7 +510,7 @@ def garbage(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "binary", "hostile", "another job's"])
-def test_a_job_that_does_not_read_is_given_up_and_the_others_go_on(
+def test_a_job_that_does_not_read_is_ignored_and_the_others_continue(
     collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     # Given garbage where a job should be, which comes first, and a job of which all is stored
@@ -520,8 +520,8 @@ def test_a_job_that_does_not_read_is_given_up_and_the_others_go_on(
     finish_tiles(JOB, ALL, store, ledger)
     # When the collector looks
     drive(collector, caplog)
-    # Then the one is given up with a line in the log, and the other finished
-    assert "gave up a job: " in caplog.text
+    # Then the one is ignored with a line in the log, and the other finished
+    assert "ignoring unreadable job=a-job reason=" in caplog.text
     assert "a-job" not in ledger.jobs()
     assert read_state(store, JOB.id) == "finished"
 
@@ -537,7 +537,7 @@ def test_a_job_whose_grid_has_no_room_for_its_tiles_does_not_stop_the_others(
     good = submitted(sample_job(), store, ledger, app)
     finish_tiles(good, {0, 1, 2, 3}, store, ledger)
     # When the collector looks
-    collector.run(Rounds(2))
+    collector.run(Passes(2))
     # Then the good one is finished
     assert read_state(store, good.id) == "finished"
 
@@ -552,7 +552,7 @@ def test_records_that_do_not_read_do_not_stop_the_collector(
     store.put(keys.grid(JOB.id, "features.0"), b"x", "image/png")
     store.put(keys.records(JOB.id, "features.0"), data, "application/json")
     # When the collector looks
-    collector.run(Rounds(2))
+    collector.run(Passes(2))
     # Then the layer is assembled anew, and the job is finished
     assert read_state(store, JOB.id) == "finished"
     assert len(document(store, keys.records(JOB.id, "features.0"))["filters"]) == 4
@@ -582,11 +582,11 @@ def test_a_second_collector_waits_and_takes_over(
         # When another starts
         with at_work(make_collector):
             # Then it waits, and says so once, while the first does the work
-            eventually(lambda: "another collector is at work" in caplog.text)
+            eventually(lambda: "standby lock=" in caplog.text)
             one = submitted(sample_job(), store, ledger, app)
             finish_tiles(one, {0, 1, 2, 3}, store, ledger)
             eventually(lambda: read_state(store, one.id) == "finished")
-            assert caplog.text.count("another collector is at work") == 1
+            assert caplog.text.count("standby lock=") == 1
             # And when the first stops, the second does it
             stop_first()
             two = submitted(sample_job(seed=1), store, ledger, app)
@@ -614,17 +614,17 @@ def test_a_collector_that_was_killed_is_replaced_when_its_lock_ends(
     assert read_state(store, JOB.id) == "finished"
 
 
-def test_a_collector_that_has_lost_its_turn_writes_nothing_more(
+def test_a_collector_that_has_lost_its_lock_writes_nothing_more(
     collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
-    # Given a collector that slept through its lock, and another that has taken over
+    # Given a collector whose lock has expired, and another that has taken over
     submitted(JOB, store, ledger, app)
     finish_tiles(JOB, ALL, store, ledger)
     assert redis_client.lock(keys.COLLECTOR_LOCK, timeout=30).acquire(blocking=False)
     before = objects(store)
-    # When the first goes on with its round
+    # When the first continues its pass
     with pytest.raises(redis.exceptions.LockError):
-        collector.round()
+        collector.run_pass()
     # Then it has written nothing
     assert objects(store) == before
     assert ledger.jobs() == {JOB.id}

@@ -52,8 +52,8 @@ def test_a_running_job_is_told_with_all_that_is_known_of_it(running: Ledger, sto
     assert status.reasons == {"features.2/1": "out of paint"}
     # And the text says all of it too
     shown = text.status(status)
-    assert "running, 3 of 8 tiles, 1 failed, 2 enqueued again" in shown
-    assert "queued: 3; in flight: 1; enqueued again: 2; workers seen: 1" in shown
+    assert "running, 3 of 8 tiles, 1 failed, 2 re-enqueued" in shown
+    assert "queued: 3; in flight: 1; re-enqueued: 2; workers seen: 1" in shown
     assert "failed features.2/1: out of paint" in shown
 
 
@@ -66,7 +66,7 @@ def test_a_job_without_a_worker_or_a_collector_says_so(
     assert "a worker: none has been seen for 40 s" in job_status(JOB, store, running).waiting_for
     # And with neither messages nor a collector, it waits for that
     redis_client.delete(keys.COLLECTOR_LOCK, "unacked", keys.queue(JOB.id))
-    assert "a collector, to enqueue what was lost" in job_status(JOB, store, running).waiting_for
+    assert "a collector, to re-enqueue lost tiles" in job_status(JOB, store, running).waiting_for
     # And with nothing left to render, for one to assemble the sheets
     finish_tiles(JOB, set(range(8)), store, running)
     assert "a collector, to assemble the sheets" in job_status(JOB, store, running).waiting_for
@@ -88,17 +88,17 @@ def test_a_farm_that_cannot_reach_its_store_says_so_of_every_running_job(
     # When the job is asked for, by somebody whom the store lets in
     status = job_status(JOB, store, running)
     # Then it says what keeps it, and has failed only where somebody has to do something
-    assert (status.state, status.waiting_for) == (state, "storage: refused")
+    assert (status.state, status.waiting_for) == (state, "object store error: refused")
     assert counts(status) == (8, 3, 1, 3, 1, 2)
     # And by somebody whom it does not, all the same
     unaided = status_without_storage(JOB.id, running, error)
     assert unaided is not None
-    assert (unaided.state, unaided.waiting_for) == (state, "storage: refused")
+    assert (unaided.state, unaided.waiting_for) == (state, "object store error: refused")
     assert counts(unaided) == counts(status)
     # And who waited for a job that has failed so hears why
     if state == "failed":
-        assert f"{JOB.id}: failed: storage: refused, 3 of 8 tiles" in text.status(status)
-        with pytest.raises(StorageDenied, match="storage: refused"):
+        assert f"{JOB.id}: failed: object store error: refused, 3 of 8 tiles" in text.status(status)
+        with pytest.raises(StorageDenied, match="object store error: refused"):
             require_complete(status)
     # And when it is over, it runs again
     presence.report_storage_error(COLLECTOR, None)

@@ -249,7 +249,7 @@ def test_weights_that_are_gone_or_broken_are_told(tmp_path: Path) -> None:
     job = with_checkpoint()
     folder = store(job, tmp_path)
     # When it is measured
-    with pytest.raises(WeightsMissing, match=r"lost its checkpoint mine\.pth"):
+    with pytest.raises(WeightsMissing, match=r"the checkpoint mine\.pth"):
         measure(job, folder, device="cpu")
     # Or when it was stored, but is none
     path = tmp_path / "bucket" / keys.weights(job.id, "ab" * 32)
