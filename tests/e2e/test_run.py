@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from tests.e2e.fleet import COMMAND, descendants, is_running, run, wait_for
@@ -102,20 +101,30 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp
 
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
-    # Given a run under way
+    # Given a run under way whose main process is suspended: it cannot end, and so holds the folder's lock
     process = _start(tmp_path)
     wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 1, 90)
+    command = [COMMAND, *ARGUMENTS, "--seed", "1", "--steps", "2"]
+    jobs = sorted((tmp_path / "filterfarm-data" / "bucket").iterdir())
+    process.send_signal(signal.SIGSTOP)
 
     # When another is started in the same folder
-    began = time.monotonic()
-    done = subprocess.run(
-        [COMMAND, *ARGUMENTS, "--seed", "1"], cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    try:
+        refused = subprocess.run(
+            command, cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True, timeout=120, check=False
+        )
+    finally:
+        process.send_signal(signal.SIGCONT)
 
-    # Then it either waited for the first to end, or says who is in the way; the first is untouched
-    if done.returncode != ExitCode.OK:
-        assert done.returncode == ExitCode.SERVER_FAILED
-        assert "another filterfarm uses the data folder" in done.stderr
-        assert time.monotonic() - began < 60
-    assert process.wait(120) == ExitCode.OK
+    # Then it is refused, names the folder, and has stored nothing
+    assert refused.returncode == ExitCode.SERVER_FAILED, refused.stderr
+    assert f"another filterfarm uses the data folder {tmp_path / 'filterfarm-data'}" in refused.stderr
+    assert sorted((tmp_path / "filterfarm-data" / "bucket").iterdir()) == jobs
+
+    # And the first one ends well, after which the folder is free for the same command
+    assert process.wait(120) == ExitCode.OK, (tmp_path / "run.log").read_text()
+    done = subprocess.run(
+        command, cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert len(_tiles(tmp_path)) == 64
