@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _DATA = click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False),
-    help="Data folder of filterfarm run.  [default: the bucket of the settings; without, filterfarm-data]",
+    help="Data folder of filterfarm run.  [default: the farm of the settings; without one, filterfarm-data]",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "Local
     """The data folder that a command reads, or None where it reads the bucket; raises NoJob for a job it lacks."""
     from producer.jobs.local_store import LocalStore
 
-    if data is None and settings.bucket_url:
+    if data is None and settings.names_farm:
         return None
     store = LocalStore(data or DATA)
     for job in filter(None, jobs):
@@ -105,9 +105,12 @@ def status(job: str | None, data: Path | None, json_: bool) -> None:
         with broker_errors(settings):
             jobs = readable_jobs(farm.store, Console(stderr=True))
             every = [job_status(frozen, farm.store, farm.ledger) for frozen in jobs]
-    click.echo(
-        json.dumps([entry.as_json() for entry in every]) if json_ else "\n".join(summary(s, None) for s in every)
-    )
+    if json_:
+        click.echo(json.dumps([entry.as_json() for entry in every]))
+    elif every:
+        click.echo("\n".join(summary(entry, None) for entry in every))
+    else:
+        click.echo(f"no jobs in {data or DATA if local is not None else settings.bucket_url}", err=True)
 
 
 def _status_of(job: str, settings: "Settings") -> "JobStatus":

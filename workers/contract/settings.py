@@ -55,6 +55,11 @@ class Settings:
         return _split_bucket(self.bucket_url)[1]
 
     @property
+    def names_farm(self) -> bool:
+        """True if the environment names a broker or a bucket; without either, jobs are read from a data folder."""
+        return bool(self.bucket_url) or self.broker_url != Settings.broker_url
+
+    @property
     def public_broker_url(self) -> str:
         """The broker's URL for messages and logs: the password replaced by ``**``, the query removed."""
         parts = urlsplit(self.broker_url)

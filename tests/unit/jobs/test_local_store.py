@@ -11,7 +11,7 @@ from producer.cli.main import cli
 from producer.jobs.local_store import BUCKET
 from tests.conftest import sample_job
 from workers.contract import keys
-from workers.contract.errors import JobIncomplete, NoJob
+from workers.contract.errors import BadSettings, JobIncomplete, NoJob
 
 JOB = sample_job("features.0")
 
@@ -126,3 +126,26 @@ def test_fetch_copies_the_job(data: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "job.json").read_bytes() == JOB.to_json()
     assert len(list((tmp_path / "out" / "tiles" / "features.0").glob("*.png"))) == len(JOB.tiles) - 1
+
+
+def test_status_says_where_it_found_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given neither a farm nor a data folder
+    for name in ("FILTERFARM_BUCKET", "FILTERFARM_BROKER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    # When
+    result = call("status")
+    # Then
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no jobs in filterfarm-data\n")
+
+
+def test_a_broker_without_a_bucket_is_half_a_farm_and_no_data_folder_is_read(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setenv("FILTERFARM_BROKER_URL", "redis://127.0.0.1:9/0")
+    # When
+    result = call("status", JOB.id)
+    # Then
+    assert isinstance(result.exception, BadSettings)
+    assert "FILTERFARM_BUCKET" in str(result.exception)
