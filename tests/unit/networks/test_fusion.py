@@ -6,8 +6,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from workers.contract.records import Precision
-from workers.kernels import loader
-from workers.kernels.winograd import WinogradConv
 from workers.networks import registry, tracing
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.subgraphs import subgraph
@@ -127,7 +125,6 @@ def test_taps_of_one_network_share_what_is_made_for_them() -> None:
     for name in ("0", "2"):
         assert first.get_submodule(name) is second.get_submodule(name)
     assert first.get_submodule("0") is not model.get_submodule("0")
-    assert isinstance(first.get_submodule("2"), WinogradConv) == (loader.winograd() is not None)
 
 
 def pooled() -> nn.Module:
@@ -154,25 +151,6 @@ def pooled() -> nn.Module:
         return Pooled().eval().requires_grad_(False)
 
 
-def operations(upstream: fx.GraphModule) -> list[str]:
-    return [node.name for node in upstream.graph.nodes if node.op.startswith("call")]
-
-
-@pytest.mark.skipif(loader.winograd() is None, reason="no compiled convolutions for this processor")
-def test_relus_go_into_compiled_convolutions_unless_they_are_wanted_apart() -> None:
-    # Given
-    model = pooled()
-    x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    kernels = FusedConvolutions()
-    # When
-    fast, apart = kernels.optimize(whole(model), "fp32"), kernels.optimize(whole(model), "fp32", relus=False)
-    # Then
-    assert operations(fast) == ["first", "second", "pool", "read_twice", "relu", "meeting", "add"]
-    assert operations(apart) == ["first", "relu6", "second", "relu_", "pool", "read_twice", "relu", "meeting", "add"]
-    for upstream in (fast, apart):
-        torch.testing.assert_close(upstream(x), model(x), rtol=1e-4, atol=1e-5)
-
-
 def test_extractors_share_weights_in_bf16() -> None:
     # Given
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2)).requires_grad_(False)
@@ -191,7 +169,7 @@ def test_in_bf16_torch_convolves() -> None:
     # When
     half = FusedConvolutions().optimize(whole(model), "bf16")
     # Then
-    assert not any(isinstance(module, WinogradConv) for module in half.modules())
+    assert {type(half.get_submodule(name)) for name in ("first", "second", "read_twice")} == {nn.Conv2d}
     torch.testing.assert_close(half(x.bfloat16()).float(), model(x), rtol=0.05, atol=0.05)
 
 
@@ -218,4 +196,4 @@ def test_networks_on_other_devices_keep_their_librarys_operations(precision: Pre
     # When
     fast = FusedConvolutions().optimize(whole(model), precision)
     # Then
-    assert not any(isinstance(module, WinogradConv) for module in fast.modules())
+    assert sum(type(module) is nn.Conv2d for module in fast.modules()) == 13

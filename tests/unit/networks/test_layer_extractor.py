@@ -15,7 +15,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from workers.contract.errors import UnknownLayer
-from workers.kernels import loader
 from workers.networks import registry, tracing, weights
 from workers.networks.layer_extractor import LayerExtractor
 
@@ -411,14 +410,3 @@ def test_cutting_at_what_is_no_convolution_is_an_unknown_layer() -> None:
     # When / Then
     with pytest.raises(UnknownLayer, match="'1'"):
         LayerExtractor(model, tracing.trace(model), "1", "activation")
-
-
-def test_it_names_the_convolutions_that_render() -> None:
-    # Given
-    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 8, 1)).eval().requires_grad_(False)
-    trace = tracing.trace(model)
-    available = "torch" if loader.winograd() is None else "winograd"
-    # When / Then
-    assert LayerExtractor(model, trace, "1", "conv").kernels == "torch"  # the layer itself is never compiled
-    assert LayerExtractor(model, trace, "2", "conv").kernels == available
-    assert LayerExtractor(model, trace, "2", "conv", "bf16").kernels == "torch"
