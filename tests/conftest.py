@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, real servers, and small jobs. Servers start when the first test asks."""
+"""Fixtures of all tests: a clean environment and real servers, which start when the first test asks for them."""
 
 import os
 import uuid
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import boto3
-import numpy as np
 import pytest
 import redis
 from botocore.config import Config
@@ -17,12 +16,7 @@ from tests import servers
 from workers.clients.broker import make_app
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
-from workers.contract import keys
-from workers.contract.job import Grid, Job, Layer, Weights
-from workers.contract.recipe import Preprocess, Recipe
-from workers.contract.records import Status, TileRecord
 from workers.contract.settings import Settings
-from workers.contract.tile_png import encode_tile
 
 #: What could point a test at somebody's real farm.
 _FOREIGN = ("FILTERFARM_", "AWS_", "CELERY_")
@@ -139,47 +133,3 @@ def store(settings: Settings) -> Store:
 def ledger(redis_client: "redis.Redis") -> Ledger:
     """The empty ledger of ``settings``."""
     return Ledger(redis_client)
-
-
-def sample_job(*layers: str, filters: str = "0-3", size_px: int = 8, seed: int = 0, grid: Grid | None = None) -> Job:
-    """A job of tiny pictures, of ``layers`` with 64 filters each; by default of one layer."""
-    return Job(
-        model="vgg16",
-        weights=Weights(source="none", name="none"),
-        layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers or ("features.0",)),
-        recipe=Recipe(
-            method="notebook", preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, seed=seed
-        ),
-        grid=grid or Grid(),
-        versions={"filterfarm": "0"},
-    )
-
-
-def sample_tile(job: Job, layer: str, filter_: int, *, status: Status = "live") -> bytes:
-    """The PNG of one tile of ``job``, all of its pixels (filter + 1, 0, 200)."""
-    record = TileRecord(
-        job=job.id,
-        layer=layer,
-        filter=filter_,
-        seed=job.recipe.seed,
-        status=status,
-        start_activation=0.5,
-        activation=1.5,
-        stored_activation=1.25,
-        restarts=0,
-        steps=job.recipe.steps,
-        seconds=0.25,
-        attempts=1,
-        device="cpu",
-        versions={"filterfarm": "0"},
-    )
-    pixels = np.full((*job.recipe.tile_px, 3), (filter_ + 1, 0, 200), np.uint8)
-    return encode_tile(pixels, record)
-
-
-def finish_tiles(job: Job, numbers: set[int], store: Store, ledger: Ledger) -> None:
-    """Do what a worker does at the end of each task: store the tile, then note it."""
-    for number in sorted(numbers):
-        layer, filter_ = job.tiles[number]
-        store.put(keys.tile(job.id, layer, filter_), sample_tile(job, layer, filter_), "image/png")
-        ledger.end_claim(job.id, number, "token", stored=True)

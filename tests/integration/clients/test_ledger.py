@@ -4,7 +4,7 @@ import time
 
 import redis
 
-from tests.conftest import sample_job
+from tests.jobs import sample_job
 from workers.clients.ledger import SUBMITTING_S, Ledger
 from workers.clients.presence import Presence
 from workers.contract import keys

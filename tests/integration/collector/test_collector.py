@@ -20,8 +20,8 @@ from producer.collector.collector import Collector
 from producer.collector.contact_sheet import DEAD_RGB
 from producer.jobs.inventory import read_state, write_status
 from producer.jobs.submit import submit
-from tests.conftest import finish_tiles, sample_job, sample_tile
 from tests.integration.jobs.test_submit import fail, queued
+from tests.jobs import finish_tiles, sample_job, sample_tile
 from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store

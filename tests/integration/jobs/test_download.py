@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from producer.jobs.download import fetch
-from tests.conftest import finish_tiles, sample_job
+from tests.jobs import finish_tiles, sample_job
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys

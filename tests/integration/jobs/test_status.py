@@ -10,8 +10,8 @@ from producer.cli import text
 from producer.jobs.inventory import write_status
 from producer.jobs.status import JobStatus, job_status, require_complete, status_without_storage
 from producer.jobs.submit import submit
-from tests.conftest import finish_tiles, sample_job
 from tests.integration.jobs.test_submit import fail
+from tests.jobs import finish_tiles, sample_job
 from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
 from workers.clients.storage import Store

@@ -10,7 +10,7 @@ from celery import Celery
 
 from producer.jobs.inventory import inventory, read_state
 from producer.jobs.submit import submit
-from tests.conftest import finish_tiles, sample_job, sample_tile
+from tests.jobs import finish_tiles, sample_job, sample_tile
 from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store

@@ -2,7 +2,7 @@
 
 from producer.jobs.inventory import load_job
 from producer.quality.quality import measure, require_whole
-from tests.conftest import sample_job, sample_tile
+from tests.jobs import sample_job, sample_tile
 from workers.clients.storage import Store
 from workers.contract import keys
 

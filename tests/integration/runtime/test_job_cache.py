@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3, sample_job
+from tests.conftest import S3
+from tests.jobs import sample_job
 from tests.s3proxy import s3_proxy
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
@@ -32,7 +33,7 @@ def put(store: RetryingStore, job: Job) -> Job:
 def job_with_checkpoint(store: RetryingStore) -> Job:
     digest = hashlib.sha256(CHECKPOINT).hexdigest()
     weights = Weights(source="file", name="mine.pth", sha256=digest)
-    job = put(store, sample_job().model_copy(update={"weights": weights}))
+    job = put(store, sample_job(weights=weights))
     store.put(keys.weights(job.id, digest), CHECKPOINT, "application/octet-stream")
     return job
 

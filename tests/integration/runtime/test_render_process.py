@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import sample_job
 from tests.injection import into_python, into_renderer
+from tests.jobs import sample_job
 from workers.contract.errors import DeviceFailed, DeviceFull, DeviceLost, Draining, FilterfarmError, RenderFailed
 from workers.contract.job import Job
 from workers.rendering.tile import Tile
@@ -23,7 +23,7 @@ HANG_S = 30.0
 
 
 def a_job(*layers: str, size_px: int = 16) -> Job:
-    return sample_job(*layers, filters="0-15", size_px=size_px).model_copy(update={"model": "squeezenet1_1"})
+    return sample_job(*layers, model="squeezenet1_1", filters="0-15", size_px=size_px)
 
 
 def a_batch(job: Job, layer: str = "features.0", filters: tuple[int, ...] = FILTERS) -> Batch:

@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 from producer.collector.gallery import page
-from tests.conftest import sample_job
+from tests.jobs import sample_job
 from workers.contract.job import Job, Layer, Weights
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -45,7 +45,7 @@ def aliased() -> Job:
         Layer(name="features.0", aliases=("block1_conv1",), channels=64, filters="0-2,5"),
         Layer(name="features.2", channels=64, filters="7"),
     )
-    return sample_job().model_copy(update={"layers": layers})
+    return sample_job(*layers)
 
 
 def test_every_tile_has_its_picture_and_its_own_link() -> None:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from producer.collector.contact_sheet import DEAD_RGB, RESCUED_RGB, sheet
 from producer.collector.gallery import page
-from tests.conftest import sample_job, sample_tile
+from tests.jobs import sample_job, sample_tile
 from workers.contract.errors import CorruptTile
-from workers.contract.job import Grid, Job
+from workers.contract.job import Grid
 from workers.contract.tile_png import decode_tile, encode_frames, max_bytes
 
 Pixels = NDArray[np.uint8]
@@ -22,12 +22,6 @@ SIZES = [(8, 20), (20, 8), (13, 10)]
 
 def noise(number: int, size_px: tuple[int, int]) -> Pixels:
     return np.random.default_rng(number).integers(1, 200, (*size_px, 3), np.uint8)
-
-
-def job_of(height_px: int, width_px: int, diversity: int = 1) -> Job:
-    job = sample_job()
-    recipe = job.recipe.model_copy(update={"height_px": height_px, "width_px": width_px, "diversity": diversity})
-    return job.model_copy(update={"recipe": recipe})
 
 
 @pytest.mark.parametrize("size_px", SIZES)
@@ -92,7 +86,7 @@ def test_a_tile_that_is_missing_is_crossed_out_from_corner_to_corner_and_no_furt
 @pytest.mark.parametrize("size_px", SIZES)
 def test_a_stored_tile_comes_back_in_its_own_shape_and_in_no_other(size_px: tuple[int, int]) -> None:
     # Given
-    job = job_of(*size_px)
+    job = sample_job(height_px=size_px[0], width_px=size_px[1])
     data = sample_tile(job, "features.0", 3)
     # When
     pixels, record = decode_tile(data, job.recipe.tile_px)
@@ -126,7 +120,7 @@ def test_the_page_shows_tiles_in_their_own_shape(
     height_px: int, width_px: int, diversity: int, shown_px: int, aspect: str
 ) -> None:
     # Given / When
-    text = page(job_of(height_px, width_px, diversity), {}, {}).decode()
+    text = page(sample_job(height_px=height_px, width_px=width_px, diversity=diversity), {}, {}).decode()
     # Then
     assert f"width: {shown_px}px" in text
     assert f"aspect-ratio: {aspect};" in text

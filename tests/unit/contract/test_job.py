@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tests.conftest import sample_job
+from tests.jobs import sample_job
 from workers.contract.errors import CorruptJob
 from workers.contract.job import Grid, Job, Layer, Task, Weights, decode
 from workers.contract.recipe import Frozen, Preprocess, Recipe

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from producer.cli.main import cli
 from producer.jobs.local_store import BUCKET
-from tests.conftest import sample_job
+from tests.jobs import sample_job
 from workers.contract import keys
 from workers.contract.errors import BadSettings, JobIncomplete, NoJob
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from producer.cli import quality_text
 from producer.jobs.local_store import LocalStore
 from producer.quality.quality import LayerQuality, TileQuality, measure, require_whole
-from tests.conftest import sample_tile
+from tests.jobs import sample_job, sample_tile
+from tests.recipes import HALVES
 from workers.contract import keys
 from workers.contract.errors import (
     BadOption,
@@ -23,35 +25,25 @@ from workers.contract.errors import (
     WeightsMissing,
     WeightsUnreadable,
 )
-from workers.contract.job import Job, Layer, Weights
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.job import Job, Weights
 from workers.contract.tile_png import decode_tile, encode_tile
 from workers.networks import registry
 
 SIZE_PX = 32
 
 
-def make_job(
-    *, seed: int = 0, layers: tuple[str, ...] = ("features.0",), filters: str = "3,5,8-11", model: str = "squeezenet1_1"
-) -> Job:
-    return Job(
-        model=model,
-        weights=Weights(source="none", name="none"),
-        layers=tuple(Layer(name=name, channels=64, filters=filters) for name in layers),
-        recipe=Recipe(
-            method="notebook", preprocess=Preprocess(name="raw"), height_px=SIZE_PX, width_px=SIZE_PX, seed=seed
-        ),
-    )
+def squeezenet_job(*layers: str, **changes: Any) -> Job:
+    """A job of six filters; ``changes`` are arguments of ``sample_job``."""
+    return sample_job(*layers, **{"model": "squeezenet1_1", "filters": "3,5,8-11", "size_px": SIZE_PX, **changes})
 
 
-def lite0(*, seed: int = 0) -> Job:
+def lite0_job(*, seed: int = 0) -> Job:
     """The stem of the trained network, of whose 32 filters four are truly dead."""
-    return Job(
-        model="efficientnet_lite0",
-        weights=Weights(source="package", name="IMAGENET1K"),
-        layers=(Layer(name="conv_stem", channels=32, filters="0-31"),),
-        recipe=Recipe(method="notebook", preprocess=registry.HALVES, height_px=SIZE_PX, width_px=SIZE_PX, seed=seed),
-    )
+    weights = Weights(source="package", name="IMAGENET1K")
+    return sample_job(
+        "conv_stem", model="efficientnet_lite0", weights=weights, channels=32, filters="0-31", preprocess=HALVES,
+        size_px=SIZE_PX, seed=seed,
+    )  # fmt: skip
 
 
 def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] = ()) -> LocalStore:
@@ -85,7 +77,7 @@ def layer_of(*tiles: TileQuality, planned: int | None = None, broken: dict[int, 
 
 def test_tiles_are_measured_as_the_whole_network_sees_them(tmp_path: Path) -> None:
     # Given a job's tiles in a folder
-    job = make_job()
+    job = squeezenet_job()
     folder = store(job, tmp_path)
     # When they are measured
     (layer,) = measure(job, folder, device="cpu")
@@ -107,7 +99,7 @@ def test_tiles_are_measured_as_the_whole_network_sees_them(tmp_path: Path) -> No
 
 def test_dead_filters_are_those_whose_norm_lets_nothing_through(tmp_path: Path) -> None:
     # Given tiles of the trained network's stem, all of which say that they live
-    job = lite0()
+    job = lite0_job()
     # When they are measured
     layers = measure(job, store(job, tmp_path), device="cpu")
     # Then four filters of 32 are dead, whatever their tiles say
@@ -116,7 +108,7 @@ def test_dead_filters_are_those_whose_norm_lets_nothing_through(tmp_path: Path) 
 
 def test_another_jobs_tiles_are_like_the_same_pictures_and_unlike_others(tmp_path: Path) -> None:
     # Given three jobs of the same network with other seeds, the second with the first one's pictures
-    job, same, other = lite0(), lite0(seed=1), lite0(seed=2)
+    job, same, other = lite0_job(), lite0_job(seed=1), lite0_job(seed=2)
     folder = store(job, tmp_path)
     store(same, tmp_path)
     store(other, tmp_path, pictures=1)
@@ -134,7 +126,7 @@ def test_another_jobs_tiles_are_like_the_same_pictures_and_unlike_others(tmp_pat
 
 def test_only_common_tiles_are_compared(tmp_path: Path) -> None:
     # Given a job whose other half was rendered in another job, but for one tile
-    job, other = lite0(), lite0(seed=1)
+    job, other = lite0_job(), lite0_job(seed=1)
     folder = store(job, tmp_path)
     store(other, tmp_path, missing=(7,))
     # When they are compared
@@ -145,7 +137,7 @@ def test_only_common_tiles_are_compared(tmp_path: Path) -> None:
 
 def test_a_job_that_still_runs_is_measured_as_far_as_it_is(tmp_path: Path) -> None:
     # Given a job that lacks two tiles of six
-    job = make_job()
+    job = squeezenet_job()
     # When it is measured
     layers = measure(job, store(job, tmp_path, missing=(5, 9)), device="cpu")
     # Then the others are there
@@ -158,7 +150,7 @@ def test_a_job_that_still_runs_is_measured_as_far_as_it_is(tmp_path: Path) -> No
 
 def test_a_job_without_any_tile_yet_is_measured_without_an_error(tmp_path: Path) -> None:
     # Given a job that has just begun
-    job = make_job()
+    job = squeezenet_job()
     layers = measure(job, store(job, tmp_path, missing=job.layers[0].selected), device="cpu")
     # Then nothing is known of it, and the figures say so
     assert quality_text.figures(layers).self_identification is None
@@ -166,7 +158,7 @@ def test_a_job_without_any_tile_yet_is_measured_without_an_error(tmp_path: Path)
 
 
 def test_a_single_tile_has_none_to_be_told_from(tmp_path: Path) -> None:
-    job = make_job(filters="4")
+    job = squeezenet_job(filters="4")
     (layer,) = measure(job, store(job, tmp_path), device="cpu")
     assert layer.tiles[0].identified is None
     assert layer.tiles[0].selectivity is None
@@ -174,12 +166,12 @@ def test_a_single_tile_has_none_to_be_told_from(tmp_path: Path) -> None:
 
 def test_broken_tiles_are_named_and_the_others_measured(tmp_path: Path) -> None:
     # Given a tile that was cut, one of another filter, one of another job, and one with no record
-    job = make_job()
+    job = squeezenet_job()
     folder = store(job, tmp_path)
     paths = {f: tmp_path / "bucket" / keys.tile(job.id, "features.0", f) for f in job.layers[0].selected}
     paths[3].write_bytes(paths[3].read_bytes()[:500])
     paths[5].write_bytes(paths[8].read_bytes())
-    paths[9].write_bytes(sample_tile(make_job(seed=4), "features.0", 9))
+    paths[9].write_bytes(sample_tile(squeezenet_job(seed=4), "features.0", 9))
     paths[10].write_bytes(b"\x89PNG")
     # When the job is measured
     layers = measure(job, folder, device="cpu")
@@ -191,23 +183,18 @@ def test_broken_tiles_are_named_and_the_others_measured(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def otherwise_fed() -> Job:
-    job = make_job()
-    return job.model_copy(update={"recipe": job.recipe.model_copy(update={"preprocess": registry.HALVES})})
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (make_job(), "the job itself"),
-        (make_job(seed=1), "random weights change with the seed"),
-        (make_job(model="squeezenet1_0"), "same model"),
-        (otherwise_fed(), "preprocessing"),
+        (squeezenet_job(), "the job itself"),
+        (squeezenet_job(seed=1), "random weights change with the seed"),
+        (squeezenet_job(model="squeezenet1_0"), "same model"),
+        (squeezenet_job(preprocess=HALVES), "preprocessing"),
     ],
 )
 def test_jobs_that_cannot_be_compared_are_refused(tmp_path: Path, other: Job, message: str) -> None:
     with pytest.raises(BadOption, match=message):
-        measure(make_job(), store(make_job(), tmp_path), device="cpu", against=other)
+        measure(squeezenet_job(), store(squeezenet_job(), tmp_path), device="cpu", against=other)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +210,7 @@ def test_jobs_that_maximise_something_else_are_refused_in_one_line(
     tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
     # Given a job whose tiles are not one picture for each filter that maximises it
-    job = make_job()
-    other = job.model_copy(update={"recipe": job.recipe.model_copy(update=changes)})
+    job, other = squeezenet_job(), squeezenet_job(**changes)
     # When it is measured, or another against it
     for first, second in ((other, None), (job, other)):
         with pytest.raises(BadOption, match=said) as caught:
@@ -234,14 +220,14 @@ def test_jobs_that_maximise_something_else_are_refused_in_one_line(
 
 
 def test_jobs_without_a_common_layer_are_refused(tmp_path: Path) -> None:
-    job, other = make_job(), make_job(layers=("features.3.squeeze",))
+    job, other = squeezenet_job(), squeezenet_job("features.3.squeeze")
     with pytest.raises(BadOption, match="no layer in common"):
         measure(job, store(job, tmp_path), device="cpu", against=other)
 
 
 def with_checkpoint() -> Job:
     weights = Weights(source="file", name="mine.pth", sha256="ab" * 32)
-    return make_job().model_copy(update={"weights": weights})
+    return squeezenet_job(weights=weights)
 
 
 def test_weights_that_are_gone_or_broken_are_told(tmp_path: Path) -> None:
@@ -269,20 +255,20 @@ def test_the_checkpoint_of_the_job_is_what_tiles_are_shown_to(tmp_path: Path) ->
     # When it is measured
     (layer,) = measure(job, folder, device="cpu")
     # Then the answers are that network's
-    drawn = make_job(seed=5)
+    drawn = squeezenet_job(seed=5)
     (wanted,) = measure(drawn, store(drawn, tmp_path), device="cpu")
     assert [t.activation for t in layer.tiles] == pytest.approx([t.activation for t in wanted.tiles])
 
 
 def test_a_model_that_this_version_does_not_know_is_told(tmp_path: Path) -> None:
-    job = make_job(model="squeezenet9")
+    job = squeezenet_job(model="squeezenet9")
     with pytest.raises(UnknownModel):
         measure(job, store(job, tmp_path), device="cpu")
 
 
 def test_a_job_that_is_not_in_the_folder_is_told_with_the_nearest_that_is(tmp_path: Path) -> None:
     # Given a folder with a job
-    job = make_job()
+    job = squeezenet_job()
     folder = store(job, tmp_path)
     # When another is asked for, or something that is no name at all
     for name in (job.id[:-1] + "x", "../../etc"):
@@ -297,7 +283,7 @@ def test_a_job_that_is_not_in_the_folder_is_told_with_the_nearest_that_is(tmp_pa
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     # Given a folder where a tile should be
-    job = make_job()
+    job = squeezenet_job()
     folder = store(job, tmp_path, missing=(3,))
     (tmp_path / "bucket" / keys.tile(job.id, "features.0", 3)).mkdir()
     # Then that is no missing tile
@@ -338,7 +324,7 @@ def test_json_holds_no_number_that_json_does_not_know() -> None:
     # Given a tile whose filter nothing else excites
     layers = [layer_of(tile(0, selectivity=float("inf")))]
     # When the report is written as JSON
-    text = json.dumps(quality_text.as_json(make_job(), layers, None), allow_nan=False)
+    text = json.dumps(quality_text.as_json(squeezenet_job(), layers, None), allow_nan=False)
     # Then the infinite one is null, and the rest is there
     report = json.loads(text)
     assert report["whole"]["selectivity"] is None

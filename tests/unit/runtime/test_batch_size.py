@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import sample_job
+from tests.jobs import sample_job
 from workers.runtime.batch_size import BatchSizer, Kind, candidate_sizes, max_batch_size
 
 RECIPE = sample_job().recipe
