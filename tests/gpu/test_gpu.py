@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import fx, nn
 
+from tests.recipes import RAW, recipe_of
 from workers.contract.errors import DeviceFull
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.recipe import Recipe
 from workers.networks import devices, registry, tracing
 from workers.rendering.render import render
 from workers.rendering.tile import Tile
@@ -17,9 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-RECIPE = Recipe(
-    method="notebook", preprocess=Preprocess(name="raw"), height_px=48, width_px=48, steps=5, seed=1, precision="fp32"
-)
+RECIPE = recipe_of(preprocess=RAW, size_px=48, steps=5, seed=1)
 
 #: Convolutions on Ampere and later multiply in TF32, ten bits of mantissa; some layers and steps add up its error.
 RELATIVE_TOLERANCE = 0.02

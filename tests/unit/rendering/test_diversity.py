@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.rendering.tiny import (
+from tests.recipes import recipe_of
+from tests.unit.rendering.tiny import (  # fmt: skip
     AFTER,
     CHANNELS,
     CPU,
@@ -17,7 +18,6 @@ from tests.unit.rendering.tiny import (
     fed,
     network,
     pictures,
-    recipe_of,
     tap_of,
     tiles_of,
 )

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.recipes import recipe_of
 from tests.unit.rendering.ascents import maps_of, optimise_parametrization
 from workers.contract.recipe import Recipe
-from workers.networks import registry, tracing
+from workers.networks import tracing
 from workers.rendering.parametrization import (
     MARGIN_PX,
     Parametrization,
@@ -28,16 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(
-    method="fourier",
-    preprocess=registry.HALVES,
-    height_px=32,
-    width_px=32,
-    steps=6,
-    step_size=0.05,
-    seed=1,
-    precision="fp32",
-)
+RECIPE = recipe_of("fourier", size_px=32, step_size=0.05, seed=1)
 
 
 def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0) -> PictureRng:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.rendering.tiny import CHANNELS, network, recipe_of, tiles_of
+from tests.recipes import recipe_of
+from tests.unit.rendering.tiny import CHANNELS, network, tiles_of
 from workers.contract.recipe import Directions
 
 METHODS = ["notebook", "fourier", "maco", "pixel"]
@@ -29,7 +30,7 @@ def test_every_method_rises_every_objective(method: str, objective: str) -> None
     # Given
     layers = network(nn.SiLU())
     # Phases alone hardly move the mean of a shallow map.
-    further = {"steps": 60, "step_size": 0.05} if method == "maco" else {}
+    further: dict[str, Any] = {"steps": 60, "step_size": 0.05} if method == "maco" else {}
     for negative, grey in itertools.product((False, True), repeat=2):
         recipe = recipe_of(
             method, objective=objective, negative=negative, grey=grey, height_px=17, width_px=22,

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.recipes import RAW, recipe_of
 from workers.contract.errors import UnknownLayer
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.recipe import Preprocess
 from workers.networks import tracing
 from workers.rendering import metrics
 from workers.rendering.metrics import LayerProbe
 
 CPU = torch.device("cpu")
-RAW = Preprocess(name="raw")
 
 
 def network() -> nn.Module:
@@ -27,7 +27,7 @@ def network() -> nn.Module:
 
 def probe(*, tap: str = "activation", preprocess: Preprocess = RAW, batch: int = 16) -> LayerProbe:
     model = network()
-    recipe = Recipe.model_validate({"preprocess": preprocess, "height_px": 8, "width_px": 8, "tap": tap})
+    recipe = recipe_of(preprocess=preprocess, size_px=8, tap=tap)
     return LayerProbe(model, tracing.trace(model), "0", recipe, CPU, batch=batch)
 
 
@@ -85,7 +85,7 @@ def test_a_filter_that_its_norm_multiplies_away_is_inert() -> None:
 def test_a_layer_that_is_none_is_an_error_of_its_own() -> None:
     model = network()
     with pytest.raises(UnknownLayer):
-        LayerProbe(model, tracing.trace(model), "9", Recipe(method="notebook", preprocess=RAW), CPU)
+        LayerProbe(model, tracing.trace(model), "9", recipe_of(preprocess=RAW), CPU)
 
 
 def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:

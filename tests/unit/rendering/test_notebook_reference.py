@@ -5,7 +5,7 @@ The reference is written the way the notebook is: one filter at a time, the laye
 
 import copy
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 
 from producer.collector.contact_sheet import sheet
+from tests.recipes import RAW, recipe_of
 from tests.unit.rendering.ascents import optimise, seen_by
 from workers.contract.job import Grid
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.recipe import Recipe
 from workers.networks import tracing
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
@@ -26,8 +27,10 @@ from workers.rendering.tile import Tile
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-RAW = Preprocess(name="raw")
 CPU = torch.device("cpu")
+
+#: The notebook feeds raw pixels and rescues no filters.
+BARE: dict[str, Any] = {"preprocess": RAW, "rescue": False}
 
 #: A sliced convolution adds the same products in another order than the whole one, and a picture that ends a hair's
 #: breadth beside a whole number is truncated to its neighbour. So a pixel may differ by one grey level, and few may.
@@ -112,21 +115,6 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
     return network.eval().requires_grad_(False).to(dtype)
 
 
-def recipe_of(size_px: int, steps: int, step_size: float = 1.0, seed: int = 3, *, rescue: bool = False) -> Recipe:
-    """The bare recipe, which the notebook's is; it rescues nothing."""
-    return Recipe(
-        method="notebook",
-        preprocess=RAW,
-        height_px=size_px,
-        width_px=size_px,
-        steps=steps,
-        step_size=step_size,
-        seed=seed,
-        rescue=rescue,
-        precision="fp32",
-    )
-
-
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
 def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str, end: int) -> None:
     # Given
@@ -146,7 +134,7 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
 def test_tiles_of_a_small_network_are_the_references(layer: str, end: int) -> None:
     # Given
     network = small_network(smooth=True)
-    recipe = recipe_of(size_px=32, steps=10)
+    recipe = recipe_of(**BARE, size_px=32, steps=10)
     filters = [7, 0, 2, 5, 3]
     # When
     tiles = render(network, tracing.trace(network), layer, filters, recipe, CPU)
@@ -171,7 +159,7 @@ def test_tiles_of_vgg16_are_the_references(
     model, trace = vgg16
     features = model.get_submodule("features")
     assert isinstance(features, nn.Sequential)
-    recipe = recipe_of(size_px, steps, step_size)
+    recipe = recipe_of(**BARE, size_px=size_px, steps=steps, step_size=step_size)
     filters = live_filters(features[:end], layer, channels, size_px, recipe.seed)[:4]
     # When
     tiles = render(model, trace, layer, filters, recipe, CPU)
@@ -199,7 +187,7 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
 def test_activations_are_the_means_of_the_references_maps() -> None:
     # Given
     network = small_network()
-    recipe = recipe_of(size_px=24, steps=5)
+    recipe = recipe_of(**BARE, size_px=24, steps=5)
     (filter_,) = live_filters(network[:2], "0", 64, recipe.height_px, recipe.seed)[:1]
     start = torch.from_numpy(reference_start("0", filter_, 24, 3).transpose(2, 0, 1)[None].copy())
     # When
@@ -246,7 +234,7 @@ def test_the_sheet_is_the_notebooks(size_px: int) -> None:
 def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_live() -> None:
     # Given
     network = small_network()
-    recipe = recipe_of(size_px=16, steps=3)
+    recipe = recipe_of(**BARE, size_px=16, steps=3)
     # When
     tiles: list[Tile] = render(network, tracing.trace(network), "0", list(range(64)), recipe, CPU)
     parametrization = sheet([(tile.pixels, "live") for tile in tiles], Grid(rows=8, columns=8, margin_px=5), (16, 16))
@@ -260,7 +248,7 @@ def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_l
 def test_filters_alive_at_the_start_are_bit_identical_with_and_without_rescue() -> None:
     # Given
     network = small_network()
-    bare, rescuing = recipe_of(size_px=16, steps=3), recipe_of(size_px=16, steps=3, rescue=True)
+    bare, rescuing = (recipe_of(preprocess=RAW, size_px=16, steps=3, rescue=rescue) for rescue in (False, True))
     filters = list(range(64))
     # When
     without = render(network, tracing.trace(network), "0", filters, bare, CPU)

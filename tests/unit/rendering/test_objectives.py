@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.recipes import recipe_of
 from tests.unit.rendering.tiny import (  # fmt: skip
     AFTER,
     BEFORE,
@@ -17,7 +18,6 @@ from tests.unit.rendering.tiny import (  # fmt: skip
     fed,
     network,
     pictures,
-    recipe_of,
     tap_of,
     tiles_of,
 )

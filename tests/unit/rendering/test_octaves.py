@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.unit.rendering.tiny import AFTER, LAYER, fed, network, recipe_of, tap_of, tiles_of
+from tests.recipes import recipe_of
+from tests.unit.rendering.tiny import AFTER, LAYER, fed, network, tap_of, tiles_of
 from workers.contract.recipe import Recipe
 from workers.rendering import images, optimization
 from workers.rendering.methods import render_batch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.unit.rendering.tiny import CPU, LAYER, network, recipe_of, tiles_of
+from tests.recipes import recipe_of
+from tests.unit.rendering.tiny import CPU, LAYER, network, tiles_of
 from workers.rendering.parametrization import (
     MARGIN_PX,
     Parametrization,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from workers.contract.recipe import Preprocess, Recipe
+from tests.recipes import recipe_of
+from workers.contract.recipe import Preprocess
 from workers.networks import devices, tracing
 from workers.networks.gradient_override import GradientOverride
 from workers.networks.layer_extractor import LayerExtractor
@@ -140,14 +141,7 @@ def test_a_tile_in_bf16_rises_like_one_in_fp32_and_says_what_it_is() -> None:
     model = small_network()
     tiles = []
     for precision in ("fp32", "bf16"):
-        recipe = Recipe(
-            method="notebook",
-            preprocess=Preprocess(name="imagenet"),
-            height_px=16,
-            width_px=16,
-            steps=8,
-            precision=precision,
-        )
+        recipe = recipe_of(preprocess=Preprocess(name="imagenet"), size_px=16, steps=8, seed=0, precision=precision)
         # When
         tiles.append(render(model, tracing.trace(model), "5", [1], recipe, CPU)[0])
     # Then

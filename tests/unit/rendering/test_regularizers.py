@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.rendering.tiny import AFTER, CPU, LAYER, fed, network, pictures, recipe_of, tap_of, tiles_of
+from tests.recipes import recipe_of
+from tests.unit.rendering.tiny import AFTER, CPU, LAYER, fed, network, pictures, tap_of, tiles_of
 from workers.rendering.methods import render_batch
 from workers.rendering.objectives import objective
 from workers.rendering.regularizers import is_regularised, penalty

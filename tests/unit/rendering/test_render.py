@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import fx, nn
 
+from tests.recipes import HALVES, RAW, recipe_of
 from tests.unit.networks.test_layer_extractor import give_every_channel_its_own_norm
 from workers.contract.errors import UnknownLayer
-from workers.contract.recipe import Preprocess, Recipe
+from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
 from workers.rendering import images
 from workers.rendering.render import render
@@ -15,9 +16,7 @@ from workers.rendering.rng import PictureRng
 from workers.rendering.tile import Tile
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(
-    method="notebook", preprocess=Preprocess(name="raw"), height_px=32, width_px=32, steps=4, seed=1, precision="fp32"
-)
+RECIPE = recipe_of(preprocess=RAW, size_px=32, steps=4, seed=1)
 
 
 def network(*, dead: int | None = None, broken: int | None = None, normed: bool = False) -> nn.Sequential:
@@ -106,10 +105,7 @@ def test_a_batch_in_a_real_network_equals_batches_of_one(name: str, layer: str, 
     model = registry.build(name, seed=2)
     give_every_channel_its_own_norm(model)
     trace, channels = tracing.trace(model), int(model.get_submodule(layer).out_channels)  # type: ignore[arg-type]
-    recipe = Recipe.model_validate(
-        {"method": method, "preprocess": registry.HALVES, "height_px": 80, "width_px": 80, "steps": 3, "seed": 1,
-         "step_size": step_size}
-    )  # fmt: skip
+    recipe = recipe_of(method, size_px=80, steps=3, seed=1, step_size=step_size, precision="auto")
     filters = [3, channels - 1, 0, 7, 3, 9]
     # When
     together = render(model, trace, layer, filters, recipe, CPU)
@@ -181,7 +177,7 @@ def test_every_part_of_the_recipe_counts(change: dict[str, object]) -> None:
 def test_what_the_network_is_fed_counts() -> None:
     # Given
     model = network()
-    recipe = RECIPE.model_copy(update={"preprocess": registry.HALVES})
+    recipe = RECIPE.model_copy(update={"preprocess": HALVES})
     # When
     (tile,) = tiles_of(model, [4], recipe=recipe)
     # Then
@@ -258,7 +254,7 @@ def test_an_unknown_layer_is_named() -> None:
 def test_the_demo_network_is_rendered_from_its_first_to_its_last_layer() -> None:
     # Given
     model = registry.build("efficientnet_lite0", seed=1)
-    recipe = RECIPE.model_copy(update={"preprocess": registry.HALVES, "steps": 2})
+    recipe = RECIPE.model_copy(update={"preprocess": HALVES, "steps": 2})
     # When / Then
     trace = tracing.trace(model)
     for layer in ("conv_stem", "blocks.3.1.conv_dw", "conv_head"):

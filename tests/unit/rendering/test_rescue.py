@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.recipes import recipe_of
 from tests.unit.rendering.ascents import optimise, optimise_parametrization
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
@@ -22,26 +23,8 @@ from workers.rendering.tile import Tile
 from workers.rendering.transforms import Transforms
 
 CPU = torch.device("cpu")
-NOTEBOOK = Recipe(
-    method="notebook",
-    preprocess=registry.HALVES,
-    height_px=24,
-    width_px=24,
-    steps=16,
-    step_size=8.0,
-    seed=1,
-    precision="fp32",
-)
-FOURIER = Recipe(
-    method="fourier",
-    preprocess=registry.HALVES,
-    height_px=24,
-    width_px=24,
-    steps=24,
-    step_size=0.33,
-    seed=1,
-    precision="fp32",
-)
+NOTEBOOK = recipe_of("notebook", size_px=24, steps=16, step_size=8.0, seed=1)
+FOURIER = recipe_of("fourier", size_px=24, steps=24, step_size=0.33, seed=1)
 
 both_methods = pytest.mark.parametrize("recipe", [NOTEBOOK, FOURIER], ids=["notebook", "fourier"])
 

@@ -1,6 +1,6 @@
 """A tiny network of two layers, pictures for it, and its tiles, for tests of what is made of a layer's maps."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workers.contract.recipe import Recipe
-from workers.networks import registry, tracing
+from workers.networks import tracing
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering.render import render
 from workers.rendering.tile import Tile
@@ -40,19 +40,6 @@ def network(activation: nn.Module | None = None, *, dtype: torch.dtype = torch.f
             assert tensor is not None
             nn.init.uniform_(tensor, 0.5, 1.5)
     return layers.eval().requires_grad_(False).to(dtype)
-
-
-def recipe_of(method: str = "notebook", **changes: Any) -> Recipe:
-    """A short recipe of small pictures that the network is fed as -1..1, in fp32 whatever the machine."""
-    few = {
-        "steps": 6,
-        "precision": "fp32",
-        "step_size": 1.0 if method == "notebook" else 0.025,
-        "height_px": 20,
-        "width_px": 20,
-        "seed": 3,
-    }
-    return Recipe.model_validate({"method": method, "preprocess": registry.HALVES, **few, **changes})
 
 
 def tap_of(layers: nn.Module, *, tap: str = "activation") -> LayerExtractor:
