@@ -11,13 +11,20 @@ import pytest
 from click.testing import CliRunner
 
 from producer.cli.main import cli
-from workers.contract.recipe import Recipe
+from producer.planning.options import RECIPE_OPTIONS
+from producer.planning.presets import PRESETS
+from workers.contract.recipe import METHODS, Recipe
 from workers.contract.recipe import options as recipe_options
 from workers.contract.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DEPLOY_README = (ROOT / "deploy" / "README.md").read_text()
+RENDERING_README = (ROOT / "workers" / "rendering" / "README.md").read_text()
+READMES = [
+    ROOT / "README.md",
+    *(path for folder in ("deploy", "producer", "tests", "workers") for path in (ROOT / folder).rglob("README.md")),
+]
 HELP_EPILOG = cli.epilog or ""
 
 
@@ -28,7 +35,7 @@ def _commands(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "line", [*_commands(README), *_commands(HELP_EPILOG), *_commands((ROOT / "deploy/README.md").read_text())]
+    "line", sorted({*_commands(HELP_EPILOG), *(line for path in READMES for line in _commands(path.read_text()))})
 )
 def test_every_documented_command_parses(line: str) -> None:
     # Given a command as documented
@@ -126,7 +133,42 @@ def test_help_loads_none_of_the_heavy_libraries() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_every_link_of_the_readme_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)", README):
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_readme_leads_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            page = path.parent / target if target else path
+            assert page.exists(), target
+            if anchor:
+                page = page / "README.md" if page.is_dir() else page
+                assert anchor in _anchors(page.read_text()), f"{target}#{anchor}"
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them of plain words."""
+    return {title.strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_table_of_presets_is_the_code_s(name: str) -> None:
+    # Given a preset's row
+    row = re.search(rf"^\| `{name}` \| `(--[^`]*)` \|", RENDERING_README, re.MULTILINE)
+    assert row is not None
+
+    # When its options are parsed
+    context = cli.commands["run"].make_context("run", ["vgg16", *shlex.split(row[1])])
+
+    # Then they are the preset's, and no others
+    given = {key: value for key, value in context.params.items() if key in RECIPE_OPTIONS and value is not None}
+    assert given == PRESETS[name]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_of_methods_has_the_code_s_defaults(method: str) -> None:
+    row = re.search(rf"^\| `{method}`(?: \(default\))? \|.*?\| (\d+); ([\d.]+) \|", RENDERING_README, re.MULTILINE)
+    assert row is not None
+    assert {"steps": int(row[1]), "step_size": float(row[2])} == METHODS[method]
+
+
+def test_the_root_readme_is_read_in_three_minutes() -> None:
+    assert len(README.encode()) < 7000
