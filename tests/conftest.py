@@ -18,7 +18,7 @@ from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract.settings import Settings
 
-#: What could point a test at somebody's real farm.
+#: Environment variables that could point a test at a real farm.
 _FOREIGN = ("FILTERFARM_", "AWS_", "CELERY_")
 
 BUCKET = "filterfarm"
@@ -26,16 +26,16 @@ BUCKET = "filterfarm"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings or the credentials of whoever runs it."""
+    """Hide the settings and credentials of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
         monkeypatch.delenv(name)
-    # boto3's default session remembers the first credentials it has found.
+    # boto3's default session caches the first credentials that it finds.
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class S3:
-    """An object store that runs, and the key pair it lets in."""
+    """A running object store and the key pair that it accepts."""
 
     name: str
     endpoint: str
@@ -49,7 +49,7 @@ class S3:
 
 
 def with_bucket(server: S3) -> S3:
-    """Make the bucket that all tests share, and one object: SeaweedFS takes its time for the first."""
+    """Create the bucket that all tests share, and one object, because SeaweedFS is slow to store its first."""
     client = boto3.session.Session(server.key, server.secret, region_name="us-east-1").client(
         "s3", endpoint_url=server.endpoint, config=Config(s3={"addressing_style": "path"})
     )
@@ -96,7 +96,7 @@ def broker_url(valkey: str, redis_client: "redis.Redis") -> str:
 
 @pytest.fixture(params=["rclone", "seaweedfs"])
 def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """Both object stores, one after the other, with this process signed in."""
+    """Each object store in turn; this process has its credentials."""
     server = request.getfixturevalue(request.param)
     assert isinstance(server, S3)
     server.sign_in(monkeypatch)
@@ -119,7 +119,7 @@ def app(broker_url: str) -> Iterator[Celery]:
 
 
 def close_pools() -> None:
-    """Close all of kombu's connections; applications of the same address share them."""
+    """Close Kombu's connections, which all applications of one address share."""
     pools.reset()
 
 

@@ -1,4 +1,4 @@
-"""On a GPU the tiles are those of the CPU, up to what its faster arithmetic rounds."""
+"""Tiles rendered on a GPU equal those of the CPU within the rounding errors of TF32 and bf16."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ pytestmark = [
 
 RECIPE = recipe_of(preprocess=RAW, size_px=48, steps=5, seed=1)
 
-#: Convolutions on Ampere and later multiply in TF32, ten bits of mantissa; some layers and steps add up its error.
+#: Convolutions on Ampere and later multiply in TF32, with a mantissa of ten bits; errors add up over layers and steps.
 RELATIVE_TOLERANCE = 0.02
 
 
@@ -60,10 +60,10 @@ def test_a_dead_filters_tile_is_the_same_on_both(vgg16: tuple[nn.Module, fx.Grap
     # Given
     filters = list(range(32))
     bare = RECIPE.model_copy(update={"rescue": False})
-    # When nobody wakes it
+    # When it is rendered without rescue
     on_cpu = tiles_on("cpu", vgg16, "features.0", filters, bare)
     on_gpu = {tile.filter: tile for tile in tiles_on("cuda", vgg16, "features.0", filters, bare)}
-    # Then its picture is the start noise, which the CPU draws for every device
+    # Then its picture is the start noise, which is drawn on the CPU for every device
     dead = [tile for tile in on_cpu if tile.status == "dead"]
     assert dead
     assert all(np.array_equal(tile.pixels, on_gpu[tile.filter].pixels) for tile in dead)
@@ -90,7 +90,7 @@ def test_a_tile_from_a_batch_is_the_tile_rendered_alone(vgg16: tuple[nn.Module, 
 def test_the_default_method_reaches_on_a_gpu_what_it_does_on_a_cpu(
     vgg16: tuple[nn.Module, fx.Graph], layer: str
 ) -> None:
-    # Given a shallow layer, which is moved, and a deep one, which is turned
+    # Given a shallow layer, whose input is shifted, and a deep one, whose input is rotated too
     recipe = RECIPE.model_copy(update={"method": "fourier", "steps": 16, "step_size": 0.05})
     # When
     on_cpu, on_gpu = (tiles_on(device, vgg16, layer, list(range(8)), recipe) for device in ("cpu", "cuda"))
@@ -98,30 +98,30 @@ def test_the_default_method_reaches_on_a_gpu_what_it_does_on_a_cpu(
     for one, other in zip(on_cpu, on_gpu, strict=True):
         assert (one.filter, one.error) == (other.filter, other.error)
         assert other.start_activation == pytest.approx(one.start_activation, rel=RELATIVE_TOLERANCE, abs=0.05)
-    # An ascent takes small differences far, but no lower on average.
+    # Small differences grow during the optimisation, but the mean activation is the same.
     means = [np.mean([tile.activation for tile in tiles]) for tiles in (on_cpu, on_gpu)]
     assert means[1] == pytest.approx(means[0], rel=0.05)
 
 
-def test_pictures_climbed_in_bf16_excite_their_filters_as_much(vgg16: tuple[nn.Module, fx.Graph]) -> None:
-    # Given a device that has it, and so takes it where nobody chose
+def test_pictures_optimised_in_bf16_excite_their_filters_as_much(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given a device that supports bf16, which auto then takes
     if devices.precision("auto", torch.device("cuda")) != "bf16":
         pytest.skip("no bf16 on this device")
     # When the same tiles are made in both precisions
     auto = RECIPE.model_copy(update={"precision": "auto"})
     halves, wholes = (tiles_on("cuda", vgg16, "features.10", list(range(16)), recipe) for recipe in (auto, RECIPE))
-    # Then each says which it was, and on average they reach what was found on CPUs: 0.99 and more
+    # Then each tile records its precision, and the activations agree on average; on CPUs their ratio is 0.99 or more
     assert {tile.precision for tile in halves} == {"bf16"}
     live = [(half.activation, whole.activation) for half, whole in zip(halves, wholes, strict=True) if whole.activation]
     assert live
     assert np.mean([half / whole for half, whole in live]) >= 0.97
 
 
-def test_what_does_not_fit_is_told_from_other_errors() -> None:
-    # Given a tensor of more than there is
+def test_running_out_of_memory_is_the_error_device_full() -> None:
+    # Given the size of the device's memory
     memory = torch.cuda.get_device_properties(0).total_memory
-    # When it is asked for
+    # When a tensor larger than that is allocated
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2 * memory, dtype=torch.uint8, device="cuda")
-    # Then that is what the renderer takes for the device being full
+    # Then the renderer converts the error to DeviceFull
     assert isinstance(render_child.failure(caught.value), DeviceFull)

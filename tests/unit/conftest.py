@@ -1,4 +1,4 @@
-"""One network that several tests look at and none changes, and one thread to compute on."""
+"""A network that several tests share and none changes, and a single compute thread."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from workers.networks import registry, tracing
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny pictures gain nothing from threads, which wait for each other on a busy machine."""
+    """Compute with one thread: tiny pictures gain nothing from more, which wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

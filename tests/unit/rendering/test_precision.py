@@ -1,4 +1,4 @@
-"""In bf16 the network computes in half the bits where a picture climbs, and what is recorded is fp32 all the same."""
+"""With bf16 the network computes gradients in bf16, and every recorded activation is fp32."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def chain_network() -> nn.Sequential:
 
 @pytest.mark.parametrize("layer", ["0", "2", "5", "7", "9"])
 @pytest.mark.parametrize("tap", ["conv", "activation"])
-def test_in_bf16_a_filter_alone_has_the_maps_and_gradients_that_it_has_among_all(layer: str, tap: str) -> None:
+def test_in_bf16_a_sliced_filter_has_the_maps_and_gradients_of_the_whole_layer(layer: str, tap: str) -> None:
     # Given
     model = chain_network()
     chosen = torch.tensor([14, 0, 14])
@@ -80,7 +80,7 @@ def test_in_bf16_a_filter_alone_has_the_maps_and_gradients_that_it_has_among_all
 
 
 @pytest.mark.parametrize("layer", ["0", "2", "5", "7", "9"])
-def test_in_bf16_nothing_changes_for_what_is_not_stuck_where_the_network_leaks(layer: str) -> None:
+def test_in_bf16_a_gradient_override_of_other_pictures_changes_nothing(layer: str) -> None:
     # Given
     model = chain_network()
     sliced = LayerExtractor(model, tracing.trace(model), layer, "activation", "bf16").slice(torch.tensor([14, 0, 14]))
@@ -108,7 +108,7 @@ def test_in_bf16_filters_of_a_grouped_convolution_are_the_same_behind_a_slice_of
 
 
 @pytest.mark.parametrize("layer", ["0", "3", "5"])
-def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> None:
+def test_without_gradients_maps_are_fp32_in_either_precision(layer: str) -> None:
     # Given
     model = small_network()
     chosen = torch.tensor([4, 0, 4])
@@ -122,21 +122,21 @@ def test_what_is_only_looked_at_is_fp32_whatever_the_precision(layer: str) -> No
     assert torch.equal(*maps)
 
 
-def test_stuck_pictures_get_a_gradient_through_sleeping_channels_in_bf16_too() -> None:
+def test_in_bf16_too_only_pictures_with_an_override_get_a_gradient_through_dead_channels() -> None:
     # Given a network whose first activation is dead everywhere
     model = small_network()
     model[1].bias.data.fill_(-100)  # type: ignore[operator]
     sliced = LayerExtractor(model, tracing.trace(model), "3", "conv", "bf16").slice(torch.tensor([4, 0, 4]))
     variable = pictures().requires_grad_(True)
-    stuck = torch.tensor([True, False, True])
+    overridden = torch.tensor([True, False, True])
     # When
-    maps, _ = sliced.both(variable, GradientOverride(stuck))
+    maps, _ = sliced.both(variable, GradientOverride(overridden))
     (gradient,) = torch.autograd.grad(maps.sum(), variable)
     # Then
-    assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == stuck.tolist()
+    assert (gradient.flatten(1).abs().amax(1) > 0).tolist() == overridden.tolist()
 
 
-def test_a_tile_in_bf16_rises_like_one_in_fp32_and_says_what_it_is() -> None:
+def test_a_tile_in_bf16_reaches_the_activation_of_one_in_fp32_and_records_its_precision() -> None:
     # Given
     model = small_network()
     tiles = []
@@ -152,7 +152,7 @@ def test_a_tile_in_bf16_rises_like_one_in_fp32_and_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_a_precision_that_is_asked_for_is_taken_everywhere(wanted: str, device: str) -> None:
+def test_an_explicit_precision_is_taken_on_every_device(wanted: str, device: str) -> None:
     # When / Then
     assert devices.precision(wanted, torch.device(device)) == wanted  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ def test_a_precision_that_is_asked_for_is_taken_everywhere(wanted: str, device: 
 @pytest.mark.parametrize(
     ("amx", "allowed", "taken"), [(False, False, "fp32"), (True, False, "fp32"), (True, True, "bf16")]
 )
-def test_auto_takes_bf16_where_the_cpu_has_a_matrix_unit_that_may_be_used(
+def test_auto_takes_bf16_on_a_cpu_with_a_usable_matrix_unit(
     amx: bool, allowed: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given

@@ -1,4 +1,4 @@
-"""Filters that do not answer to the start image: woken where anything can activate them, and dead where nothing can."""
+"""Dead-filter rescue: filters that are zero on the start image are rescued if any picture activates them."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def frozen(make: Callable[[], nn.Module]) -> nn.Module:
 def excitable(model: nn.Module, bias: dict[int, float]) -> nn.Module:
     """The network with biases set in layer "0", and its weights such that a brighter picture excites every filter.
 
-    The mean of a layer's maps answers to flat colour and nothing else, and random weights nearly cancel in that.
+    The mean of a convolution's map depends on the picture's mean colour alone, for which random weights nearly cancel.
     """
     conv = model.get_submodule("0")
     assert isinstance(conv, nn.Conv2d)
@@ -52,13 +52,13 @@ def excitable(model: nn.Module, bias: dict[int, float]) -> nn.Module:
 
 
 def one_layer(bias: dict[int, float], *, inplace: bool = True) -> nn.Module:
-    """Filters that the start image, grey, excites little: alive with a bias of 0.5, inactive with one below -0.5."""
+    """Layer "0": on the grey start image a filter is active with a bias of 0.5, and zero with one below -0.5."""
     made = frozen(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace)))
     return excitable(made, bias)
 
 
 def depthwise(bias: dict[int, float], *, shift: float = 0.0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    """Layer "2": a depthwise convolution whose filter c sees nothing but channel c of layer "0" """
+    """Layer "2": a depthwise convolution whose filter c has channel c of layer "0" as its only input."""
     made = frozen(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3), activation(inplace=True), nn.Conv2d(8, 8, 3, groups=8), activation(inplace=True)
@@ -103,7 +103,7 @@ def assert_alike(one: Tile, other: Tile) -> None:
 
 
 @both_methods
-def test_a_sleeping_filter_that_a_picture_can_excite_is_rescued(recipe: Recipe) -> None:
+def test_a_dead_filter_that_a_picture_can_excite_is_rescued(recipe: Recipe) -> None:
     # Given a filter that the start image leaves at zero
     model = one_layer({3: -0.6})
     # When
@@ -137,12 +137,12 @@ def test_without_rescue_its_picture_is_the_start_noise() -> None:
 
 @both_methods
 @pytest.mark.parametrize("bias", [-0.6, -1e6], ids=["rescued", "dead"])
-def test_a_sleeping_batch_mate_changes_nothing_for_those_that_live(recipe: Recipe, bias: float) -> None:
+def test_a_dead_filter_changes_no_live_tile_of_its_batch(recipe: Recipe, bias: float) -> None:
     # Given
     model = one_layer({3: bias})
-    living = [0, 1, 5]
+    live = [0, 1, 5]
     # When
-    without = tiles_of(model, living, recipe)
+    without = tiles_of(model, live, recipe)
     first, second, dead_filter, third = tiles_of(model, [0, 1, 3, 5], recipe)
     # Then
     assert dead_filter.status == ("rescued" if bias == -0.6 else "dead")
@@ -152,11 +152,11 @@ def test_a_sleeping_batch_mate_changes_nothing_for_those_that_live(recipe: Recip
 
 
 @both_methods
-def test_a_sleeping_filter_is_rescued_beside_any_number_that_live(recipe: Recipe) -> None:
-    # Given what rescue by the whole batch would lose: batches that are not inactive as a whole
+def test_a_dead_filter_is_rescued_beside_any_number_of_live_ones(recipe: Recipe) -> None:
+    # Given a filter that a rescue of whole batches would miss, beside live ones
     model = one_layer({3: -0.6})
-    # When (with two at least: the mean of a single convolution has hardly any gradient but float noise, of which Adam
-    # makes whole steps, and the noise of one picture alone is another)
+    # When it is rendered in batches of two and of eight. A batch of one has other float noise, which Adam turns into
+    # whole steps where the gradient is nearly zero, as that of a single convolution's mean is.
     beside_one = tiles_of(model, [3, 5], recipe)[0]
     together = tiles_of(model, [0, 1, 2, 3, 4, 5, 6, 7], recipe)
     # Then
@@ -166,7 +166,7 @@ def test_a_sleeping_filter_is_rescued_beside_any_number_that_live(recipe: Recipe
 
 @both_methods
 @pytest.mark.parametrize("bias", [-0.6, -1e6], ids=["rescued", "dead"])
-def test_filters_that_live_are_bit_identical_with_and_without_rescue(recipe: Recipe, bias: float) -> None:
+def test_live_filters_are_bit_identical_with_and_without_rescue(recipe: Recipe, bias: float) -> None:
     # Given
     model = one_layer({3: bias})
     filters = [0, 1, 3, 5]
@@ -182,7 +182,7 @@ def test_filters_that_live_are_bit_identical_with_and_without_rescue(recipe: Rec
 
 
 @both_methods
-def test_filters_that_live_are_bit_identical_where_a_batch_mate_rises_through_a_gradient_override(
+def test_live_filters_are_bit_identical_beside_one_that_needs_a_gradient_override(
     recipe: Recipe,
 ) -> None:
     # Given
@@ -199,8 +199,8 @@ def test_filters_that_live_are_bit_identical_where_a_batch_mate_rises_through_a_
 
 @both_methods
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_a_depthwise_filter_whose_only_channel_dead_is_rescued(recipe: Recipe, activation: type[nn.Module]) -> None:
-    # Given a filter that nothing reaches: what it is before its activation function is flat too
+def test_a_depthwise_filter_of_a_dead_channel_is_rescued(recipe: Recipe, activation: type[nn.Module]) -> None:
+    # Given a filter whose input is zero, so that its pre-activation has no gradient either
     model = depthwise({3: -0.6}, activation=activation)
     # When
     (tile,) = tiles_of(model, [3], recipe, layer="2")
@@ -212,8 +212,8 @@ def test_a_depthwise_filter_whose_only_channel_dead_is_rescued(recipe: Recipe, a
 
 @both_methods
 @pytest.mark.parametrize("shift", [-0.01, 0.01])
-def test_a_depthwise_filter_with_a_bias_whose_only_channel_dead_is_rescued(recipe: Recipe, shift: float) -> None:
-    # Given a filter that nothing reaches, at rest a little below zero or a little above
+def test_a_depthwise_filter_of_a_dead_channel_with_a_bias_is_rescued(recipe: Recipe, shift: float) -> None:
+    # Given a filter whose input is zero, and whose pre-activation is a little below zero or a little above
     model = depthwise({3: -0.6}, shift=shift)
     # When
     (tile,) = tiles_of(model, [3], recipe, layer="2")
@@ -224,21 +224,19 @@ def test_a_depthwise_filter_with_a_bias_whose_only_channel_dead_is_rescued(recip
 
 @both_methods
 @pytest.mark.parametrize("shift", [-0.01, 0.0, 0.01])
-@pytest.mark.parametrize("against", [{"total_variation": 0.1}, {"diversity": 2}], ids=["penalty", "diversity"])
-def test_what_counts_against_a_picture_keeps_no_sleeping_filter_from_its_rescue(
-    recipe: Recipe, shift: float, against: dict[str, object]
-) -> None:
-    # Given a filter that nothing reaches, and something that moves its picture all the same
+@pytest.mark.parametrize("further", [{"total_variation": 0.1}, {"diversity": 2}], ids=["penalty", "diversity"])
+def test_penalties_and_diversity_prevent_no_rescue(recipe: Recipe, shift: float, further: dict[str, object]) -> None:
+    # Given a filter whose input is zero, and a further term that changes its picture
     model = depthwise({3: -0.6}, shift=shift)
     # When
-    (tile,) = tiles_of(model, [3], changed(recipe, **against), layer="2")
+    (tile,) = tiles_of(model, [3], changed(recipe, **further), layer="2")
     # Then
     assert tile.status == "rescued"
     assert tile.activation > max(shift, 0)
 
 
-def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
-    # Given a filter that is dead on the tile, and not on what lies around it
+def test_without_rescue_a_filter_that_a_transform_activates_is_live() -> None:
+    # Given a filter that is zero on the tile, and not on the margins around it
     stream = PictureRng(seed=1, restart=0, layer="0", filter=3)
     model = one_layer({3: 0.0}, inplace=False)
     parametrization = fourier_parametrization(
@@ -253,7 +251,7 @@ def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
     # When
     bias = -(inside + around) / 2
     (tile,) = tiles_of(one_layer({3: bias}), [3], changed(FOURIER, rescue=False))
-    # Then nobody helped it
+    # Then no restart was needed
     assert tile.start_activation == 0
     assert tile.activation > 0
     assert (tile.status, tile.restarts) == ("live", 0)
@@ -261,7 +259,7 @@ def test_without_rescue_a_filter_that_another_view_wakes_is_live() -> None:
 
 @both_methods
 def test_a_filter_that_a_start_image_saturates_is_not_dead(recipe: Recipe) -> None:
-    # Given the largest answer there is, everywhere, and so no gradient
+    # Given a filter whose map is 6, the maximum of its ReLU6, everywhere: its gradient is zero
     model = excitable(frozen(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6())), {3: 50.0})
     # When
     (tile,) = tiles_of(model, [3], recipe)
@@ -274,22 +272,24 @@ def test_a_filter_that_a_start_image_saturates_is_not_dead(recipe: Recipe) -> No
     "name",
     ["resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "vgg16", "inception_v3"],
 )
-def test_what_a_layer_is_fed_is_the_same_whether_a_picture_is_stuck_or_not(name: str) -> None:
+def test_a_gradient_override_changes_no_layers_input(name: str) -> None:
     # Given
     model = registry.build(name, seed=2)
     trace = tracing.trace(model)
     layer = list(tracing.convolutions(model, trace))[-1]
     tap = LayerExtractor(model, trace, layer, "activation")
-    side_px = 112 if name == "inception_v3" else 32  # on maps of one pixel, whose memory has no order, it may be noise
+    side_px = (
+        112 if name == "inception_v3" else 32
+    )  # maps of one pixel have no unique strides, and may differ by float noise
     pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)
     overridden = tap.features(pictures.clone(), GradientOverride(torch.tensor([True, False])))
-    none_stuck = tap.features(pictures.clone(), GradientOverride(torch.tensor([False, False])))
+    no_override = tap.features(pictures.clone(), GradientOverride(torch.tensor([False, False])))
     # Then
     assert plain.abs().max() > 0
     torch.testing.assert_close(overridden, plain, rtol=0, atol=0)
-    torch.testing.assert_close(none_stuck, plain, rtol=0, atol=0)
+    torch.testing.assert_close(no_override, plain, rtol=0, atol=0)
 
 
 class FunctionalReLU(nn.Module):
@@ -313,8 +313,8 @@ class MethodReLU(FunctionalReLU):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace: bool) -> None:
-    # Given units that be dead, stand at the edges of what is curved, lie between, and go straight
+def test_a_hard_swish_has_its_own_gradient_and_an_override_where_that_is_zero(inplace: bool) -> None:
+    # Given units in the flat part, at both ends of the curved part, within it, and in the linear part
     units = [-8.0, -3.0, -2.0, 0.0, 2.0, 3.0, 8.0]
     model = frozen(lambda: nn.Sequential(nn.Conv2d(3, 7, 1), nn.Hardswish(inplace), nn.Conv2d(7, 7, 1, groups=7)))
     first = model.get_submodule("0")
@@ -323,7 +323,7 @@ def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace:
     first.weight.data.fill_(1.0)
     first.bias.data.copy_(torch.tensor(units))
     tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
-    # When unit by unit is climbed, in a picture that is stuck and in one that is not
+    # When each unit's gradient is taken, in a picture with an override and in one without
     found = []
     for unit in range(len(units)):
         pictures = torch.zeros(2, 3, 1, 1, requires_grad=True)
@@ -331,15 +331,15 @@ def test_a_hard_swish_has_its_own_gradient_and_leaks_where_that_is_flat(inplace:
         torch.testing.assert_close(fed[0].flatten(), F.hardswish(torch.tensor(units)))
         (gradient,) = torch.autograd.grad(fed[:, unit].sum(), pictures)
         found.append(gradient[:, 0, 0, 0])
-    # Then: of x (x + 3) / 6 it is (2 x + 3) / 6
+    # Then it is (2 x + 3) / 6, the derivative of x (x + 3) / 6
     wanted = [0.0, 0.0, -1 / 6, 0.5, 7 / 6, 1.0, 1.0]
     torch.testing.assert_close(torch.stack(found)[:, 1], torch.tensor(wanted))
     torch.testing.assert_close(torch.stack(found)[:, 0], torch.tensor([0.1, 0.1, *wanted[2:]]))
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, FunctionalReLU, MethodReLU, nn.Hardswish])
-def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation: type[nn.Module]) -> None:
-    # Given a trunk in which everything is dead
+def test_only_pictures_with_an_override_get_a_gradient_through_dead_channels(activation: type[nn.Module]) -> None:
+    # Given a layer whose input is zero everywhere
     model = depthwise(dict.fromkeys(range(8), -50.0), activation=activation)
     tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
@@ -354,30 +354,30 @@ def test_only_stuck_pictures_get_a_gradient_through_sleeping_channels(activation
 @pytest.mark.parametrize(
     ("kind", "passes"),
     [
-        # what climbs by a lower unit, and what climbs by a higher one: inactive, active, saturated
+        # sign of the gradient -> the gradient behind an inactive, an active and a saturated unit
         (nn.ReLU6, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 0.0]}),
         (nn.ReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
         (FunctionalReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
     ],
 )
-def test_what_helps_passes_through_flat_units_and_nothing_else(
+def test_a_helpful_gradient_passes_flat_units_and_no_other_does(
     kind: type[nn.Module], passes: dict[float, list[float]]
 ) -> None:
-    # Given a trunk of one activation function, whose units are inactive, active and saturated
+    # Given one activation function, whose units are inactive, active and saturated
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
     model = frozen(lambda: nn.Sequential(identity, kind(), nn.Conv2d(3, 3, 1, groups=3)))
     tap = LayerExtractor(model, tracing.trace(model), "2", "activation")
     pictures = torch.tensor([-2.0, 3.0, 8.0]).view(1, 3, 1, 1).requires_grad_(True)
-    for climbs, wanted in passes.items():
-        # When the gradient wants all of them lower, or all of them higher
+    for sign, wanted in passes.items():
+        # When the gradient is negative for all of them, or positive for all of them
         fed = tap.features(pictures, GradientOverride(torch.tensor([False]), helpful=1.0))
-        (gradient,) = torch.autograd.grad(climbs * fed.sum(), pictures)
-        # Then it reaches those that it helps to move
+        (gradient,) = torch.autograd.grad(sign * fed.sum(), pictures)
+        # Then it passes the units that it moves away from their flat part
         assert gradient.flatten().tolist() == wanted
 
 
-def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly() -> None:
+def test_a_helpful_gradient_passes_the_last_activation_whole_and_earlier_ones_at_a_tenth() -> None:
     # Given two activation functions behind each other, both inactive
     convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
     for conv in convs:
@@ -389,11 +389,11 @@ def test_what_helps_passes_the_last_activation_whole_and_those_before_it_weakly(
     # When
     fed = tap.features(pictures, GradientOverride(torch.tensor([False]), helpful=1.0))
     (gradient,) = torch.autograd.grad(fed.sum(), pictures)
-    # Then one passes it whole, the other a tenth of it
+    # Then the last one passes it whole, and the first a tenth of it
     torch.testing.assert_close(gradient.flatten(), torch.full((3,), 0.1))
 
 
-def test_what_helps_passes_by_less_when_asked_to() -> None:
+def test_a_helpful_gradient_is_scaled_by_the_given_factor() -> None:
     # Given an activation function that is inactive
     identity = nn.Conv2d(3, 3, 1, bias=False)
     nn.init.dirac_(identity.weight)
@@ -409,7 +409,7 @@ def test_what_helps_passes_by_less_when_asked_to() -> None:
 
 @pytest.mark.parametrize("others", [-0.2, -0.5, -0.9])
 @pytest.mark.parametrize("bias", [-0.8, -1.2, -1.6, -2.0])
-def test_a_filter_that_one_unit_wakes_and_all_together_hold_back_is_rescued(bias: float, others: float) -> None:
+def test_a_filter_that_one_unit_excites_and_all_together_inhibit_is_rescued(bias: float, others: float) -> None:
     # Given a depthwise kernel of one positive weight among negative ones, whose sum is negative, and a dead channel
     model = depthwise({3: bias}, shift=-0.05)
     kernel = model.get_submodule("2").weight
@@ -418,14 +418,14 @@ def test_a_filter_that_one_unit_wakes_and_all_together_hold_back_is_rescued(bias
     kernel.data[3, 0, 1, 1] = 1.0
     # When
     (tile,) = tiles_of(model, [3], FOURIER, "2")
-    # Then one place of its map is climbed until it activates
+    # Then one place of its map is maximised until the filter is active
     assert tile.start_activation == 0.0
     assert tile.status == "rescued"
     assert tile.activation > 0.0
 
 
-def held_back(channel_bias: float) -> nn.Module:
-    """Depthwise filters that their channels can only hold back, and these inactive on a grey picture."""
+def inhibited(channel_bias: float) -> nn.Module:
+    """Depthwise filters of negative weights alone, whose input channels are zero on a grey picture."""
     first, last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1, groups=3)
     nn.init.constant_(first.weight, 0.1)
     for tensor, value in ((first.bias, channel_bias), (last.weight, -1.0), (last.bias, 2.0)):
@@ -434,26 +434,26 @@ def held_back(channel_bias: float) -> nn.Module:
     return frozen(lambda: nn.Sequential(first, nn.ReLU(), last, nn.ReLU()))
 
 
-# Another start activates the channel, and none does.
+# The first is active on another start image, the second on none.
 @pytest.mark.parametrize("channel_bias", [-1.0, -100.0])
-def test_a_filter_that_can_only_be_held_back_shows_what_leaves_it_alone(channel_bias: float) -> None:
+def test_a_filter_of_negative_weights_alone_has_a_picture_at_which_its_input_is_zero(channel_bias: float) -> None:
     # When
-    (tile,) = tiles_of(held_back(channel_bias), [1], FOURIER, "2")
-    # Then its map is as high as it can be, and the picture is not the grey one it began with
+    (tile,) = tiles_of(inhibited(channel_bias), [1], FOURIER, "2")
+    # Then its activation is the maximum, and its picture is not the grey one it started from
     assert tile.start_activation == tile.activation == 2.0
     assert tile.status == "rescued"
     assert tile.pixels.std() > 5
 
 
 @both_methods
-def test_without_rescue_nothing_moves_a_filter_that_can_only_be_held_back(recipe: Recipe) -> None:
+def test_without_rescue_a_filter_of_negative_weights_alone_is_dead(recipe: Recipe) -> None:
     # When
-    (tile,) = tiles_of(held_back(-100.0), [1], changed(recipe, rescue=False), "2")
+    (tile,) = tiles_of(inhibited(-100.0), [1], changed(recipe, rescue=False), "2")
     # Then
     assert (tile.status, tile.activation) == ("dead", 2.0)
 
 
-def test_the_gradient_override_leaves_the_network_alone() -> None:
+def test_a_gradient_override_does_not_change_the_network() -> None:
     # Given
     model = depthwise({3: -0.6})
     modules = [type(module) for module in model.modules()]
@@ -462,7 +462,7 @@ def test_the_gradient_override_leaves_the_network_alone() -> None:
     # When
     tap.features(pictures, GradientOverride(torch.tensor([True])))
     plain = tap.features(pictures.requires_grad_(True), None)
-    # Then the network and the tap's own trunk are what they were
+    # Then the network is unchanged, and so are the layers that the extractor runs
     assert [type(module) for module in model.modules()] == modules
     assert all(module.inplace for module in model.modules() if isinstance(module, nn.ReLU))
     (gradient,) = torch.autograd.grad(plain[:, 3].sum(), pictures)
@@ -471,8 +471,8 @@ def test_the_gradient_override_leaves_the_network_alone() -> None:
 
 @both_methods
 @pytest.mark.parametrize("shift", [-0.5, 0.5])
-def test_a_filter_that_its_norm_multiplies_away_is_dead_and_no_other_is(recipe: Recipe, shift: float) -> None:
-    # Given gains and variances at, below and above what counts as none
+def test_filters_whose_norm_scales_them_to_zero_are_dead_and_no_others_are(recipe: Recipe, shift: float) -> None:
+    # Given gains and variances of zero, below the threshold and above it
     model = normed({1: 0.0, 2: 1e-9, 3: -1e-9, 6: 1e-3, 7: -1e-3}, {4: 0.0, 5: 1e-9}, shift=shift)
     # When
     tap = LayerExtractor(model, tracing.trace(model), "0", "activation")
@@ -481,11 +481,11 @@ def test_a_filter_that_its_norm_multiplies_away_is_dead_and_no_other_is(recipe: 
     inert = [False, True, True, True, True, True, False, False]
     assert tap.inert.tolist() == inert
     assert [tile.status == "dead" for tile in tiles[:6]] == inert[:6]
-    # Nothing else is worth trying.
+    # They are not restarted.
     assert [tile.restarts for tile in tiles[1:6]] == [0] * 5
 
 
-def test_a_filter_of_a_faint_norm_that_answers_is_live() -> None:
+def test_a_filter_whose_norm_scales_it_little_is_live() -> None:
     # Given
     model = normed({6: 1e-3, 7: -1e-3}, {5: 1e-4})
     # When
@@ -515,7 +515,7 @@ def test_a_filter_without_a_norm_is_not_inert() -> None:
 
 
 @both_methods
-def test_a_filter_that_can_never_answer_is_dead_after_all_restarts(recipe: Recipe) -> None:
+def test_a_filter_that_no_picture_activates_is_dead_after_all_restarts(recipe: Recipe) -> None:
     # Given
     model = one_layer({3: -1e6})
     # When
@@ -527,7 +527,7 @@ def test_a_filter_that_can_never_answer_is_dead_after_all_restarts(recipe: Recip
 
 
 @both_methods
-def test_only_what_is_still_dead_is_tried_again(recipe: Recipe) -> None:
+def test_only_filters_that_are_still_dead_are_restarted(recipe: Recipe) -> None:
     # Given
     model = one_layer({3: -1e6, 4: -0.6})
     # When
@@ -541,7 +541,7 @@ def test_only_what_is_still_dead_is_tried_again(recipe: Recipe) -> None:
     ]
 
 
-def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_counted(
+def test_a_filter_that_another_start_image_activates_is_rescued_and_its_restarts_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a first start so dark that one step does not activate the filter, and others so bright that it is active
@@ -557,26 +557,26 @@ def test_a_filter_that_another_start_wakes_is_rescued_and_its_restarts_are_count
     monkeypatch.setattr(images, "start_noise", start_noise)
     # When
     (tile,) = tiles_of(model, [3], changed(NOTEBOOK, steps=1))
-    # Then what is told of the start is of the first, which is the job's
+    # Then the start activation is that of the first start image, which is the job's
     assert (tile.status, tile.restarts) == ("rescued", 2)
     assert tile.start_activation == 0
     assert tile.activation > 0
-    # And the picture is the one of that restart
+    # And the picture is that of the last restart
     start = images.notebook_start(start_noise(PictureRng(seed=1, restart=2, layer="0", filter=3), (24, 24)))
     difference = np.abs(tile.pixels.astype(int) - images.deprocess(start).astype(int))
     assert difference.mean() < 10
 
 
 def red_before_and_green_after(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
-    """Maps that be dead until there is red enough, and then climb green; before the activation function, red alone."""
+    """Maps that are zero below a threshold of red and proportional to green above it; their pre-activation is red."""
     red, green = 100 * (pictures[:, 0] - 150.0), 100 * pictures[:, 1]
     return LayerResponse(activation=torch.where(red > 0, green, torch.zeros_like(green)), pre_activation=red)
 
 
-def test_a_picture_rises_what_it_was_before_its_activation_function_only_while_it_dead() -> None:
+def test_the_pre_activation_is_maximised_only_while_the_filter_is_dead() -> None:
     # Given
     start = torch.full((2, 3, 8, 8), 128.0)
-    start[1, 0] = 200.0  # one is active
+    start[1, 0] = 200.0  # active
     # When
     bare = optimise(red_before_and_green_after, start, steps=30, step_size=2.0)
     rescued = optimise(red_before_and_green_after, start, steps=30, step_size=2.0, rescue=True)
@@ -586,14 +586,14 @@ def test_a_picture_rises_what_it_was_before_its_activation_function_only_while_i
     assert bare.activation[0].item() == 0
     assert rescued.activation[0].item() > 0
     assert torch.equal(bare.pictures[1], rescued.pictures[1])
-    # And a step is 2 x sqrt(3) in one channel: seven of red pass 150, all others are green
+    # And a step changes one channel by 2 x sqrt(3). Seven steps of red exceed 150, and all others are of green.
     red, green, blue = rescued.pictures[0].mean(dim=(1, 2)).tolist()
     assert red == pytest.approx(128 + 7 * 2 * 3**0.5, rel=1e-4)
     assert green == pytest.approx(128 + 23 * 2 * 3**0.5, rel=1e-4)
     assert blue == 128
 
 
-def test_in_the_fourier_method_too_only_sleeping_pictures_rise_what_they_were_before() -> None:
+def test_the_fourier_method_maximises_the_pre_activation_of_dead_filters() -> None:
     # Given
     streams = [PictureRng(seed=0, restart=0, layer="a", filter=0)]
     transforms = Transforms(streams, steps=40, size_px=(24, 24), stride=8.0, device=CPU)
@@ -620,8 +620,8 @@ def test_in_the_fourier_method_too_only_sleeping_pictures_rise_what_they_were_be
 
 
 @both_methods
-def test_the_convolutions_own_output_is_never_redirected(recipe: Recipe) -> None:
-    # Given filters far below zero, which no activation function hides
+def test_the_convolutions_own_output_needs_no_rescue(recipe: Recipe) -> None:
+    # Given filters far below zero, with no activation function after them
     model = one_layer({3: -50.0, 4: -0.6})
     # When
     rescuing = tiles_of(model, [3, 4, 5], changed(recipe, tap="conv"))
@@ -633,7 +633,7 @@ def test_the_convolutions_own_output_is_never_redirected(recipe: Recipe) -> None
         assert np.array_equal(one.pixels, other.pixels)
 
 
-def test_at_the_convolutions_own_output_the_maps_are_what_they_were_before() -> None:
+def test_at_the_convolutions_own_output_maps_and_pre_activation_are_the_same() -> None:
     # Given
     model = one_layer({3: -50.0})
     sliced = LayerExtractor(model, tracing.trace(model), "0", "conv").slice(torch.tensor([3, 1]))
@@ -645,7 +645,7 @@ def test_at_the_convolutions_own_output_the_maps_are_what_they_were_before() -> 
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_what_a_map_was_before_its_activation_function_is_kept_from_one_that_works_in_place(inplace: bool) -> None:
+def test_an_activation_function_in_place_leaves_the_pre_activation_as_it_was(inplace: bool) -> None:
     # Given
     model = one_layer({3: -0.6}, inplace=inplace)
     pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
