@@ -1,9 +1,9 @@
 """Which filters of a whole network are dead: ``python -m tests.benchmarks.dead``. Takes an hour on two cores.
 
 Renders every filter of every layer of the trained EfficientNet-Lite0, small and with few steps, by the function that a
-worker calls. Who is alive after that is alive; who is not gets all steps and the full size of the default recipe. (In
-small pictures nothing can excite some: a kernel of 5 x 5 has 4 of its 25 weights on a map of 2 x 2.) The dead should be
-those whose batch-norm lets nothing through, and no others.
+worker calls. Filters that are dead then are rendered again with all steps and the full size of the default recipe. In
+small pictures nothing excites some filters: on a map of 2 x 2, a position meets 4 of the 25 weights of a 5 x 5 kernel.
+The dead filters should be exactly those whose batch-norm passes nothing.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from workers.rendering.render import render_layer
 
 
 def main() -> None:
-    """Print a line per layer, the sums, and every filter that is dead without reason or alive against it."""
+    """Print a line per layer, the sums, and each filter that is either dead or inert but not both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", default="all", help="names and globs, commas between")
-    parser.add_argument("--size", type=int, default=64, help="pixels of the first try")
-    parser.add_argument("--steps", type=int, default=8, help="of the first try")
+    parser.add_argument("--layers", default="all", help="comma-separated names and globs")
+    parser.add_argument("--size", type=int, default=64, help="size of the first rendering in pixels")
+    parser.add_argument("--steps", type=int, default=8, help="steps of the first rendering")
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     process_tuning.tune()
@@ -34,7 +34,7 @@ def main() -> None:
     trace, kernels = tracing.trace(model), FusedConvolutions()
     small = {"height_px": arguments.size, "width_px": arguments.size, "steps": arguments.steps}
     short = job.recipe.model_copy(update=small)
-    print(f"{job.model}: {job.recipe.described}, after a first try: {short.described}", flush=True)
+    print(f"{job.model}: {job.recipe.described}, after a first rendering: {short.described}", flush=True)
     filters = inert = dead = 0
     wrong: list[str] = []
     for layer in job.layers:
@@ -46,11 +46,11 @@ def main() -> None:
         wrong += [f"{layer.name}/{filter_}" for filter_ in sorted(found ^ expected)]
         filters, inert, dead = filters + len(names), inert + len(expected), dead + len(found)
         print(f"{layer.name:22} {len(names):5} filters {len(expected):4} inert {len(found):4} dead", flush=True)
-    print(f"all: {filters} filters, {inert} inert, {dead} dead; one without the other: {', '.join(wrong) or 'none'}")
+    print(f"all: {filters} filters, {inert} inert, {dead} dead; dead xor inert: {', '.join(wrong) or 'none'}")
 
 
 def _dead(tap: LayerExtractor, layer: str, filters: set[int], recipe: Recipe, batch: int) -> set[int]:
-    """Which of these filters are dead, rendered with that recipe."""
+    """Those of ``filters`` that are dead when rendered with ``recipe``."""
     ordered = sorted(filters)
     tiles = [
         tile

@@ -1,4 +1,4 @@
-"""The parts of the speed benchmark that need real processes: a job through the farm, and what a renderer keeps."""
+"""The parts of the speed benchmark that need real processes: a job on a farm, and the memory of the render process."""
 
 import os
 import time
@@ -14,15 +14,16 @@ from workers.contract.recipe import Preprocess, Recipe
 from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.render_process import Batch, Renderer
 
-#: A network that costs next to nothing at this size.
+#: Options of a job whose tiles take almost no time to render.
 _CHEAP = ("squeezenet1_1", "--weights", "none", "--method", "notebook", "--steps", "1", "--size", "32", "--no-rescue")
 
 
 def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a warm job through queue, worker, store and collector, and of the engine alone on its tiles.
+    """Seconds of a warm job on a farm (queue, worker, store, collector), and of the engine alone on the same tiles.
 
-    With 40 steps it is the notebook's recipe. The engine's are taken before the first round and after each, because a
-    machine changes its mind; a round's ratio is that to the mean of those beside it. Each round is a farm of its own.
+    With 40 steps it is the notebook's recipe. The engine is measured before the first round and after each, because the
+    machine's speed varies. The ratio of a round is to the mean of the two measurements around it. Each round starts a
+    new farm.
     """
     layer, size_px = "features.10", 150
     options = ["vgg16", "--weights", "none", "--layers", layer]
@@ -40,11 +41,11 @@ def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) 
 
     def through_farm() -> float:
         with TemporaryDirectory() as folder, fleet(Path(folder), "rclone") as farm:
-            del farm.environ["OMP_NUM_THREADS"]  # the engine alone has all cores, too
+            del farm.environ["OMP_NUM_THREADS"]  # the engine alone uses all cores too
             farm.start("worker")
             farm.start("collector")
-            # Other filters, so many that the worker has tried every batch size. The same seed: another would be another
-            # network, and loading that no part of a warm job.
+            # Warms up with other filters, enough that the worker has timed every batch size. The seed is the same: with
+            # another, the parameters would differ, and loading the network is not part of a warm job.
             tried = 2 * sum(candidate_sizes(0, "cpu"))
             _finish(farm, *options, "--filters", f"{filters}-{filters + tried - 1}")
             return _finish(farm, *options, "--filters", f"0-{filters - 1}")
@@ -58,7 +59,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) 
 
 
 def interpreter_ms() -> dict[str, float]:
-    """CPU milliseconds per tile of the Celery process, without its renderer, on tiles that cost nothing."""
+    """CPU milliseconds per tile of the Celery process alone, on tiles that take almost no time."""
     with TemporaryDirectory() as folder, fleet(Path(folder), "rclone") as farm:
         supervisor = farm.start("worker")
         _finish(farm, *_CHEAP, "--layers", "features.0", "--filters", "0-31")
@@ -70,7 +71,7 @@ def interpreter_ms() -> dict[str, float]:
     return {"tiles": tiles, "ms": 1e3 * spent_s / tiles}
 
 
-#: Layers from the first to the last, in turn; of VGG16's some keep kernels of Winograd's algorithm.
+#: Layers from the first to the last, rendered in turn. Before some of VGG16's, compiled convolutions keep kernels.
 _MIXED = {
     "efficientnet_lite0": (
         "conv_stem",
@@ -85,7 +86,7 @@ _MIXED = {
 
 
 def renderer_growth(model: str) -> dict[str, float]:
-    """Peak resident memory of the renderer's process after 100 and 500 tiles of six layers in turn, in MB."""
+    """Peak resident memory of the render process after 100 and 500 tiles of six layers in turn, in MB."""
     layers = _MIXED[model]
     job = Job(
         model=model,
@@ -117,19 +118,19 @@ def _finish(farm: Fleet, *options: str) -> float:
             time.sleep(0.01)
         began = time.monotonic()
         submitted.result()
-        # What is in flight is asked for first: counting what is queued, by a scan of all keys, cost the farm time.
+        # Checks messages in flight first: counting queued ones scans all keys, which slows the farm down.
         wait_for("the end of a job", lambda: not farm.redis.hlen("unacked") and farm.outstanding() == 0, 3600)
         return time.monotonic() - began
 
 
 def _cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process has had, in user mode and in the kernel."""
+    """Processor time of a process in seconds, in user mode and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _renderers() -> list[int]:
-    """Processes that this one has spawned to render."""
+    """Process ids of the render processes that this one has started."""
     return [pid for pid in descendants(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 

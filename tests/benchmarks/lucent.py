@@ -1,7 +1,7 @@
-"""Lucent (github.com/greentfrapp/lucent) with its own defaults, to be compared with. It is no dependency of ours.
+"""Lucent (github.com/greentfrapp/lucent) with its own defaults, for comparison. It is not a dependency of filterfarm.
 
-``make bench-quality`` installs it into ``build/lucent``, a folder of its own and without what it asks for: its newest
-release, of 2021, wants a kornia of 2020 and test tools among much else.
+``make bench-quality`` installs it into the separate folder ``build/lucent``, without its declared requirements: its
+latest release, of 2021, requires a kornia of 2020 and test tools, among others.
 """
 
 import sys
@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[2] / "build" / "lucent"
 
 
 class _Cut(nn.Module):
-    """The network up to one layer's tap, so that Lucent need not run the rest; its maps are the module ``maps``."""
+    """The network up to one layer's tap, so that Lucent does not run the rest; the module ``maps`` returns its maps."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str) -> None:
         super().__init__()
@@ -33,15 +33,15 @@ class _Cut(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Network input (B, 3, H, W) to maps (B, C, H', W')."""
-        # A copy, because Lucent keeps what a module has returned.
+        # A copy, because Lucent keeps the outputs of modules.
         return self.maps(pictures).clone()  # type: ignore[no-any-return]
 
 
 class Lucent:
     """One layer as Lucent renders it: 128 px, Fourier coefficients, decorrelated colour, Adam 0.05, its transforms.
 
-    What it is not left to do is the preprocessing, which it would do as torchvision's networks want it, and not as
-    this one does. Pictures of a batch share nothing but the transforms' draws, as with Lucent's own ``batch=``.
+    Only preprocessing is replaced: Lucent's is that of torchvision's networks, which does not suit this one. Pictures
+    of a batch share the random draws of the transforms and nothing else, as with Lucent's own ``batch=``.
     """
 
     def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str, preprocess: Preprocess) -> None:
@@ -55,9 +55,9 @@ class Lucent:
     def render(
         self, filters: Sequence[int], *, passes: Sequence[int], seed: int, view_px: int | None = None
     ) -> "dict[int, NDArray[np.uint8]]":
-        """Number of forward passes -> pictures (B, 128, 128, 3) uint8 of ``filters`` after so many.
+        """Number of forward passes -> pictures (B, 128, 128, 3) uint8 of ``filters`` after that number.
 
-        ``view_px`` is the size the network is shown them in; None is Lucent's own 224.
+        ``view_px`` is the size at which they are shown to the network; None is Lucent's own 224.
         """
         from lucent.optvis import objectives, param, render, transform  # type: ignore[import-not-found]
 
@@ -80,5 +80,5 @@ class Lucent:
             show_image=False,
             fixed_image_size=view_px,
         )
-        # As Lucent's export() makes pixels.
+        # The conversion to pixels of Lucent's export().
         return {count: (stage * 255).astype(np.uint8) for count, stage in zip(sorted(set(passes)), stages, strict=True)}

@@ -1,9 +1,9 @@
-"""How good the pictures are, layer by layer, and against Lucent's: ``make bench-quality``. Takes hours on two cores.
+"""Quality of the tiles by layer, compared with Lucent's: ``make bench-quality``. Takes hours on two cores.
 
 Renders some filters of every layer of a trained EfficientNet-Lite0 with the defaults of ``filterfarm run --method
-fourier``, by the very function a worker calls, and measures the saved pixels as ``filterfarm quality`` does. Lucent
-gets as many forward passes for each tile, restarts counted. Each finished layer is a line of the output file, and a
-second start goes on from there.
+fourier``, by the function that a worker calls, and measures the saved pixels as ``filterfarm quality`` does. Lucent
+gets the same number of forward passes per tile, including restarts. Each finished layer is a line of the output file,
+and the same command resumes after it.
 """
 
 import argparse
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-#: What Lucent shows the network pictures in, and so a second size to compare at.
+#: Size at which Lucent shows its pictures to the network, and the second size of the comparison.
 LUCENT_VIEW_PX = 224
 
 TARGETS = "targets: grey 0; self-id >= 0.99 overall and >= 0.95 in every layer; vs Lucent >= 1 in every layer"
 
 CAVEATS = """\
-grey      tiles that show nothing, of filters whose batch-norm does let something through
-self-id   share of these that no other tile here beats, by more than 0.1 %, at exciting their own filter; more tiles
-          make it harder
+grey      tiles marked dead although their filter's batch-norm passes something
+self-id   share of the tiles, dead filters excluded, whose own filter no other tile excites by more than 0.1 % more; the
+          share falls with the number of tiles
 vs Lucent median over the same filters of our activation over Lucent's, both of the saved 8-bit 128 px pictures shown
-          to the same network: at 128 px, at 224 px (Lucent shows it its pictures enlarged to that), and each at the
-          better of the two for it. Passes are counted, not seconds: Lucent's are at 224 px and cost three times ours.
-          Where Lucent's activation is 0 or less, the ratio counts as infinite if ours is above 0, else as 1."""
+          to the same network: at 128 px, at 224 px (the size to which Lucent enlarges its pictures), and each at the
+          better of the two. Forward passes are equal, not seconds: Lucent's, at 224 px, take three times as long.
+          If Lucent's activation is 0 or less, the ratio is infinite if ours is above 0, and 1 otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One layer's figures."""
+    """Measurements of one layer."""
 
     layer: str
     settings: str
@@ -116,26 +116,26 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="efficientnet_lite0")
-    parser.add_argument("--layers", default="all", help="names and globs, commas between")
+    parser.add_argument("--layers", default="all", help="comma-separated names and globs")
     parser.add_argument("--every", type=int, default=1, help="only every N-th of these layers")
     parser.add_argument("--filters", type=int, default=32, help="the first N filters of each layer")
     parser.add_argument("--method", default="fourier")
     parser.add_argument("--size", type=int, default=128, help="pixels; Lucent's are 128")
-    parser.add_argument("--steps", type=int, help="default: what the method takes")
-    parser.add_argument("--step-size", type=float, help="default: what the method takes")
+    parser.add_argument("--steps", type=int, help="default: the method's")
+    parser.add_argument("--step-size", type=float, help="default: the method's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--no-lucent", dest="lucent", action="store_false", help="our own figures only")
-    parser.add_argument("--lucent-view", type=int, help="the size Lucent shows the network pictures in; its own: 224")
+    parser.add_argument("--no-lucent", dest="lucent", action="store_false", help="measure our tiles only")
+    parser.add_argument("--lucent-view", type=int, help="side in pixels of what Lucent's network sees; default: 224")
     parser.add_argument("--out", type=Path, default=Path("build/quality.jsonl"))
-    parser.add_argument("--pictures", type=Path, help="a folder for the sheets of both")
+    parser.add_argument("--pictures", type=Path, help="folder for contact sheets of both")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     return arguments
 
 
 def _settings(job: Job, arguments: argparse.Namespace) -> str:
-    """What figures must have in common to stand in one table."""
+    """The settings that rows of one table have in common."""
     other = f"first {arguments.filters} filters, batch {arguments.batch}, Lucent "
     view = arguments.lucent_view or LUCENT_VIEW_PX
     return f"{job.model} {job.recipe.model_dump_json()} {other}{f'at {view} px' if arguments.lucent else 'left out'}"
@@ -194,7 +194,7 @@ def _bench(
 def _lucent(
     model: nn.Module, trace: fx.Graph, job: Job, layer: Layer, tiles: list[Tile], arguments: argparse.Namespace
 ) -> "NDArray[np.uint8]":
-    """Lucent's pictures of the same filters, each after as many forward passes as ours had."""
+    """Lucent's pictures of the same filters, each after the same number of forward passes as ours."""
     lucent = Lucent(model, trace, layer.name, job.recipe.tap, job.recipe.preprocess)
     result = []
     for batch in _batches(tiles, arguments.batch):
@@ -213,7 +213,7 @@ def _ratios(
     theirs: "NDArray[np.uint8] | None",
     alive: "NDArray[np.bool_]",
 ) -> tuple[float, float, float] | None:
-    """Medians of our activation over Lucent's: at the pictures' own size, enlarged, and each at its better one."""
+    """Medians of our activation over Lucent's: at the pictures' own size, enlarged, and each at its better size."""
     if theirs is None:
         return None
     small = _own(probe, filters, ours), _own(probe, filters, theirs)
@@ -224,7 +224,7 @@ def _ratios(
 
 
 def _own(probe: LayerProbe, filters: list[int], pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-    """(T,) what each picture does to its own filter."""
+    """(T,) mean activation of each picture's own filter."""
     return probe.responses(pictures)[np.arange(len(filters)), filters]
 
 

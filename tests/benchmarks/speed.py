@@ -1,6 +1,6 @@
-"""How fast the engine is on this machine, and how close the farm is to it: ``make bench``.
+"""Speed of the engine on this machine, and overhead of the farm around it: ``make bench``.
 
-Half an hour on two cores; ``ARGS=--quick`` takes a few minutes and is rougher. Nothing is asserted.
+Takes half an hour on two cores; ``ARGS=--quick`` takes a few minutes and is less exact. Nothing is asserted.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from workers.networks import cost, registry, tracing
 
 OUTPUT = Path(__file__).parents[2] / "build" / "speed.json"
 
-#: Network -> size of its pictures, and of how many layers --quick measures one (each stands for those up to the next).
+#: Network -> size of its pictures in pixels, and N: --quick measures every N-th layer, for itself and the next N - 1.
 BANKS = {"vgg16": (150, 3), "inception_v3": (299, 36), "resnet50": (224, 21), "efficientnet_lite0": (224, 21)}
 
 
 def rows_of(model: str, size_px: int, every: int) -> list[Row]:
-    """The layers that are measured, each with the filters that it stands for."""
+    """The layers to measure, each with the number of filters that it represents."""
     network = registry.skeleton(model)
     trace = tracing.trace(network)
     costs = cost.costs(network, trace, (size_px, size_px))
@@ -39,7 +39,7 @@ def rows_of(model: str, size_px: int, every: int) -> list[Row]:
 
 
 class Bench:
-    """One run: the subjects' processes, and what they have said."""
+    """One run: the processes of the subjects, and the best peaks measured so far."""
 
     def __init__(self, *, quick: bool, batches: tuple[int, ...]) -> None:
         self._quick = quick
@@ -47,7 +47,7 @@ class Bench:
         self._subjects = {name: Subject(name) for name in ("ours", "plain", "lucent")}
         self.ours = self._subjects["ours"]
         self.auto: str = self.ours.ask("precision")
-        #: fp32, and what ``auto`` means here
+        #: fp32, and the precision that ``auto`` chooses on this device
         self.precisions = tuple(dict.fromkeys(("fp32", self.auto)))
         self.peaks: dict[str, float] = {}
         self._last_peak = self._measure_peak()
@@ -58,7 +58,7 @@ class Bench:
             subject.close()
 
     def _measure_peak(self) -> dict[str, float]:
-        """The best single 3 x 3 convolution now in each precision; keeps the run's best."""
+        """GFLOP/s of the best single 3 x 3 convolution now, by precision. Updates ``peaks``, the run's best."""
         now: dict[str, float] = {
             precision: max(self.ours.ask("peak", precision=precision)) for precision in self.precisions
         }
@@ -67,7 +67,7 @@ class Bench:
         return now
 
     def measure(self, row: Row, size_px: int, *, closely: bool) -> None:
-        """Fill in a row, the subjects taking turns; ``closely`` longer, with Lucent's way and the peak beside it."""
+        """Fill in a row; the subjects alternate. ``closely``: for longer, and with ``lucent`` and the peak."""
         how = {
             "model": row.model,
             "layer": row.layer,
@@ -115,7 +115,7 @@ class Bench:
 
 
 def _ratios(answers: dict[str, Any], layer: str) -> Iterator[float]:
-    """Of each filter that is live in both; one whose activation is not above zero has no ratio."""
+    """bf16 over fp32, of each filter that is live in both and has a positive activation in fp32."""
     halves = answers["bf16"].get(layer, {})
     for filter_, whole in answers["fp32"].get(layer, {}).items():
         if filter_ in halves and whole > 0:
@@ -123,7 +123,7 @@ def _ratios(answers: dict[str, Any], layer: str) -> Iterator[float]:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What the figures are of."""
+    """Processor, system, versions and device of the measurements."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -137,9 +137,9 @@ def main(arguments: list[str]) -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer layers and rounds")
-    parser.add_argument("--models", default=",".join(BANKS), help="which networks' banks")
-    parser.add_argument("--batches", default="8,16", help="tiles per batch to choose the best of")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes")
+    parser.add_argument("--models", default=",".join(BANKS), help="networks to measure, separated by commas")
+    parser.add_argument("--batches", default="8,16", help="batch sizes to try, separated by commas; the fastest counts")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write the JSON to")
     options = parser.parse_args(arguments)
     bench = Bench(quick=options.quick, batches=tuple(int(text) for text in options.batches.split(",")))
     here = machine(bench.ours.ask("device"))
@@ -176,9 +176,9 @@ def main(arguments: list[str]) -> None:
     print("\n" + CAVEATS)
     if bench.auto == "fp32":
         print(
-            "This device has no bf16 in hardware: auto is fp32 here, and the targets for auto, which count on bf16, are"
+            "This device is not faster in bf16: auto is fp32 here, and rows of auto are those of fp32.\n"
+            "Activations in bf16 are emulated, which takes longer and changes nothing in them."
         )
-        print("not shown. The activations in bf16 are emulated, which costs time and changes nothing in them.")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     report = {"machine": here, "arguments": arguments, "peaks": bench.peaks, "auto": bench.auto, **figures}
     report |= {"rows": [asdict(row) for row in rows], "targets": table}

@@ -1,9 +1,9 @@
-"""What the speed benchmark compares, each in a process of its own that measures when it is told to.
+"""The subjects that the speed benchmark compares. Each runs in its own process, which measures on request.
 
 ``python -m tests.benchmarks.subjects NAME`` answers each line of JSON on its standard input by one on its standard
-output. Only one process measures at a time, so that the same seconds of a noisy machine are shared out fairly.
+output. Only one process measures at a time, and they alternate, so that noise of the machine affects all alike.
 
-    ours     the engine as the renderer's process runs it: workers.networks.process_tuning.tune(), taps, batches
+    ours     the engine as the render process runs it: tuned process, layer extractors, batches
     plain    the graph cut at the layer, no weight gradients, one picture at a time, nothing tuned
     lucent   the whole network forward, backward with weight gradients, one picture at a time, nothing tuned
 """
@@ -32,16 +32,16 @@ from workers.runtime import render_child
 #: Pictures (B, 3, H, W) -> the mean of each one's own map, (B,).
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
-#: Seconds over which a convolution's rate is taken, which is about what a step takes: a shared machine has moments of
-#: twice its speed that last for one convolution and not for a step.
+#: Seconds over which the rate of a convolution is measured, about as long as a step. A shared machine may be twice as
+#: fast for the time of one convolution, but not for that of a step.
 _PEAK_S = 0.5
 
-#: 3 x 3 convolutions among which one is the machine's best: channels, size of the map.
+#: 3 x 3 convolutions of which the fastest is the peak: channels, and side of the map in pixels.
 _PEAK_SHAPES = ((64, 150), (128, 75), (256, 37), (512, 18))
 
 
 class Subject:
-    """The asking side: one such process."""
+    """One such process, from the side of the benchmark."""
 
     def __init__(self, name: str) -> None:
         self._process = subprocess.Popen(
@@ -51,13 +51,13 @@ class Subject:
         )  # fmt: skip
 
     def ask(self, what: str, **how: Any) -> Any:
-        """The process's answer; raises RuntimeError where it has none."""
+        """The answer of the process. Raises RuntimeError if the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({"what": what, **how}), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the benchmark's subject ended with code {self._process.wait()}")
+            raise RuntimeError(f"the process of the benchmark's subject ended with code {self._process.wait()}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Subject:
 
 
 class _Networks:
-    """The last network that was asked for, with random parameters: they cost the same as trained ones."""
+    """Keeps the last requested network, with random parameters, which take the same time as trained ones."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -105,7 +105,7 @@ def _forward(name: str, networks: _Networks, ask: dict[str, Any]) -> Forward:
 
 
 def _keeping(trace: torch.fx.Graph, kept: torch.fx.Node) -> torch.fx.Graph:
-    """The whole network, which returns one node's tensor (a copy: what follows may overwrite it) and its answer."""
+    """The whole network; returns the output of ``kept`` (a copy, because later layers may overwrite it) and its own."""
     both = torch.fx.Graph()
     places: dict[torch.fx.Node, torch.fx.Node] = {}
     copy = None
@@ -131,7 +131,7 @@ def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
     while len(taken) < 2 or (len(taken) < ask["steps"] and sum(taken) * batch < ask["seconds"]):
         began = time.perf_counter()
         variable = pictures.detach().requires_grad_(True)
-        # It fills every gradient that is wanted, of weights too where they want one.
+        # Computes the gradients of all leaves that require one; for "lucent" these include the weights.
         torch.autograd.backward(forward(variable).sum())
         gradient = variable.grad
         assert gradient is not None
@@ -145,7 +145,7 @@ def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
 
 
 def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
-    """GFLOP/s of single convolutions, forward and backward to the input, in the precision asked for."""
+    """GFLOP/s of single convolutions, forward and backward to the input, in the requested precision."""
     dtype = torch.bfloat16 if ask["precision"] == "bf16" else torch.float32
     rates = []
     for channels, size in _PEAK_SHAPES:
@@ -170,7 +170,7 @@ def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
 
 
 def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
-    """Tiles by the function that a worker calls: seconds, and every tile's activation, evaluated in fp32."""
+    """Tiles rendered by the function that a worker calls: seconds, and the activation of each live tile, in fp32."""
     network, trace, kernels = networks.get(ask["model"])
     if ask["trained"]:
         chosen, file = weights.choose(ask["model"], None)

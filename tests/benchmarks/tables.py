@@ -1,4 +1,4 @@
-"""What the speed benchmark found, as tables."""
+"""Tables of the speed benchmark's measurements."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,31 +6,31 @@ from statistics import mean, median
 from typing import Any
 
 CAVEATS = """\
-Times are the best of several steps, taken in turn by the subjects, and still those of this machine at this hour.
-Networks have random parameters, which cost the same. GFLOP/s count what a direct convolution needs; where a layer is
-computed with fewer multiplications (Winograd), it may come out above the "peak", which is the best of the library's
-own 3 x 3 convolutions, each over half a second: of those measured right before and after the layer, and of all in the
-run, for a shared machine may be half as fast again in one minute as in another.
-A bank is every filter of every layer, so a layer counts by its filters. Where --quick leaves layers out, each that is
-shown stands for those up to the next. VGG16 is measured twice, the others once and for a third of the time.
-"plain" is one picture at a time in NCHW, cut at the layer, parameters frozen, the allocator as it comes; "lucent" is
-the whole network with weight gradients. Neither is Keras or Lucent itself."""
+Times are the best of several steps; the subjects alternate. They hold for this machine at this time only.
+Networks have random parameters, which take the same time as trained ones. GFLOP/s count the operations of a direct
+convolution, so that Winograd's algorithm may exceed the "peak". The peak is the best of torch's own 3 x 3 convolutions,
+each measured for half a second: either right before and after the layer, or of the whole run. On a shared machine the
+speed may vary by half within minutes.
+A bank is every filter of every layer, so layers are weighted by their filters. With --quick, each layer shown
+represents those up to the next one shown. VGG16 is measured twice, the others once and for a third of the time.
+"plain" is one picture at a time in NCHW, cut at the layer, parameters frozen, allocator untuned. "lucent" is the whole
+network with weight gradients. Neither is Keras or Lucent itself."""
 
 
 @dataclass(kw_only=True)
 class Row:
-    """One layer's figures; seconds are per tile and step."""
+    """Measurements of one layer; seconds are per tile and step."""
 
     model: str
     layer: str
-    #: filters it stands for
+    #: number of filters that it represents
     filters: int
     step_gflop: float
     #: subject -> the best seconds
     seconds: dict[str, float] = field(default_factory=dict)
-    #: tiles per batch that was best for ours
+    #: the fastest batch size of ours
     batch: int = 0
-    #: precision -> GFLOP/s of the best single 3 x 3 convolution right before and after; none where it was not measured
+    #: precision -> GFLOP/s of the best single 3 x 3 convolution right before and after; empty if not measured
     peaks: dict[str, float] = field(default_factory=dict)
 
     def gflops(self, precision: str) -> float:
@@ -38,7 +38,7 @@ class Row:
         return self.step_gflop / self.seconds[precision]
 
     def share(self, precision: str) -> float:
-        """Of the peak beside it."""
+        """``gflops`` over the peak right before and after."""
         return self.gflops(precision) / self.peaks[precision]
 
 
@@ -48,11 +48,11 @@ def bank_ms(rows: list[Row], subject: str) -> float:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A line per layer; Lucent's way and the peaks where they were measured."""
+    """Print a line per layer, with ``lucent`` and the peaks if they were measured."""
     closely = bool(rows[0].peaks)
     subjects = ["auto", "fp32", "plain", *(["lucent"] if closely else [])]
     precisions = list(rows[0].peaks) or ["fp32"]
-    what = ", the peak beside them, and their share of it" if closely else ""
+    what = ", the peak at the same time, and their share of it" if closely else ""
     print(f"\n{rows[0].model}: ms per tile and step; useful GFLOP/s of {' and '.join(precisions)}{what}")
     head = f"{'layer':34}{'filters':>8}" + "".join(f"{name:>9}" for name in subjects)
     rates = f"{'GFLOP/s':>9}" + (f"{'peak':>6}{'share':>6}" if closely else "")
@@ -71,7 +71,7 @@ def print_rows(rows: list[Row]) -> None:
 def targets(
     rows: list[Row], peaks: dict[str, float], figures: dict[str, Any], auto: str
 ) -> Iterator[tuple[str, str, str]]:
-    """What was aimed at, the aim, and what came out; ``peaks`` are the run's best, by precision."""
+    """(quantity, target, measurement) of each target; ``peaks`` are the run's best, by precision."""
     for model in dict.fromkeys(row.model for row in rows):
         bank = [row for row in rows if row.model == model]
         gain = {name: bank_ms(bank, "plain") / bank_ms(bank, name) for name in ("auto", "fp32")}
