@@ -1,4 +1,4 @@
-"""Winograd's convolution and its gradient are those of torch's in double precision."""
+"""Winograd's convolution and its gradient equal torch's in double precision, except for rounding."""
 
 import ctypes
 import importlib.machinery
@@ -14,18 +14,18 @@ from torch import nn
 
 from workers.kernels import loader, winograd
 
-#: Of the largest output. A direct convolution of this size is off by 2e-6.
+#: Largest accepted error relative to the largest output. That of a direct convolution of this size is 2e-6.
 MOST_ERROR = 3e-5
 
 
-#: How setuptools is told to compile, but always for a processor that has vectors of 8 numbers.
+#: The compile command of setuptools, for processors with vectors of 8 numbers.
 COMPILE = ("cc", "-O3", "-march=x86-64-v3", "-fno-signed-zeros", "-fopenmp", "-fPIC")
 
 SOURCE = Path(winograd.__file__).parent / "src" / "winograd.c"
 
 
 def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
-    """Seeded, frozen, and of a kind that suits."""
+    """A seeded, frozen convolution that winograd.suits() accepts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         conv = nn.Conv2d(48, 80, 3, padding=padding, bias=bias)
@@ -50,7 +50,7 @@ def compiled_library() -> ctypes.CDLL:
 
 @pytest.fixture(autouse=True)
 def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees a library or a choice of another."""
+    """Each test chooses and loads its library anew."""
     monkeypatch.setenv("FILTERFARM_KERNELS", "auto")
     loader.winograd.cache_clear()
     yield
@@ -73,7 +73,8 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return built
 
 
-# All three tiles are some size's best; 5 x 13 and 11 fill none. Two of 100 x 70 are more than the threads' own blocks.
+# Each tile size is the best for one of these maps; 5 x 13 and 11 are multiples of none. Two maps of 100 x 70 have
+# enough tiles for each thread to compute blocks of its own.
 @pytest.mark.parametrize("size", [(4, 4), (6, 6), (9, 9), (16, 16), (5, 13), (11, 11), (3, 3), (100, 70), (58, 90)])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("bias", [True, False])
@@ -114,7 +115,7 @@ def test_a_picture_has_the_same_map_in_any_batch() -> None:
         assert torch.equal(together[place : place + 1], conv(x[place : place + 1]))
 
 
-def test_memory_in_another_order_is_put_into_its_own() -> None:
+def test_inputs_in_another_memory_format_are_converted() -> None:
     # Given
     conv = winograd.WinogradConv(convolution())
     x = torch.randn(2, 48, 9, 7, generator=torch.Generator().manual_seed(0))
@@ -122,7 +123,7 @@ def test_memory_in_another_order_is_put_into_its_own() -> None:
     assert torch.equal(conv(x), conv(x.to(memory_format=torch.channels_last)))
 
 
-def test_without_compiled_code_torch_convolves_and_the_log_says_so_once(
+def test_without_compiled_code_torch_convolves_and_one_warning_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     # Given an installation that found no compiler, and one whose code cannot be loaded
@@ -143,7 +144,7 @@ def test_without_compiled_code_torch_convolves_and_the_log_says_so_once(
     assert winograd.suits(convolution())
 
 
-def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_wide_vectors_uses_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
@@ -156,9 +157,9 @@ def test_a_processor_without_wide_vectors_has_torchs_own(monkeypatch: pytest.Mon
 def test_its_threads_are_torchs() -> None:
     # Given
     installed = Path(compiled_library()._name)
-    # When / Then nothing asks the loader for an OpenMP library of its own beside torch's, which may have another name
+    # When / Then it is not linked with an OpenMP library: torch's may have another name, and two would be loaded
     assert b"libgomp" not in installed.read_bytes()
-    # And there is one in this process
+    # And this process has loaded one
     libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
     assert len({name for name in libraries if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))}) == 1
 
@@ -166,7 +167,7 @@ def test_its_threads_are_torchs() -> None:
 def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Given a network whose tiles' memory cannot be had: no machine has so much
+    # Given a batch whose tiles exceed the memory of any machine
     fresh = ctypes.CDLL(compiled_library()._name)
     too_many = ctypes.c_long(2**44)
     # When
@@ -192,7 +193,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
         conv(x)
 
 
-def test_what_follows_may_work_in_place() -> None:
+def test_the_next_operation_may_work_in_place() -> None:
     # Given
     conv = winograd.WinogradConv(convolution())
     x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
@@ -230,7 +231,7 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
 
 @pytest.mark.parametrize("ceiling", [float("inf"), 0.5])
 @pytest.mark.parametrize("size", [(9, 9), (58, 90)])
-def test_a_relu_behind_it_cuts_off_values_and_gradients(
+def test_a_fused_relu_clamps_values_and_masks_gradients(
     ceiling: float, size: tuple[int, int], library: ctypes.CDLL
 ) -> None:
     # Given
@@ -242,15 +243,15 @@ def test_a_relu_behind_it_cuts_off_values_and_gradients(
     (gradient,) = torch.autograd.grad(y, x, direction)
     # Then
     assert torch.equal(y, bare(x).clamp(0, ceiling))
-    awake = (y > 0) & (y < ceiling)
-    assert 0 < int(awake.sum()) < y.numel()
-    (wanted,) = torch.autograd.grad(bare(x), x, direction * awake)
+    active = (y > 0) & (y < ceiling)
+    assert 0 < int(active.sum()) < y.numel()
+    (wanted,) = torch.autograd.grad(bare(x), x, direction * active)
     assert torch.equal(gradient, wanted)
-    # And what it was made from has none
+    # And the convolution it was made from has no ReLU
     assert bare.ceiling == 0
 
 
-def test_what_is_no_number_stays_that_behind_a_relu() -> None:
+def test_nan_passes_through_a_fused_relu() -> None:
     # Given
     x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0))
     x[0, 3, 2, 2] = float("nan")
@@ -269,7 +270,7 @@ def test_switched_off_torch_convolves(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert not caplog.messages
 
 
-def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_value_of_the_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     monkeypatch.setenv("FILTERFARM_KERNELS", "fast")
     # When / Then
