@@ -149,6 +149,23 @@ def _anchors(text: str) -> set[str]:
     return {title.strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
+def test_every_test_in_the_table_of_faults_exists() -> None:
+    # Given the table's rows, which name files and tests of these, some shortened by dots
+    rows = re.findall(r"^\|.*\|$", (ROOT / "tests" / "README.md").read_text(), re.MULTILINE)
+    named = 0
+    for row in rows:
+        source = ""
+        for name in re.findall(r"`([\w/]+\.py|test_\w+(?:\.\.\.)?)`", row):
+            # When a file is named, then it exists; a test after it is one of the file's
+            if name.endswith(".py"):
+                source = (ROOT / "tests" / name).read_text()
+            else:
+                end = "" if name.endswith("...") else r"\("
+                assert re.search(rf"^ *def {name.removesuffix('...')}{end}", source, re.MULTILINE), name
+                named += 1
+    assert named > 20
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_table_of_presets_is_the_code_s(name: str) -> None:
     # Given a preset's row
