@@ -1,4 +1,4 @@
-"""An ascent from its parts, for tests of the parts."""
+"""Optimisations made of their parts, for tests of these parts."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from workers.rendering.transforms import Transforms
 
 
 def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
-    """An objective without an activation function: its maps are what they were before it, leaky or not."""
+    """An objective without an activation function: activation and pre-activation are the same maps."""
 
     def objective(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
         result = maps(pictures)
@@ -23,8 +23,8 @@ def maps_of(maps: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
     return objective
 
 
-def seen_by(tap: FilterExtractor) -> Objective:
-    """Each picture's own filter, of pictures that go into the network as they are."""
+def filter_objective(tap: FilterExtractor) -> Objective:
+    """Objective of each picture's own filter, without preprocessing."""
 
     def objective(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
         after, before = tap.both(pictures, override)

@@ -1,4 +1,4 @@
-"""Several pictures of one filter, kept unlike each other: against Gram matrices and cosines in NumPy."""
+"""Diversity: several pictures of one filter, against Gram matrices and their cosines in NumPy."""
 
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def selective() -> nn.Sequential:
-    """Filters that answer to patterns and to nothing else, so that pictures can differ in what they excite."""
+    """Filters of zero mean, which patterns alone excite, so that pictures can differ in the maps that they excite."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         first, second = nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 8, 3)
@@ -41,7 +41,7 @@ def selective() -> nn.Sequential:
 
 
 def cosine(one: "NDArray[np.float32]", other: "NDArray[np.float32]") -> float:
-    """How alike the Gram matrices of two pictures' maps (C, H', W') are."""
+    """Cosine of the Gram matrices of two pictures' maps (C, H', W')."""
     grams = []
     for maps in (one.astype(np.float64), other.astype(np.float64)):
         channels = len(maps)
@@ -54,24 +54,24 @@ def cosine(one: "NDArray[np.float32]", other: "NDArray[np.float32]") -> float:
 
 
 def mean_cosine(maps: "NDArray[np.float32]", place: int) -> float:
-    """Of one picture with all others of its tile, (count, C, H', W')."""
+    """Mean cosine of one picture with all others of its tile; ``maps`` is (count, C, H', W')."""
     others = [cosine(maps[place], maps[other]) for other in range(len(maps)) if other != place]
     return float(np.mean(others))
 
 
 def apart(tile: "NDArray[np.uint8]", count: int, width: int) -> "list[NDArray[np.uint8]]":
-    """The pictures of a tile in which they stand side by side, 2 px apart."""
+    """Split a tile into its pictures, which are side by side with 2 px between them."""
     return [tile[:, place * (width + 2) : place * (width + 2) + width] for place in range(count)]
 
 
 def similarity_of(layers: nn.Sequential, tile: "list[NDArray[np.uint8]]") -> float:
-    """Mean similarity of a tile's pictures as the whole network sees them."""
+    """Mean similarity of a tile's pictures, from the maps of the whole network."""
     maps = np.concatenate([layers[:AFTER](fed(picture)).numpy() for picture in tile])
     return float(np.mean([mean_cosine(maps, place) for place in range(len(tile))]))
 
 
 def independent(layers: nn.Sequential, filter_: int, count: int, recipe: Recipe) -> "list[NDArray[np.uint8]]":
-    """Pictures from the streams of a tile of ``count``, each of which climbs alone."""
+    """Pictures from the random streams of a tile of ``count`` pictures, each optimised alone."""
     alone = recipe.model_copy(update={"diversity": 1})
     batch_objective = objective(tap_of(layers), [filter_] * count, alone, CPU)
     streams = [
@@ -94,7 +94,7 @@ def test_similarity_is_the_mean_cosine_of_gram_matrices(count: int) -> None:
     assert found.similarity is not None
     np.testing.assert_allclose(found.similarity, wanted, rtol=1e-4)
     assert len(set(np.round(wanted, 6))) > 1
-    # And each is to excite its own tile's filter
+    # And the activation is that of each tile's own filter
     for picture in range(2 * count):
         np.testing.assert_allclose(
             found.activation[picture], maps[picture, [5, 1][picture // count]], rtol=1e-4, atol=1e-5
@@ -110,14 +110,14 @@ def test_similarity_counts_for_directions_and_whole_layers_too(what: str) -> Non
     more: dict[str, Any] = {"directions": directions} if what == "direction" else {}
     # When
     found = objective(tap_of(layers), [0], recipe_of(objective=what, diversity=2, **more), CPU)(seen, None)
-    # Then it is that of all channels' maps
+    # Then the similarity is that of all channels' maps
     maps = layers[:AFTER](fed(seen)).numpy()
     assert found.similarity is not None
     np.testing.assert_allclose(found.similarity, [mean_cosine(maps, 0)] * 2, rtol=1e-4)
     assert found.similarity[0] < 0.9999
 
 
-def test_one_picture_alone_has_nothing_to_be_like() -> None:
+def test_a_single_picture_has_no_similarity() -> None:
     # Given / When
     found = objective(tap_of(network()), [5], recipe_of(), CPU)(pictures(1), None)
     # Then
@@ -137,7 +137,7 @@ def test_pictures_of_a_diverse_tile_are_less_alike_than_independent_ones_of_the_
     diverse = [1 - similarity_of(layers, apart(tile.pixels, count, 20)) for tile in tiles]
     alone = [1 - similarity_of(layers, independent(layers, filter_, count, recipe)) for filter_ in filters]
     assert np.mean(diverse) > 1.5 * np.mean(alone)
-    # And none pays with what it is to show
+    # And the activations are nearly as high
     assert all(tile.activation > tile.start_activation for tile in tiles)
 
 
@@ -155,9 +155,7 @@ def test_a_batch_of_diverse_tiles_equals_its_tiles_rendered_alone(method: str) -
     assert_alike(together[0], together[2])
 
 
-def test_a_channel_that_is_no_number_is_an_error_of_every_diverse_tile_because_similarity_looks_at_all_channels() -> (
-    None
-):
+def test_a_nan_channel_is_an_error_of_every_diverse_tile_because_similarity_uses_all_channels() -> None:
     # Given
     layers = network()
     layers[3].bias[4] = float("nan")  # type: ignore[operator]
@@ -197,8 +195,8 @@ def test_pictures_stand_side_by_side_with_two_black_pixels_between_them() -> Non
         assert not np.array_equal(two, three)
 
 
-def test_the_first_picture_begins_as_the_only_one_does() -> None:
-    # Given a step too small to be seen
+def test_the_first_picture_has_the_start_image_of_a_single_one() -> None:
+    # Given a step that changes no pixel by a grey level
     layers = network()
     # When
     (alone,) = tiles_of(layers, [6], recipe_of(steps=1, step_size=1e-9))
@@ -208,15 +206,15 @@ def test_the_first_picture_begins_as_the_only_one_does() -> None:
     assert not np.array_equal(apart(tile.pixels, 2, 20)[1], alone.pixels)
 
 
-def test_pictures_are_as_unlike_in_a_layer_a_hundred_times_louder() -> None:
-    # Given networks that differ by the scale of their last maps alone
+def test_similarity_does_not_depend_on_the_scale_of_the_maps() -> None:
+    # Given networks that differ in the scale of their last maps alone
     plain, loud = network(nn.ReLU()), network(nn.ReLU())
     for name in ("weight", "bias"):
         getattr(loud[3], name).mul_(100.0)
     recipe = recipe_of(diversity=2)
     # When
     (quiet,), (noisy,) = tiles_of(plain, [0], recipe), tiles_of(loud, [0], recipe)
-    # Then being unlike counts as much, compared with the activation
+    # Then similarity has the same weight relative to the activation
     assert noisy.activation == pytest.approx(100 * quiet.activation, rel=1e-2)
     difference = np.abs(quiet.pixels.astype(int) - noisy.pixels.astype(int))
     assert difference.mean() < 1

@@ -1,4 +1,4 @@
-"""The Fourier method: its canvas against a second implementation in NumPy, its transforms, and whole tiles."""
+"""The Fourier method: its parametrization against a second implementation in NumPy, its transforms, and whole tiles."""
 
 import math
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ def stream(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 
 def coefficients(*, seed: int = 0, restart: int = 0, layer: str = "a", filter_: int = 0, size_px: int = 56) -> (
     "NDArray[np.float32]"
 ):  # fmt: skip
-    """Of a canvas of that many pixels to each side."""
+    """Start coefficients of a picture of ``size_px`` x ``size_px``, its margins included."""
     mine = stream(seed=seed, restart=restart, layer=layer, filter_=filter_)
     tile_px = size_px - 2 * MARGIN_PX
     parametrization = fourier_parametrization(
@@ -57,7 +57,9 @@ def parametrization_of(start: "NDArray[np.float32]", longest_px: float = math.in
     return parametrization
 
 
-def views_of(filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int) -> Transforms:
+def transforms_of(
+    filters: list[int], *, stride: float, steps: int = 4, size_px: int = 24, **identity: int
+) -> Transforms:
     seed, restart = identity.get("seed", 0), identity.get("restart", 0)
     streams = [stream(filter_=filter_, seed=seed, restart=restart) for filter_ in filters]
     return Transforms(streams, steps=steps, size_px=(size_px, size_px), stride=stride, device=CPU)
@@ -68,7 +70,7 @@ def reference_picture(start: "NDArray[np.float32]", scale: "NDArray[np.float64]"
     size_px = start.shape[1]
     spectrum = (start[..., 0].astype(np.float64) + 1j * start[..., 1].astype(np.float64)) * scale
     planes = np.fft.irfft2(spectrum, s=(size_px, size_px), norm="ortho") / 4.0
-    # Lucid's root of the colours' covariance, by the length of its first column, the longest.
+    # Lucid's square root of the colour covariance, divided by the norm of its first column, which is the largest.
     length = math.sqrt(0.26**2 + 0.27**2 + 0.27**2)
     light, warm, green = planes
     red = (0.26 * light + 0.09 * warm + 0.02 * green) / length
@@ -79,7 +81,7 @@ def reference_picture(start: "NDArray[np.float32]", scale: "NDArray[np.float64]"
 
 
 def network() -> nn.Sequential:
-    """Four times smaller maps, so that transforms zoom and turn."""
+    """Maps a quarter as wide as the picture: with such a stride transforms scale and rotate."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(
@@ -92,8 +94,8 @@ def tiles_of(model: nn.Module, filters: list[int], recipe: Recipe = RECIPE, laye
     return render(model, tracing.trace(model), layer, filters, recipe, CPU)
 
 
-def test_the_canvas_is_the_references() -> None:
-    # Given even sizes that are no power of two; coefficients far from the start, so that the sigmoid bends
+def test_the_picture_equals_the_reference() -> None:
+    # Given even sizes that are no power of two, and coefficients at which the sigmoid is not linear
     size_px = 58
     start = np.stack([coefficients(filter_=f, size_px=size_px) for f in range(2)]) * np.float32(60)
     # When
@@ -111,7 +113,7 @@ def test_the_canvas_is_the_references() -> None:
 
 
 @pytest.mark.parametrize("longest_px", [math.inf, 16.0])
-def test_the_canvas_is_the_references_with_and_without_its_longest_waves(longest_px: float) -> None:
+def test_the_picture_equals_the_reference_with_and_without_its_longest_waves(longest_px: float) -> None:
     # Given
     start = coefficients(size_px=56)[None] * np.float32(30)
     # When
@@ -121,7 +123,7 @@ def test_the_canvas_is_the_references_with_and_without_its_longest_waves(longest
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.01)
 
 
-def test_tiles_are_the_canvas_without_its_margins() -> None:
+def test_tiles_are_the_picture_without_its_margins() -> None:
     # Given
     parametrization = parametrization_of(coefficients(size_px=56)[None])
     # When
@@ -132,7 +134,7 @@ def test_tiles_are_the_canvas_without_its_margins() -> None:
     assert torch.equal(tiles, whole[:, :, 24:32, 24:32])
 
 
-def test_a_canvas_of_no_coefficients_is_grey() -> None:
+def test_a_picture_of_zero_coefficients_is_grey() -> None:
     # Given / When
     whole = parametrization_of(np.zeros((1, 3, 56, 29, 2), np.float32)).whole()
     # Then
@@ -140,8 +142,8 @@ def test_a_canvas_of_no_coefficients_is_grey() -> None:
 
 
 def test_the_spectrum_of_four_pixels_is_the_one_written_out() -> None:
-    # Given frequencies 0, 1/4, 1/2 (and -1/4) cycles per pixel; the lowest there is, 1/4, and the constant term are
-    # taken down to a quarter
+    # Given frequencies of 0, 1/4, 1/2 and -1/4 cycles per pixel. The constant term and the lowest frequency, 1/4, are
+    # scaled to a quarter
     diagonal, flat, corner = 4 / math.sqrt(2), 1.0, 2 / math.sqrt(2)
     knight = 4 / math.sqrt(5)
     # When
@@ -153,16 +155,16 @@ def test_the_spectrum_of_four_pixels_is_the_one_written_out() -> None:
 
 
 def test_waves_longer_than_the_longest_are_left_out() -> None:
-    # Given a longest wave of 2.5 px: frequencies from 0.4 on are left as they are
+    # Given a longest wave of 2.5 px, so that frequencies from 0.4 on are unchanged
     # When
     plain, passed = spectrum_scale((4, 4)), spectrum_scale((4, 4), 2.5)
-    # Then the constant term and the lower frequencies are gone
+    # Then the constant term and the lower frequencies are zero
     np.testing.assert_array_equal(passed, plain * np.array([[0, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 1]]))
-    # And the longest itself is there
+    # And the longest wave itself is not
     assert (spectrum_scale((64, 64), 8.0)[0] > 0).tolist() == [False] * 8 + [True] * 25
 
 
-def test_the_longest_wave_grows_with_the_stride_until_there_is_none() -> None:
+def test_the_longest_wave_grows_with_the_stride_and_is_then_unlimited() -> None:
     # Given / When / Then
     assert [longest_wave_px(stride) for stride in (1.0, 2.0, 3.0)] == [8.0, 12.0, 27.0]
     assert longest_wave_px(4.0) == longest_wave_px(32.0) == math.inf
@@ -204,11 +206,11 @@ def test_start_coefficients_differ_by_layer() -> None:
     assert abs(np.corrcoef(plain.ravel(), changed.ravel())[0, 1]) < 0.1
 
 
-def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None:
+def test_transforms_of_a_shallow_layer_shift_the_picture_by_whole_pixels() -> None:
     # Given
     size_px, steps = 24, 6
     whole = parametrization_of(coefficients(size_px=size_px + 2 * MARGIN_PX)[None] * np.float32(30)).whole().detach()
-    transforms = views_of([0], stride=1.0, steps=steps, size_px=size_px)
+    transforms = transforms_of([0], stride=1.0, steps=steps, size_px=size_px)
     parametrization, side = whole[0].numpy(), transforms.output_px[0]
     edge = (parametrization.shape[1] - side) // 2
     shifts = set()
@@ -216,7 +218,7 @@ def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None
         # When
         seen = transforms.apply(whole, step)[0].numpy()
         assert seen.shape == (3, side, side)
-        # Then exactly one shift of up to 8 px gives it
+        # Then the output equals the picture shifted by exactly one vector of up to 8 px
         fits = [
             (down, right)
             for down in range(-8, 9)
@@ -234,20 +236,20 @@ def test_a_view_of_a_shallow_layer_is_the_canvas_moved_by_whole_pixels() -> None
 
 
 @pytest.mark.parametrize(("stride", "output_px"), [(1.0, 56), (2.0, 56), (4.0, 56), (8.0, 24), (32.0, 24)])
-def test_shallow_layers_are_shown_some_of_the_margin_too(stride: float, output_px: int) -> None:
+def test_the_input_of_shallow_layers_includes_part_of_the_margin(stride: float, output_px: int) -> None:
     # Given / When
-    transforms = views_of([0], stride=stride, size_px=24)
+    transforms = transforms_of([0], stride=stride, size_px=24)
     # Then
     assert transforms.output_px == (output_px, output_px)
     assert transforms.apply(torch.zeros(1, 3, 72, 72), 0).shape == (1, 3, output_px, output_px)
 
 
 @pytest.mark.parametrize("stride", [1.0, 4.0, 8.0])
-def test_a_picture_has_its_own_views_whatever_batch_it_is_in(stride: float) -> None:
+def test_a_pictures_transforms_do_not_depend_on_its_batch(stride: float) -> None:
     # Given
     start = np.stack([coefficients(filter_=f, size_px=72) for f in (5, 2, 9)])
     whole = parametrization_of(start).whole().detach()
-    together, alone = views_of([5, 2, 9], stride=stride), views_of([2], stride=stride)
+    together, alone = transforms_of([5, 2, 9], stride=stride), transforms_of([2], stride=stride)
     for step in range(4):
         # When
         seen = together.apply(whole, step)
@@ -259,10 +261,10 @@ def test_transforms_differ_by_step_filter_seed_and_restart() -> None:
     # Given
     whole = parametrization_of(coefficients(size_px=72)[None]).whole().detach()
     transforms = [
-        views_of([0], stride=8.0),
-        views_of([1], stride=8.0),
-        views_of([0], stride=8.0, seed=1),
-        views_of([0], stride=8.0, restart=1),
+        transforms_of([0], stride=8.0),
+        transforms_of([1], stride=8.0),
+        transforms_of([0], stride=8.0, seed=1),
+        transforms_of([0], stride=8.0, restart=1),
     ]
     # When
     seen = [one.apply(whole, step) for one in transforms for step in range(4)]
@@ -273,20 +275,20 @@ def test_transforms_differ_by_step_filter_seed_and_restart() -> None:
 @pytest.mark.parametrize(("stride", "strength"), [(2.0, 0.0), (4.2, 0.0), (8.0, 1.0), (32.0, 1.0)])
 def test_rotation_zoom_and_shift_stay_within_their_bounds(stride: float, strength: float) -> None:
     # Given
-    size_px, canvas_px = 24, 24 + 2 * MARGIN_PX
+    size_px, picture_px = 24, 24 + 2 * MARGIN_PX
     # When
-    transforms = views_of([0, 1, 2, 3], stride=stride, steps=100, size_px=size_px)
+    transforms = transforms_of([0, 1, 2, 3], stride=stride, steps=100, size_px=size_px)
     theta = transforms._theta.double()
     # Then
     linear = theta[..., :2]
     turned = torch.rad2deg(torch.atan2(linear[..., 1, 0], linear[..., 0, 0])).abs()
-    zoom = linear.det().sqrt() * canvas_px / transforms.output_px[0]
-    shift_px = theta[..., 2].abs() * canvas_px / 2
+    zoom = linear.det().sqrt() * picture_px / transforms.output_px[0]
+    shift_px = theta[..., 2].abs() * picture_px / 2
     assert turned.max() <= 10.0 * strength
     assert zoom.min() >= 1 / (1 + 0.1 * strength) - 1e-6
     assert zoom.max() <= 1 / (1 - 0.1 * strength) + 1e-6
     assert shift_px.max() <= 8 + 1e-5
-    # And they use what they have; it is a rotation, which stretches nothing
+    # And they cover most of these ranges, and the rotation is orthogonal
     assert turned.max() >= 9.0 * strength
     assert shift_px.max() > 7.5
     square = linear @ linear.mT
@@ -294,11 +296,11 @@ def test_rotation_zoom_and_shift_stay_within_their_bounds(stride: float, strengt
     torch.testing.assert_close(square[..., 0, 0], square[..., 1, 1], rtol=1e-5, atol=0)
 
 
-def test_transforms_that_turn_hardly_ever_look_beyond_the_canvas() -> None:
-    # Given a canvas that is black along its edge
+def test_transforms_that_rotate_rarely_sample_beyond_the_picture() -> None:
+    # Given a picture that is black along its edge
     whole = torch.full((1, 3, 96, 96), 255.0)
     whole[..., :1, :] = whole[..., -1:, :] = whole[..., :1] = whole[..., -1:] = 0.0
-    transforms = views_of([0], stride=8.0, steps=50, size_px=64)
+    transforms = transforms_of([0], stride=8.0, steps=50, size_px=64)
     # When
     seen = torch.cat([transforms.apply(whole, step) for step in range(50)])
     # Then
@@ -317,14 +319,14 @@ def test_a_tile_in_a_batch_of_four_is_the_tile_alone() -> None:
         assert (one.filter, one.status, one.restarts, one.error) == (other.filter, other.status, other.restarts, "")
         assert one.activation == pytest.approx(other.activation, rel=1e-4)
         assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
-        # Adam takes what noise there is in a gradient of nothing for a gradient.
+        # Adam scales float noise to whole steps where the gradient is nearly zero.
         assert np.abs(one.pixels.astype(int) - other.pixels.astype(int)).mean() < 0.1
 
 
-def test_who_else_is_in_a_batch_makes_no_difference_at_all() -> None:
+def test_a_tile_is_bit_identical_whatever_the_other_filters_of_its_batch() -> None:
     # Given
     model = network()
-    # When the middle one of each batch is the same
+    # When batches of the same size have the same filter in the middle
     one, other = (tiles_of(model, filters)[1] for filters in ([0, 3, 6], [2, 3, 5]))
     # Then
     assert np.array_equal(one.pixels, other.pixels)
@@ -332,7 +334,7 @@ def test_who_else_is_in_a_batch_makes_no_difference_at_all() -> None:
 
 
 @pytest.mark.parametrize("layer", ["0", "2", "4"])
-def test_activation_rises(layer: str) -> None:
+def test_the_activation_increases_with_the_steps(layer: str) -> None:
     # Given
     model = network()
     # When
@@ -346,7 +348,7 @@ def test_activation_rises(layer: str) -> None:
     assert ends[0] < ends[1] < ends[2]
 
 
-def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
+def test_pictures_stay_within_0_and_255_for_any_step_size() -> None:
     # Given
     start = np.stack([coefficients(filter_=f, size_px=72) for f in range(2)])
     parametrization = parametrization_of(start)
@@ -355,7 +357,7 @@ def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
     objective = maps_of(lambda pictures: layers[:3](pictures / 127.5 - 1)[:, 1])
     # When
     result = optimise_parametrization(
-        objective, parametrization, views_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0
+        objective, parametrization, transforms_of([0, 1], stride=4.0, steps=8), steps=8, learning_rate=5.0
     )
     # Then
     assert result.pictures.shape == (2, 3, 24, 24)
@@ -366,7 +368,7 @@ def test_pictures_stay_in_the_range_of_pixels_however_long_the_steps() -> None:
 
 
 def shallow() -> nn.Sequential:
-    """A stem, and behind it a layer whose map is as large."""
+    """A stem, and a layer whose map is as large as the stem's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Softplus(), nn.Conv2d(6, 8, 1))
@@ -377,13 +379,13 @@ def shallow() -> nn.Sequential:
     ("model", "layer", "longest_px"),
     [
         (network(), "2", math.inf),
-        # The stem goes by two pixels, and so does the layer behind it, whose waves may have any length.
+        # The stem has a stride of two pixels, and so has the layer after it, whose waves may have any length.
         (shallow(), "0", longest_wave_px(2.0)),
         (shallow(), "2", math.inf),
     ],
 )
-def test_the_stored_pixels_are_the_canvas_rounded(model: nn.Module, layer: str, longest_px: float) -> None:
-    # Given a step so small that it moves nothing by a grey level
+def test_the_stored_pixels_are_the_picture_rounded(model: nn.Module, layer: str, longest_px: float) -> None:
+    # Given a step that changes no pixel by a grey level
     recipe = RECIPE.model_copy(update={"steps": 1, "step_size": 1e-9})
     # When
     (tile,) = tiles_of(model, [5], recipe, layer)
@@ -419,7 +421,7 @@ def test_the_same_seed_gives_the_same_pixels_and_another_gives_others() -> None:
     assert not np.array_equal(first[0].pixels, other.pixels)
 
 
-def test_the_generators_of_the_process_are_left_alone() -> None:
+def test_the_global_random_generators_are_unchanged() -> None:
     # Given
     model = network()
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Start noise, network input and pixels, against numbers written out."""
+"""Start noise, network input and pixels, against constants."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def noise(seed: int = 1, restart: int = 0, layer: str = "features.0", filter_: i
     return images.start_noise(PictureRng(seed=seed, restart=restart, layer=layer, filter=filter_), (8, 8)).tobytes()
 
 
-def test_start_noise_is_the_contracts_stream() -> None:
+def test_start_noise_is_the_documented_random_stream() -> None:
     # Given the CRC-32 of "features.24", written out
     sequence = np.random.SeedSequence([42, 3, 511, 2849982217])
     wanted = np.random.Generator(np.random.PCG64(sequence)).random((10, 10, 3), dtype=np.float32)
@@ -74,7 +74,7 @@ def test_raw_pixels_reach_the_network_unchanged() -> None:
 
 
 def test_imagenet_preprocessing_is_torchvisions() -> None:
-    # Given one pixel per channel: black, mid grey and white
+    # Given one pixel per channel, black, mid grey and white
     pictures = torch.tensor([0.0, 127.5, 255.0]).view(1, 3, 1, 1)
     # When
     fed = images.to_network(pictures, registry.IMAGENET)
@@ -102,7 +102,7 @@ def test_preprocessing_keeps_the_pictures_type_and_passes_gradients() -> None:
 
 
 def test_preprocess_defaults_are_the_identity() -> None:
-    # Given a preprocess that states nothing, under a name that is computed
+    # Given a preprocessing with default mean and standard deviation, which is computed and not skipped as raw is
     pictures = torch.tensor([0.0, 100.0, 255.0]).view(1, 3, 1, 1)
     # When
     fed = images.to_network(pictures, Preprocess(name="model"))
@@ -120,7 +120,7 @@ def test_deprocess_gives_the_pixels_computed_by_hand() -> None:
     assert pixels.flatten().tolist() == [77, 110, 110, 110, 110, 110, 144, 144, 144, 144, 144, 177]
 
 
-def test_deprocess_clips_what_lies_far_out() -> None:
+def test_deprocess_clips_outliers() -> None:
     # Given 299 zeros and one peak of more than 17 standard deviations
     picture = np.zeros((10, 10, 3), np.float32)
     picture[0, 0, 0] = 1000
@@ -138,7 +138,7 @@ def test_deprocess_of_one_flat_grey_is_mid_grey() -> None:
     assert (pixels == 127).all()
 
 
-def test_deprocess_leaves_its_argument_alone() -> None:
+def test_deprocess_does_not_change_its_argument() -> None:
     # Given
     picture = np.arange(48, dtype=np.float32).reshape(4, 4, 3)
     before = picture.copy()

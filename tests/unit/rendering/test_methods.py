@@ -1,4 +1,4 @@
-"""Every method with every objective: finite tiles of whole pixels, which show more of what is looked for."""
+"""Every method with every objective gives finite tiles of a higher objective than the start image's."""
 
 import itertools
 from base64 import b64encode
@@ -26,10 +26,10 @@ def extra(objective: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("objective", ["filter", "neuron", "direction", "deepdream"])
-def test_every_method_rises_every_objective(method: str, objective: str) -> None:
+def test_every_method_increases_every_objective(method: str, objective: str) -> None:
     # Given
     layers = network(nn.SiLU())
-    # Phases alone hardly move the mean of a shallow map.
+    # The phases hardly change the mean of a shallow layer's map.
     further: dict[str, Any] = {"steps": 60, "step_size": 0.05} if method == "maco" else {}
     for negative, grey in itertools.product((False, True), repeat=2):
         recipe = recipe_of(
@@ -38,7 +38,7 @@ def test_every_method_rises_every_objective(method: str, objective: str) -> None
         )  # fmt: skip
         # When
         (tile,) = tiles_of(layers, [0 if objective == "deepdream" else 3], recipe)
-        # Then what is climbed has risen, which is minus the objective where that is to fall
+        # Then the activation has increased; a negative objective is recorded with its sign changed
         assert (tile.error, tile.status) == ("", "live")
         assert tile.pixels.shape == (17, 22, 3)
         assert tile.pixels.dtype == np.uint8
@@ -48,7 +48,7 @@ def test_every_method_rises_every_objective(method: str, objective: str) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_everything_at_once(method: str) -> None:
+def test_all_options_work_together(method: str) -> None:
     # Given
     recipe = recipe_of(
         method, objective="neuron", negative=True, diversity=2, grey=True, height_px=17, width_px=22, frames=3,
@@ -66,7 +66,7 @@ def test_everything_at_once(method: str) -> None:
 
 
 @pytest.mark.parametrize("objective", ["filter", "neuron", "direction", "deepdream"])
-def test_the_precision_that_is_asked_for_is_recorded_and_changes_little(objective: str) -> None:
+def test_the_precision_is_recorded_and_changes_the_result_little(objective: str) -> None:
     # Given
     layers = network()
     recipe = recipe_of("fourier", objective=objective, **extra(objective))
@@ -77,7 +77,7 @@ def test_the_precision_that_is_asked_for_is_recorded_and_changes_little(objectiv
     # Then
     for one, other in zip(whole, half, strict=True):
         assert (one.precision, other.precision) == ("fp32", "bf16")
-        assert one.start_activation == other.start_activation  # which is looked at in fp32 either way
+        assert one.start_activation == other.start_activation  # computed in fp32 in both
         assert other.activation == pytest.approx(one.activation, rel=0.1, abs=0.02)
         assert other.activation > other.start_activation
 

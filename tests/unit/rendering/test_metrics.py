@@ -1,4 +1,4 @@
-"""The numbers behind ``filterfarm quality``, against hand-made answers and NumPy's."""
+"""The measures of ``filterfarm quality``, against values worked out by hand and NumPy's."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def network() -> nn.Module:
-    """Two colour filters behind a batch-norm: red less green, and twice blue, which the norm multiplies away."""
+    """Two colour filters behind a batch-norm: red minus green, and twice blue, which the norm scales to zero."""
     conv = nn.Conv2d(3, 2, 1, bias=False)
     conv.weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 2.0]])[:, :, None, None]
     norm = nn.BatchNorm2d(2, eps=0.0)
@@ -32,7 +32,7 @@ def probe(*, tap: str = "activation", preprocess: Preprocess = RAW, batch: int =
 
 
 def plain(*colours: tuple[int, int, int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """A picture of one colour for each."""
+    """One picture of a single colour for each."""
     return np.array(colours, np.uint8)[:, None, None, :].repeat(8, axis=1).repeat(8, axis=2)
 
 
@@ -47,61 +47,61 @@ def wave(
 def test_a_response_is_the_mean_of_the_map_after_the_activation_function() -> None:
     # Given pictures of one colour, of which a filter's map is known: relu((red - green) / 2 + 1) and relu(3)
     pictures = plain((10, 4, 0), (4, 10, 200), (0, 0, 0))
-    # When they are shown to the layer
+    # When the layer's responses are computed
     responses = probe().responses(pictures)
-    # Then that is what comes back, a row for each picture
+    # Then they are these values, one row per picture
     assert responses.tolist() == [[4.0, 3.0], [0.0, 3.0], [1.0, 3.0]]
 
 
-def test_the_tap_of_the_convolution_is_seen_before_what_works_in_place_behind_it() -> None:
+def test_the_output_of_the_convolution_is_read_before_operations_in_place_change_it() -> None:
     assert probe(tap="conv").responses(plain((4, 10, 200))).tolist() == [[-6.0, 400.0]]
 
 
-def test_pictures_are_fed_as_the_recipe_says() -> None:
-    # Given a recipe that halves what is fed, in units of 255
+def test_pictures_are_preprocessed_as_in_the_recipe() -> None:
+    # Given a preprocessing that divides pixels by 510
     preprocess = Preprocess(name="model", mean=(0.0, 0.0, 0.0), std=(2.0, 2.0, 2.0))
-    # When red is shown to the bare convolution
+    # When the convolution's own responses to one colour are computed
     responses = probe(tap="conv", preprocess=preprocess).responses(plain((255, 0, 51)))
-    # Then it sees red as a half, and blue as a tenth, twice
+    # Then red is a half, and blue twice a tenth
     np.testing.assert_allclose(responses, [[0.5, 0.2]], rtol=1e-6)
 
 
-def test_batches_change_nothing() -> None:
+def test_the_batch_size_does_not_change_the_responses() -> None:
     # Given seven pictures of noise
     pictures = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
-    # When they are shown one by one, three at a time and all at once
+    # When they are computed one by one, three at a time and all at once
     one, three, all_ = (probe(batch=batch).responses(pictures) for batch in (1, 3, 7))
-    # Then the answers are the same, and NumPy's
+    # Then the responses are the same, and equal to NumPy's
     red_less_green = pictures[..., 0].astype(float) - pictures[..., 1]
     wanted = np.maximum(red_less_green / 2 + 1, 0).mean(axis=(1, 2))
     for responses in (one, three, all_):
         np.testing.assert_allclose(responses[:, 0], wanted, rtol=1e-5)
 
 
-def test_a_filter_that_its_norm_multiplies_away_is_inert() -> None:
+def test_a_filter_whose_norm_scales_it_to_zero_is_inert() -> None:
     assert probe().inert.tolist() == [False, True]
 
 
-def test_a_layer_that_is_none_is_an_error_of_its_own() -> None:
+def test_an_unknown_layer_is_an_error() -> None:
     model = network()
     with pytest.raises(UnknownLayer):
         LayerProbe(model, tracing.trace(model), "9", recipe_of(preprocess=RAW), CPU)
 
 
 def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:
-    # Given four tiles: the first two excite their own filter most, the third is beaten, the fourth ties with the first
+    # Given four tiles. The first two excite their own filter most, the third is exceeded, and the fourth has an equal.
     own = np.array([[5, 1, 3, 2], [4, 2, 0, 0], [0, 1, 2, 1], [1, 0, 0, 2]], np.float32)
     # Then the third is not identified
     assert metrics.identified(own).tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize(("behind", "is_identified"), [(0.0009, True), (0.0011, False)])
-def test_a_tile_may_be_behind_by_what_eight_bits_do_to_it(behind: float, is_identified: bool) -> None:
+def test_a_tile_is_identified_within_the_rounding_error_of_eight_bits(behind: float, is_identified: bool) -> None:
     own = np.array([[6 * (1 - behind), 1, 0], [6, 2, 0], [0, 0, 1]])
     assert metrics.identified(own).tolist() == [is_identified, True, True]
 
 
-def test_pictures_that_are_all_the_same_identify_nobody() -> None:
+def test_equal_pictures_identify_no_filter() -> None:
     own = np.tile(np.array([3.0, 1.0, 2.0]), (3, 1))
     assert metrics.identified(own).tolist() == [False, False, False]
 
@@ -114,7 +114,7 @@ def test_a_filter_that_no_tile_excites_is_not_identified() -> None:
 def test_selectivity_is_own_activation_over_the_best_other() -> None:
     # Given a filter excited twice as much by its own tile, one half as much, one by its own alone, and one by none
     own = np.array([[4, 6, 0, 0], [2, 3, 0, 0], [1, 1, 7, 0], [0, 0, -1, -2]], np.float32)
-    # Then that is said
+    # Then the selectivities are these ratios
     assert metrics.selectivity(own).tolist() == [2.0, 0.5, np.inf, 0.0]
 
 
@@ -133,7 +133,7 @@ def test_power_is_the_square_of_the_amplitude() -> None:
     assert metrics.high_frequency(pictures)[0] == pytest.approx(0.2, abs=5e-3)
 
 
-def test_white_noise_has_its_power_everywhere() -> None:
+def test_white_noise_has_equal_power_at_all_frequencies() -> None:
     # Given white noise
     pictures = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
     # Then the share is that of the plane of frequencies outside the circle: 1 - pi / 16
@@ -141,7 +141,7 @@ def test_white_noise_has_its_power_everywhere() -> None:
 
 
 def test_a_plain_picture_has_no_power_and_a_ramp_none_that_is_fine() -> None:
-    # Given one colour, and a ramp from black to white, whose jump at the edge is no part of the picture
+    # Given one colour, and a ramp from black to white, whose edges differ by a step that the window suppresses
     ramp = np.broadcast_to(np.linspace(0, 255, 64)[None, :, None], (64, 64, 3))
     pictures = np.stack([np.full((64, 64, 3), 77), ramp]).astype(np.uint8)
     # Then neither has fine detail
@@ -170,29 +170,29 @@ def test_the_spectrum_is_the_sum_over_all_pixels_of_the_definition() -> None:
 
 
 def test_similarity_is_one_for_the_same_and_zero_on_average() -> None:
-    # Given what twelve tiles do to five filters
+    # Given the responses of five filters to twelve tiles
     ours = np.random.default_rng(3).normal(5, 1, (12, 5)).astype(np.float32)
     # When they are compared with themselves
     cosines = metrics.similarity(ours, ours)
-    # Then each is like itself, and what they have in common does not make them alike
+    # Then each has a similarity of one with itself, and the common mean adds none between different tiles
     assert np.diagonal(cosines) == pytest.approx(1.0)
     assert np.abs(cosines.mean()) < 0.1
     assert cosines.min() >= -1.0 - 1e-9
 
 
 def test_similarity_is_the_cosine_of_standard_scores() -> None:
-    # Given two sets of responses, with one filter that is loud and one that says nothing
+    # Given two sets of responses, with one filter of large responses and one of none
     generator = np.random.default_rng(4)
     ours, theirs = (generator.normal(0, [1, 1, 1000, 0], (3, 4)) + [0, 7, 0, 2] for _ in range(2))
     # When their similarity is worked out by hand for the first of ours and the third of theirs
     both = np.concatenate([ours, theirs])[:, :3]
     scores = (both - both.mean(axis=0)) / both.std(axis=0)
     wanted = scores[0] @ scores[5] / np.sqrt((scores[0] @ scores[0]) * (scores[5] @ scores[5]))
-    # Then it is that
+    # Then the matrix has the same value
     assert metrics.similarity(ours.astype(np.float32), theirs.astype(np.float32))[0, 2] == pytest.approx(
         wanted, abs=1e-4
     )
 
 
-def test_tiles_that_do_nothing_to_the_layer_are_like_none() -> None:
+def test_tiles_that_excite_no_filter_are_similar_to_none() -> None:
     assert metrics.similarity(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)).tolist() == [[0, 0], [0, 0]]

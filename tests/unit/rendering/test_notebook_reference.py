@@ -1,6 +1,6 @@
 """The notebook method against a second, plain implementation that shares no code with ours.
 
-The reference is written the way the notebook is: one filter at a time, the layer unsliced, nothing batched.
+The reference is written the way the notebook is: one filter at a time, with the unsliced layer and without batches.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from producer.collector.contact_sheet import sheet
 from tests.recipes import RAW, recipe_of
-from tests.unit.rendering.ascents import optimise, seen_by
+from tests.unit.rendering.ascents import filter_objective, optimise
 from workers.contract.job import Grid
 from workers.contract.recipe import Recipe
 from workers.networks import tracing
@@ -32,8 +32,8 @@ CPU = torch.device("cpu")
 #: The notebook feeds raw pixels and rescues no filters.
 BARE: dict[str, Any] = {"preprocess": RAW, "rescue": False}
 
-#: A sliced convolution adds the same products in another order than the whole one, and a picture that ends a hair's
-#: breadth beside a whole number is truncated to its neighbour. So a pixel may differ by one grey level, and few may.
+#: A sliced convolution adds the same products in another order than the whole one, and values within float noise of a
+#: whole number are truncated to either neighbour. So a small share of the pixels may differ by one grey level.
 MAX_GREY_LEVELS = 1
 MAX_SHARE = 0.01
 
@@ -44,7 +44,9 @@ def reference_start(layer: str, filter_: int, size_px: int, seed: int) -> "NDArr
     return noise * 20 + 128
 
 
-def reference_rise(network: nn.Module, filter_: int, start: torch.Tensor, steps: int, step_size: float) -> torch.Tensor:
+def reference_optimise(
+    network: nn.Module, filter_: int, start: torch.Tensor, steps: int, step_size: float
+) -> torch.Tensor:
     picture = start  # (1, 3, H, W)
     for _ in range(steps):
         picture = picture.detach().requires_grad_(True)
@@ -65,7 +67,7 @@ def reference_deprocess(picture: "NDArray[np.float32]") -> "NDArray[np.uint8]":
 def reference_tile(network: nn.Module, layer: str, filter_: int, recipe: Recipe) -> "NDArray[np.uint8]":
     start = reference_start(layer, filter_, recipe.height_px, recipe.seed)
     planes = torch.from_numpy(start.transpose(2, 0, 1)[None].copy())
-    result = reference_rise(network, filter_, planes, recipe.steps, recipe.step_size)
+    result = reference_optimise(network, filter_, planes, recipe.steps, recipe.step_size)
     return reference_deprocess(result[0].numpy().transpose(1, 2, 0))
 
 
@@ -80,7 +82,7 @@ def reference_sheet(tiles: "list[NDArray[np.uint8]]", size_px: int, margin_px: i
 
 
 def live_filters(network: nn.Module, layer: str, channels: int, size_px: int, seed: int) -> list[int]:
-    """Filters that answer to their own start noise, as the plain network sees it."""
+    """Filters that their own start noise activates in the plain network."""
     starts = np.stack([reference_start(layer, filter_, size_px, seed) for filter_ in range(channels)])
     with torch.no_grad():
         maps = network(torch.from_numpy(starts.transpose(0, 3, 1, 2).copy()))
@@ -94,8 +96,8 @@ def assert_same_pixels(got: "NDArray[np.uint8]", wanted: "NDArray[np.uint8]") ->
 
 
 def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -> nn.Sequential:
-    """Three layers; ``smooth`` is for single precision, where a ReLU or a maximum within float noise of a tie takes
-    the other branch, and the picture another path."""
+    """Three layers. ``smooth`` is for single precision, in which float noise decides a ReLU or a maximum near a tie,
+    so that pictures diverge."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         network = nn.Sequential(
@@ -116,7 +118,7 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
 
 
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
-def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str, end: int) -> None:
+def test_forty_steps_in_double_precision_equal_the_reference(layer: str, end: int) -> None:
     # Given
     network = small_network(torch.float64)
     filters = [5, 0, 5]
@@ -124,14 +126,14 @@ def test_forty_steps_in_double_precision_end_where_the_reference_ends(layer: str
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = LayerExtractor(network, tracing.trace(network), layer, "activation").slice(torch.tensor(filters))
-    result = optimise(seen_by(tap), start, steps=40)
+    result = optimise(filter_objective(tap), start, steps=40)
     # Then
-    wanted = [reference_rise(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
+    wanted = [reference_optimise(network[:end], f, start[b : b + 1], 40, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(result.pictures, torch.cat(wanted), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layer", "end"), [("0", 2), ("3", 6), ("6", 7)])
-def test_tiles_of_a_small_network_are_the_references(layer: str, end: int) -> None:
+def test_tiles_of_a_small_network_equal_the_reference(layer: str, end: int) -> None:
     # Given
     network = small_network(smooth=True)
     recipe = recipe_of(**BARE, size_px=32, steps=10)
@@ -152,7 +154,7 @@ def test_tiles_of_a_small_network_are_the_references(layer: str, end: int) -> No
         ("features.10", 12, 32, 32, 2, 1.0),
     ],
 )
-def test_tiles_of_vgg16_are_the_references(
+def test_tiles_of_vgg16_equal_the_reference(
     vgg16: tuple[nn.Module, fx.Graph], layer: str, end: int, channels: int, size_px: int, steps: int, step_size: float
 ) -> None:
     # Given
@@ -169,8 +171,8 @@ def test_tiles_of_vgg16_are_the_references(
         assert_same_pixels(tile.pixels, reference_tile(features[:end], layer, tile.filter, recipe))
 
 
-def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: tuple[nn.Module, fx.Graph]) -> None:
-    # Given ten convolutions, which in single precision grow the smallest difference to several grey levels
+def test_deep_in_vgg16_the_ascent_in_double_precision_equals_the_reference(vgg16: tuple[nn.Module, fx.Graph]) -> None:
+    # Given ten convolutions, which in single precision amplify rounding errors to several grey levels
     features = copy.deepcopy(vgg16[0].get_submodule("features")).double()
     assert isinstance(features, nn.Sequential)
     filters = live_filters(vgg16[0].features[:26], "features.24", 32, 32, 3)[:2]  # type: ignore[index, arg-type]
@@ -178,13 +180,13 @@ def test_deep_in_vgg16_the_ascent_in_double_precision_is_the_references(vgg16: t
     start = torch.from_numpy(starts.astype(np.float64))
     # When
     tap = LayerExtractor(features, tracing.trace(features), "24", "activation").slice(torch.tensor(filters))
-    result = optimise(seen_by(tap), start, steps=3)
+    result = optimise(filter_objective(tap), start, steps=3)
     # Then
-    wanted = [reference_rise(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
+    wanted = [reference_optimise(features[:26], f, start[b : b + 1], 3, 1.0) for b, f in enumerate(filters)]
     torch.testing.assert_close(result.pictures, torch.cat(wanted), rtol=0, atol=1e-5)
 
 
-def test_activations_are_the_means_of_the_references_maps() -> None:
+def test_activations_are_the_means_of_the_reference_maps() -> None:
     # Given
     network = small_network()
     recipe = recipe_of(**BARE, size_px=24, steps=5)
@@ -193,12 +195,12 @@ def test_activations_are_the_means_of_the_references_maps() -> None:
     # When
     (tile,) = render(network, tracing.trace(network), "0", [filter_], recipe, CPU)
     # Then
-    end = reference_rise(network[:2], filter_, start, 5, 1.0)
+    end = reference_optimise(network[:2], filter_, start, 5, 1.0)
     assert tile.start_activation == pytest.approx(float(network[:2](start)[0, filter_].mean()), rel=1e-5)
     assert tile.activation == pytest.approx(float(network[:2](end)[0, filter_].mean()), rel=1e-5)
 
 
-def test_the_start_image_is_the_references() -> None:
+def test_the_start_image_equals_the_reference() -> None:
     # Given
     layer, filter_, size_px, seed = "features.17", 200, 40, 9
     # When
@@ -207,7 +209,7 @@ def test_the_start_image_is_the_references() -> None:
     assert np.array_equal(images.notebook_start(noise), reference_start(layer, filter_, size_px, seed))
 
 
-def test_deprocess_is_the_references() -> None:
+def test_deprocess_equals_the_reference() -> None:
     # Given
     generator = np.random.default_rng(5)
     pictures = generator.normal(140, 30, (20, 16, 16, 3)).astype(np.float32)
@@ -219,7 +221,7 @@ def test_deprocess_is_the_references() -> None:
 
 
 @pytest.mark.parametrize("size_px", [9, 64])
-def test_the_sheet_is_the_notebooks(size_px: int) -> None:
+def test_the_sheet_equals_the_notebooks(size_px: int) -> None:
     # Given
     generator = np.random.default_rng(1)
     tiles = [generator.integers(0, 256, (size_px, size_px, 3), np.uint8) for _ in range(64)]
@@ -231,7 +233,7 @@ def test_the_sheet_is_the_notebooks(size_px: int) -> None:
     assert np.array_equal(parametrization, reference_sheet(tiles, size_px, 5))
 
 
-def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_live() -> None:
+def test_a_rendered_sheet_of_64_filters_equals_the_reference_at_live_filters() -> None:
     # Given
     network = small_network()
     recipe = recipe_of(**BARE, size_px=16, steps=3)
@@ -245,7 +247,7 @@ def test_a_rendered_sheet_of_64_filters_is_the_references_wherever_filters_are_l
     assert_same_pixels(parametrization, wanted)
 
 
-def test_filters_alive_at_the_start_are_bit_identical_with_and_without_rescue() -> None:
+def test_filters_active_on_the_start_image_are_bit_identical_with_and_without_rescue() -> None:
     # Given
     network = small_network()
     bare, rescuing = (recipe_of(preprocess=RAW, size_px=16, steps=3, rescue=rescue) for rescue in (False, True))

@@ -1,4 +1,4 @@
-"""What is climbed: each objective against the whole, unsliced network, and against sums written out."""
+"""Each objective against the whole, unsliced network, and against sums written out."""
 
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from workers.rendering.objectives import LayerResponse, objective
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Rectangular, and so that maps are odd in one direction and even in the other: (9, 10) and (10, 9).
+#: Rectangular, with maps that are odd in one direction and even in the other: (9, 10) and (10, 9).
 SIZES = [(21, 24), (23, 22)]
 
 
@@ -40,7 +40,7 @@ def mixed(count: int, seed: int = 0) -> "NDArray[np.float32]":
     return np.random.default_rng(seed).normal(size=(count, CHANNELS)).astype(np.float32)
 
 
-def looked_at(layers: nn.Module, filters: list[int], recipe: Recipe, seen: torch.Tensor) -> LayerResponse:
+def responses(layers: nn.Module, filters: list[int], recipe: Recipe, seen: torch.Tensor) -> LayerResponse:
     return objective(tap_of(layers, tap=recipe.tap), filters, recipe, CPU)(seen, None)
 
 
@@ -59,7 +59,7 @@ def test_a_neuron_is_one_unit_of_its_filters_map(size_px: tuple[int, int], place
     # Given
     layers, seen, filters = network(), pictures(3, size_px), [5, 0, 5]
     # When
-    found = looked_at(layers, filters, recipe_of(objective="neuron", neuron=place), seen)
+    found = responses(layers, filters, recipe_of(objective="neuron", neuron=place), seen)
     # Then
     maps, unactivated = maps_after(layers, seen), maps_before(layers, seen)
     row, column = place or {(21, 24): (4, 5), (23, 22): (5, 4)}[size_px]
@@ -70,14 +70,14 @@ def test_a_neuron_is_one_unit_of_its_filters_map(size_px: tuple[int, int], place
     np.testing.assert_allclose(found.pre_activation[:, 0, 0], wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_neuron_moves_only_the_pixels_that_it_sees() -> None:
-    # Given the unit in row 2, column 3 of a map whose units see 7 x 7 pixels, each 2 further than the last
+def test_a_neuron_changes_only_the_pixels_of_its_receptive_field() -> None:
+    # Given the unit in row 2, column 3 of a map with receptive fields of 7 x 7 pixels and a stride of 2
     layers = network()
     recipe = recipe_of(objective="neuron", neuron=(2, 3), height_px=24, width_px=24)
     # When
     (tile,) = tiles_of(layers, [1], recipe)
     (still,) = tiles_of(layers, [1], recipe_of(steps=1, step_size=1e-12, height_px=24, width_px=24))
-    # Then it began as the same noise, and what it does not see has lost nothing but contrast
+    # Then the start image is the same, and pixels outside the receptive field differ in contrast alone
     seen = np.zeros((24, 24), bool)
     seen[3:10, 5:12] = True
     before, after = still.pixels.astype(float), tile.pixels.astype(float)
@@ -87,11 +87,11 @@ def test_a_neuron_moves_only_the_pixels_that_it_sees() -> None:
 
 
 @pytest.mark.parametrize("tap", ["activation", "conv"])
-def test_negative_is_minus_what_the_filter_is_before_its_activation_function(tap: str) -> None:
+def test_negative_is_minus_the_pre_activation(tap: str) -> None:
     # Given
     layers, seen, filters = network(nn.ReLU(inplace=True)), pictures(2), [3, 6]
     # When
-    found = looked_at(layers, filters, recipe_of(negative=True, tap=tap), seen)
+    found = responses(layers, filters, recipe_of(negative=True, tap=tap), seen)
     # Then
     whole = maps_before(layers, seen) if tap == "activation" else layers[:3](fed(seen)).numpy()
     wanted = np.stack([-whole[b, f] for b, f in enumerate(filters)])
@@ -100,13 +100,13 @@ def test_negative_is_minus_what_the_filter_is_before_its_activation_function(tap
 
 
 @pytest.mark.parametrize("method", ["notebook", "fourier", "maco", "pixel"])
-def test_what_a_negative_tile_minimises_really_falls(method: str) -> None:
+def test_a_negative_tile_decreases_its_objective(method: str) -> None:
     # Given
     layers = network(nn.ReLU(inplace=True))
     recipe = recipe_of(method, negative=True)
     # When
     tiles = tiles_of(layers, [0, 3, 6], recipe)
-    # Then the filter is less on the stored pixels than it was on the start image
+    # Then the filter's pre-activation is lower on the stored pixels than on the start image
     for tile in tiles:
         stored = float(layers[:BEFORE](fed(tile.pixels))[0, tile.filter].mean())
         assert tile.status == "live"
@@ -121,8 +121,8 @@ def test_every_objective_can_be_negative(objective_: str) -> None:
     layers, seen = network(nn.ReLU(inplace=True)), pictures(1)
     extra: dict[str, Any] = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
     # When
-    plain = looked_at(layers, [0], recipe_of(objective=objective_, **extra), seen)
-    negative = looked_at(layers, [0], recipe_of(objective=objective_, negative=True, **extra), seen)
+    plain = responses(layers, [0], recipe_of(objective=objective_, **extra), seen)
+    negative = responses(layers, [0], recipe_of(objective=objective_, negative=True, **extra), seen)
     # Then
     assert torch.equal(negative.activation, -plain.pre_activation)
     assert torch.equal(negative.pre_activation, -plain.pre_activation)
@@ -132,7 +132,7 @@ def test_a_direction_is_the_weighted_sum_of_all_maps() -> None:
     # Given
     layers, seen, rows = network(nn.ReLU(inplace=True)), pictures(3), mixed(4)
     # When
-    found = looked_at(layers, [2, 0, 2], recipe_of(objective="direction", directions=directions(rows)), seen)
+    found = responses(layers, [2, 0, 2], recipe_of(objective="direction", directions=directions(rows)), seen)
     # Then
     for maps, got in ((maps_after(layers, seen), found.activation), (maps_before(layers, seen), found.pre_activation)):
         for picture, direction in enumerate([2, 0, 2]):
@@ -140,8 +140,8 @@ def test_a_direction_is_the_weighted_sum_of_all_maps() -> None:
             np.testing.assert_allclose(got[picture], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_channels_of_no_weight_change_nothing_not_even_where_they_are_no_numbers() -> None:
-    # Given two directions, neither of which weighs the channels 1 and 4
+def test_channels_of_zero_weight_change_nothing_even_if_they_are_nan() -> None:
+    # Given two directions with zero weights for channels 1 and 4
     rows = mixed(2)
     rows[:, [1, 4]] = 0.0
     rows[0, 2] = 0.0
@@ -159,7 +159,7 @@ def test_channels_of_no_weight_change_nothing_not_even_where_they_are_no_numbers
 
 @pytest.mark.parametrize("method", ["notebook", "fourier"])
 def test_a_direction_of_one_channel_is_that_filters_tile(method: str) -> None:
-    # Given directions that are numbered as their only channel is
+    # Given directions of one channel each, whose number is the channel's
     layers, filters = network(), [6, 1, 3]
     rows = np.eye(CHANNELS, dtype=np.float32)
     # When
@@ -173,7 +173,7 @@ def test_deepdream_is_the_mean_square_of_all_maps() -> None:
     # Given
     layers, seen = network(nn.ReLU(inplace=True)), pictures(2)
     # When
-    found = looked_at(layers, [0, 0], recipe_of(objective="deepdream"), seen)
+    found = responses(layers, [0, 0], recipe_of(objective="deepdream"), seen)
     # Then
     wanted = (maps_after(layers, seen).astype(np.float64) ** 2).mean(axis=1)
     np.testing.assert_allclose(found.activation, wanted, rtol=1e-4)
@@ -198,7 +198,7 @@ def test_a_batch_equals_its_tiles_rendered_alone(method: str, objective_: str, n
 
 
 @pytest.mark.parametrize("objective_", ["filter", "neuron", "direction", "deepdream"])
-def test_a_seed_gives_the_same_pixels_again_and_another_gives_others(objective_: str) -> None:
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_gives_others(objective_: str) -> None:
     # Given
     layers = network()
     extra: dict[str, Any] = {"directions": directions(mixed(1))} if objective_ == "direction" else {}
@@ -232,8 +232,8 @@ def test_the_stored_activation_is_the_objective_on_the_stored_pixels(objective_:
     assert tile.stored_activation == pytest.approx(float(wanted[objective_]), rel=1e-4)
 
 
-def test_a_direction_of_sleeping_channels_is_rescued_and_one_of_dead_channels_is_marked_dead() -> None:
-    # Given channel 0 active, channel 2 inactive on the start image, and channel 5, permanently dead
+def test_a_direction_of_inactive_channels_is_rescued_and_one_that_no_picture_activates_is_dead() -> None:
+    # Given channel 0, active, channel 2, inactive on the start image, and channel 5, inactive on every image
     layers = network(nn.ReLU(inplace=True))
     norm = layers[3]
     assert isinstance(norm, nn.BatchNorm2d)

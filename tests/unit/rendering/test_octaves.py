@@ -1,4 +1,4 @@
-"""Octaves against a second implementation of Keras's conv_filter_visualization.py of 2019; frames of the way."""
+"""Octaves against a second implementation of Keras's conv_filter_visualization.py of 2019, and animation frames."""
 
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,12 @@ def script_deprocess(picture: "NDArray[np.float32]") -> "NDArray[np.uint8]":
 
 
 def script_process(pixels: "NDArray[np.uint8]", former: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """``process_image``: what undoes ``script_deprocess``, by the mean and deviation that the picture had."""
+    """``process_image``: the inverse of ``script_deprocess``, with the mean and deviation of the picture before it."""
     return ((pixels / 255 - 0.5) * 4 * former.std() + former.mean()).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def script_picture(layers: nn.Sequential, filter_: int, recipe: Recipe) -> "NDArray[np.float32]":
-    """The picture (H, W, 3) at the end of the script, before it is made pixels."""
+    """The picture (H, W, 3) at the end of the script, before rounding to pixels."""
     sizes = sizes_of(recipe)
     bits = np.random.PCG64(np.random.SeedSequence([recipe.seed, 0, filter_, zlib.crc32(LAYER.encode())]))
     noise = np.random.Generator(bits).random((*sizes[0], 3), dtype=np.float32)
@@ -74,14 +74,14 @@ def script_picture(layers: nn.Sequential, filter_: int, recipe: Recipe) -> "NDAr
 
 @pytest.mark.parametrize("size_px", [(36, 36), (30, 43), (41, 28)])
 @pytest.mark.parametrize("quiet", [1.0, 1e-4])
-def test_tiles_in_octaves_are_those_of_the_script(size_px: tuple[int, int], quiet: float) -> None:
-    # Given a network, or one whose gradients are as small as in large pictures
+def test_tiles_in_octaves_equal_those_of_the_script(size_px: tuple[int, int], quiet: float) -> None:
+    # Given a network, in one case with gradients as small as those of large pictures
     layers, recipe = network(nn.Identity()), octaves_of(size_px, steps=4, step_size=2.0)
     for name in ("weight", "bias"):
         getattr(layers[3], name).mul_(quiet)
     # When
     tiles = tiles_of(layers, [3, 6], recipe)
-    # Then; float noise turns into a grey level on the way, once in each octave
+    # Then they differ by at most one grey level per octave, which is float noise
     for tile in tiles:
         wanted = script_deprocess(script_picture(layers, tile.filter, recipe))
         assert tile.pixels.shape == (*size_px, 3)
@@ -92,7 +92,7 @@ def test_tiles_in_octaves_are_those_of_the_script(size_px: tuple[int, int], quie
 
 
 @pytest.mark.parametrize(("octaves", "scale"), [(2, 1.5), (5, 1.2)])
-def test_sizes_grow_as_the_script_has_them(octaves: int, scale: float) -> None:
+def test_sizes_grow_as_in_the_script(octaves: int, scale: float) -> None:
     # Given / When
     recipe = octaves_of((60, 37), octaves=octaves, octave_scale=scale)
     # Then
@@ -107,7 +107,7 @@ def test_the_sizes_of_the_script_itself() -> None:
     assert [height for height, _ in recipe.octave_px] == [79, 95, 114, 137, 165, 198, 238, 286, 343]
 
 
-def test_one_octave_is_the_notebook() -> None:
+def test_one_octave_is_the_notebooks_method() -> None:
     # Given
     layers = network()
     # When
@@ -117,7 +117,7 @@ def test_one_octave_is_the_notebook() -> None:
     assert recipe_of().octave_px == ((20, 20),)
 
 
-def test_the_activation_is_of_the_picture_in_full_size_and_the_start_of_the_smallest() -> None:
+def test_the_activation_is_that_of_the_full_size_and_the_start_activation_that_of_the_smallest() -> None:
     # Given
     layers, recipe = network(), octaves_of((30, 43))
     # When
@@ -156,7 +156,7 @@ def test_work_counts_octaves_by_their_area() -> None:
 
 
 def test_an_enlarged_picture_keeps_its_mean_and_contrast() -> None:
-    # Given a soft picture, which bicubic interpolation takes little from
+    # Given a smooth picture, which bicubic interpolation changes little
     y, x = np.mgrid[:20, :24]
     picture = np.stack([np.sin(y / 5), np.cos(x / 6), np.sin((x + y) / 7)], axis=2).astype(np.float32) * 30 + 100
     # When
@@ -171,7 +171,7 @@ def test_an_enlarged_picture_keeps_its_mean_and_contrast() -> None:
     )  # fmt: skip
 
 
-def test_pixels_at_their_own_size_are_left_alone() -> None:
+def test_resizing_to_the_same_size_changes_nothing() -> None:
     # Given
     pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
     # When / Then
@@ -188,19 +188,19 @@ def test_pixels_at_their_own_size_are_left_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["notebook", "fourier"])
-def test_frames_are_evenly_spread_pictures_of_the_way(
+def test_frames_are_evenly_spaced_intermediate_pictures(
     method: str, changes: dict[str, int], places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given an ascent that does not slow down before its end, for which fewer steps are the beginning of more
+    # Given a constant learning rate, so that a shorter optimisation is the beginning of a longer one
     monkeypatch.setattr(optimization, "_FINAL_SHARE", 1e-9)
     layers, stream = network(), PictureRng(seed=3, restart=0, layer=LAYER, filter=3)
     recipe = recipe_of(method, **changes)
-    # What Lucid's method climbs early on depends on the number of steps, where there is an activation function.
+    # With an activation function, the early objective of Lucid's method depends on the number of steps.
     tap = tap_of(layers, tap="activation" if method == "notebook" else "conv")
     look = objective(tap, [3], recipe, CPU)
     # When
     (frames,) = render_batch(look, [stream], recipe, tap, CPU).frames
-    # Then each is the tile of so many steps; Lucid's transforms are drawn for all steps, so fewer begin with the same
+    # Then each equals the tile of as many steps. A shorter optimisation has the first of Lucid's transforms.
     assert len(frames) == recipe.frames
     for frame, steps in zip(frames, places, strict=True):
         shorter = recipe.model_copy(update={"steps": steps, "frames": 0})
@@ -209,7 +209,7 @@ def test_frames_are_evenly_spread_pictures_of_the_way(
 
 
 @pytest.mark.parametrize("method", ["notebook", "fourier", "maco", "pixel"])
-def test_the_last_frame_is_the_tile_and_asking_for_frames_does_not_change_it(method: str) -> None:
+def test_the_last_frame_is_the_tile_and_frames_do_not_change_it(method: str) -> None:
     # Given
     layers = network()
     # When
@@ -251,8 +251,8 @@ def test_more_frames_than_steps_are_refused() -> None:
     assert octaves_of((30, 43), steps=3, frames=9).frames == 9
 
 
-def test_a_neuron_is_the_middle_of_every_octave_and_has_no_other_place() -> None:
-    # Given a map of 13 x 20 in full size, and smaller ones before
+def test_a_neuron_is_in_the_middle_of_every_octave_and_any_other_place_is_refused() -> None:
+    # Given a map of 13 x 20 in full size, and smaller ones in the octaves before
     layers, recipe = network(), octaves_of((30, 43), objective="neuron", step_size=4.0)
     # When
     (tile,) = tiles_of(layers, [3], recipe)

@@ -1,4 +1,4 @@
-"""The ascent: it climbs, and every picture of a batch climbs alone."""
+"""Gradient ascent: it increases the objective, and the pictures of a batch do not influence each other."""
 
 import math
 
@@ -25,7 +25,7 @@ def start(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 20 + 128
 
 
-def test_activation_rises_with_every_step() -> None:
+def test_the_activation_increases_with_every_step() -> None:
     # Given
     layers, pictures = network(), start(2)
     # When
@@ -38,7 +38,7 @@ def test_activation_rises_with_every_step() -> None:
         assert (later > earlier).all()
 
 
-def test_no_step_leaves_the_start_image() -> None:
+def test_zero_steps_return_the_start_image() -> None:
     # Given
     layers, pictures = network(), start(2)
     # When
@@ -49,7 +49,7 @@ def test_no_step_leaves_the_start_image() -> None:
     assert not result.moved.any()
 
 
-def test_a_step_moves_a_picture_by_the_step_size_in_rms() -> None:
+def test_a_step_changes_a_picture_by_the_step_size_in_rms() -> None:
     # Given
     layers, pictures = network(), start(3)
     # When
@@ -66,14 +66,14 @@ def test_a_linear_objective_gives_the_step_written_out_by_hand() -> None:
     pictures = torch.full((1, 3, 1, 1), 128.0)
     # When
     result = optimise(maps_of(lambda x: (x * slope).sum(1)), pictures, steps=2, step_size=1.0)
-    # Then each step is the gradient by its RMS, sqrt(25 / 3)
+    # Then each step is the gradient divided by its RMS, sqrt(25 / 3)
     rms = (25 / 3) ** 0.5
     assert result.pictures.flatten().tolist() == pytest.approx([128 + 2 * 3 / rms, 128 + 2 * 4 / rms, 128], rel=1e-6)
     assert result.start_activation.item() == pytest.approx(7 * 128)
     assert result.activation.item() == pytest.approx(7 * 128 + 2 * 25 / rms, rel=1e-6)
 
 
-def test_the_start_image_is_left_alone() -> None:
+def test_the_start_image_is_not_changed_in_place() -> None:
     # Given
     layers, pictures = network(), start(2)
     before = pictures.clone()
@@ -115,11 +115,11 @@ def test_scaling_one_pictures_loss_hardly_changes_its_own_path() -> None:
     # When
     plain = optimise(maps_of(lambda x: layers(x)[:, 1] * 1e6), pictures, steps=5, step_size=1.0)
     scaled = optimise(maps_of(lambda x: layers(x)[:, 1] * factors * 1e6), pictures, steps=5, step_size=1.0)
-    # Then the only difference is the 1e-5 that keeps a zero gradient from dividing by zero
+    # Then the only difference is the 1e-5 that is added to the RMS of the gradient
     torch.testing.assert_close(plain.pictures, scaled.pictures, rtol=0, atol=1e-4)
 
 
-def test_a_picture_without_gradient_stays_what_it_was_and_stops_no_other() -> None:
+def test_a_picture_of_zero_gradient_is_unchanged_and_affects_no_other() -> None:
     # Given
     layers, pictures = network(), start(2)
     factors = torch.tensor([0.0, 1.0]).view(2, 1, 1)
@@ -142,7 +142,7 @@ def test_channels_last_pictures_stay_channels_last() -> None:
 
 
 class Plain:
-    """A canvas that is its own picture."""
+    """A parametrization whose coefficients are the picture."""
 
     def __init__(self, coefficients: torch.Tensor) -> None:
         self.coefficients = coefficients.requires_grad_(True)
@@ -155,69 +155,69 @@ class Plain:
 
 
 class Framed(Plain):
-    """A canvas whose tile is all but its outermost pixels."""
+    """A parametrization with margins of one pixel."""
 
     def tiles(self) -> torch.Tensor:
         return self.whole()[:, :, 1:-1, 1:-1]
 
 
-class Still:
-    """Views that show each step the whole parametrization."""
+class Identity:
+    """Transforms that return the whole parametrization in each step."""
 
     def apply(self, whole: torch.Tensor, step: int) -> torch.Tensor:
         return whole
 
 
-class Listening(AscentLoss):
-    """Remembers how much help there was in each step, and how wide a picture it was shown."""
+class RecordingLoss(AscentLoss):
+    """Records the weight of the early terms and the width of the picture in each step."""
 
     def __init__(self, objective: Objective, start: torch.Tensor) -> None:
         super().__init__(objective, start, rescue=True, restarted=False, map_only=False)
         self.early: list[float] = []
-        self.seen_px: list[int] = []
+        self.widths_px: list[int] = []
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         self.early.append(early)
-        self.seen_px.append(pictures.shape[3])
+        self.widths_px.append(pictures.shape[3])
         return super().loss(pictures, early=early)
 
 
-def test_a_canvas_is_climbed_with_adam_that_forgets_soon_and_without_help_and_slower_in_the_last_quarter() -> None:
-    # Given a hill whose slope changes its sign on the way, and is 100 times as steep in one direction
+def test_a_parametrization_is_optimised_by_adam_with_a_lower_rate_and_no_early_terms_in_the_last_quarter() -> None:
+    # Given a quadratic objective whose gradient changes its sign, with a curvature 100 times as large in one direction
     top, steepness = np.array([0.2, -0.1, 3.0]), np.array([1.0, 100.0, 1.0])
     row = torch.tensor(steepness, dtype=torch.float32)[None, :, None, None]
     summit = torch.tensor(top, dtype=torch.float32)[None, :, None, None]
     parametrization = Plain(torch.zeros(1, 3, 1, 1))
     objective = maps_of(lambda x: -(row * (x - summit).square()).sum(1))
-    ascent_loss = Listening(objective, parametrization.tiles().detach())
+    ascent_loss = RecordingLoss(objective, parametrization.tiles().detach())
     # When
-    end = parametrized_ascent(ascent_loss, parametrization, Still(), steps=8, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
-    # Then it is where Adam gets (D. Kingma and J. Ba, 2015, algorithm 1), with decay rates of 0.5 and 0.95
+    end = parametrized_ascent(ascent_loss, parametrization, Identity(), steps=8, learning_rate=0.1)  # type: ignore[arg-type]  # has the one method that is used
+    # Then the result is Adam's (D. Kingma and J. Ba, 2015, algorithm 1), with decay rates of 0.5 and 0.95
     place, mean, square = np.zeros(3), np.zeros(3), np.zeros(3)
     for step, rate in enumerate([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05], start=1):
         gradient = -2 * steepness * (place - top)
         mean, square = 0.5 * mean + 0.5 * gradient, 0.95 * square + 0.05 * gradient**2
         place = place + rate * (mean / (1 - 0.5**step)) / (np.sqrt(square / (1 - 0.95**step)) + 1e-8)
     assert end.flatten().tolist() == pytest.approx(place.tolist(), rel=1e-5)
-    # And the help ends after six of eight steps
+    # And the early terms end after six of eight steps
     assert ascent_loss.early == pytest.approx([math.sqrt(1 - step / 6) for step in range(6)] + [0.0, 0.0])
 
 
-def test_every_other_one_of_the_last_steps_sees_the_tile_itself() -> None:
+def test_every_second_one_of_the_last_steps_uses_the_tile_itself() -> None:
     # Given
     parametrization = Framed(torch.zeros(1, 3, 5, 5))
-    ascent_loss = Listening(maps_of(lambda x: x.sum(1)), parametrization.tiles().detach())
+    ascent_loss = RecordingLoss(maps_of(lambda x: x.sum(1)), parametrization.tiles().detach())
     # When
-    parametrized_ascent(ascent_loss, parametrization, Still(), steps=16, learning_rate=0.1)  # type: ignore[arg-type]  # as good as those
+    parametrized_ascent(ascent_loss, parametrization, Identity(), steps=16, learning_rate=0.1)  # type: ignore[arg-type]  # has the one method that is used
     # Then
-    assert ascent_loss.seen_px == [5] * 12 + [5, 3, 5, 3]
-    # And the very last one pulls at nothing around the tile
+    assert ascent_loss.widths_px == [5] * 12 + [5, 3, 5, 3]
+    # And the last one has no gradient in the margins
     assert parametrization.coefficients.grad is not None
     assert torch.equal(parametrization.coefficients.grad[0, 0] != 0, F.pad(torch.ones(3, 3), (1, 1, 1, 1)) > 0)
 
 
-def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() -> None:
-    # Given two pictures, half of whose units are inactive, and saturated
+def test_inactive_and_saturated_units_count_in_early_steps_alone() -> None:
+    # Given a picture half of whose units are inactive, and one half of whose units are saturated
     before = torch.tensor([[[-4.0, 1.0]], [[2.0, 10.0]]])
     seen = LayerResponse(activation=before.clamp(0, 6), pre_activation=before)
     ascent_loss = AscentLoss(lambda *_: seen, torch.zeros(2, 3, 4, 4), rescue=True, restarted=False, map_only=False)
@@ -229,7 +229,7 @@ def test_what_the_activation_function_hides_counts_early_and_not_in_the_end() ->
     assert late.tolist() == [0.5, 4.0]
 
 
-def test_a_new_start_rises_contrast_early_even_where_there_is_none() -> None:
+def test_after_a_restart_contrast_is_an_early_term_and_finite_without_contrast() -> None:
     # Given a map with contrast, and one without
     before = torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]], requires_grad=True)
     ascent_loss = AscentLoss(
@@ -242,13 +242,13 @@ def test_a_new_start_rises_contrast_early_even_where_there_is_none() -> None:
     # When
     loss = ascent_loss.loss(torch.zeros(2, 3, 4, 4), early=1.0)
     (gradient,) = torch.autograd.grad(loss.sum(), before)
-    # Then it counts three times beside the mean, and nothing is divided by zero
+    # Then it has three times the weight of the mean, and the gradient is finite
     torch.testing.assert_close(loss, torch.tensor([5.0, 2.0]), rtol=1e-4, atol=1e-4)
     assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("before", "strict", "stuck"),
+    ("before", "strict", "saturated"),
     [
         ([[0.5, 0.5, 0.5, 0.7]], False, True),
         ([[0.5, 0.5, 0.6, 0.7]], False, False),
@@ -256,11 +256,11 @@ def test_a_new_start_rises_contrast_early_even_where_there_is_none() -> None:
         ([[0.5, 0.5, 0.5, 0.7]], True, False),
     ],
 )
-def test_a_picture_is_stuck_where_most_of_its_map_is_one_value(
-    before: list[list[float]], *, strict: bool, stuck: bool
+def test_a_picture_is_saturated_if_most_of_its_map_has_one_value(
+    before: list[list[float]], *, strict: bool, saturated: bool
 ) -> None:
     # Given / When
     seen = LayerResponse(activation=torch.tensor([before]), pre_activation=torch.tensor([before]))
     ascent_loss = AscentLoss(lambda *_: seen, torch.zeros(1, 3, 4, 4), rescue=True, restarted=False, map_only=strict)
-    # Then not for one unit alone, and not where the recipe is to be followed to the letter
-    assert ascent_loss.result(torch.zeros(1, 3, 4, 4)).saturated.tolist() == [stuck]
+    # Then not by a single unit, and not without rescue
+    assert ascent_loss.result(torch.zeros(1, 3, 4, 4)).saturated.tolist() == [saturated]

@@ -1,4 +1,4 @@
-"""Canvases against a second implementation in NumPy: Fourier coefficients, their phases, pixels; any size, grey."""
+"""Parametrizations of any size, in colour and in grey, against a second implementation in NumPy."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def streams(count: int) -> list[PictureRng]:
 def parametrization_of(
     method: str, size_px: tuple[int, int], channels: int = 3, *, louder: float = 1.0
 ) -> Parametrization:
-    """Two pictures, with coefficients so many times larger than at the start."""
+    """Two pictures, whose start coefficients are multiplied by a factor."""
     maker: Callable[..., Parametrization] = MAKERS[method]
     parametrization = maker(streams(2), size_px=size_px, channels=channels, longest_px=math.inf, device=CPU)
     parametrization.coefficients.data *= louder
@@ -46,7 +46,7 @@ def parametrization_of(
 
 
 def scale_of(height: int, width: int) -> "NDArray[np.float64]":
-    """1 / frequency, in pixels per cycle; a quarter of that for all up to the lowest frequency there is."""
+    """1 / frequency, in pixels per cycle; a quarter of it for the constant term and the lowest frequency."""
     scale = np.empty((height, width // 2 + 1))
     lowest = 1 / max(height, width)
     for row in range(height):
@@ -73,7 +73,7 @@ def reference_planes(method: str, start: "NDArray[np.float64]", size_px: tuple[i
 def reference_picture(planes: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """(C, H, W) in 0..255."""
     length = math.sqrt(0.26**2 + 0.27**2 + 0.27**2)
-    if len(planes) == 1:  # the first axis alone, as long as it is, spread over three channels
+    if len(planes) == 1:  # the first axis of the colour space, repeated in three channels
         colours = planes / math.sqrt(3)
     else:
         light, warm, green = planes
@@ -87,7 +87,7 @@ def reference_picture(planes: "NDArray[np.float64]") -> "NDArray[np.float64]":
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size_px", SIZES)
 @pytest.mark.parametrize(("method", "louder"), [("fourier", 40.0), ("maco", 1.0), ("pixel", 200.0)])
-def test_canvases_are_the_references(method: str, louder: float, size_px: tuple[int, int], channels: int) -> None:
+def test_pictures_equal_the_reference(method: str, louder: float, size_px: tuple[int, int], channels: int) -> None:
     # Given
     parametrization = parametrization_of(method, size_px, channels, louder=louder)
     # When
@@ -98,7 +98,7 @@ def test_canvases_are_the_references(method: str, louder: float, size_px: tuple[
     assert whole.shape == (2, channels, size_px[0] + 48, size_px[1] + 48)
     np.testing.assert_allclose(whole, wanted, rtol=0, atol=0.02)
     assert wanted.std() > 20
-    # And the tile is what lies within the margins
+    # And the tile is the picture without its margins
     assert MARGIN_PX == MARGIN
     assert tiles.shape == (2, channels, *size_px)
     np.testing.assert_array_equal(tiles, whole[:, :, 24 : 24 + size_px[0], 24 : 24 + size_px[1]])
@@ -114,8 +114,8 @@ def test_the_spectrum_falls_off_with_frequency_in_pictures_of_any_shape(size_px:
 
 
 @pytest.mark.parametrize("size_px", [(16, 16), (12, 21)])
-def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[int, int]) -> None:
-    # Given phases at the start, and others far from them
+def test_the_magnitudes_do_not_depend_on_the_phases(size_px: tuple[int, int]) -> None:
+    # Given the start phases, and others far from them
     parametrization = parametrization_of("maco", size_px)
     phases = parametrization.coefficients.detach()
     others = phases * 3.0 + 1.0
@@ -127,8 +127,8 @@ def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[in
         np.testing.assert_allclose(planes.mean(axis=(2, 3)), 0, atol=1e-5)
         np.testing.assert_allclose((planes**2).mean(axis=(1, 2, 3)), 1, rtol=1e-5)
         spectra.append(np.abs(np.fft.rfft2(planes)))
-    # And magnitudes are in the proportions of 1 / frequency. The first and the last column are their own mirror
-    # images, in which two phases meet in one coefficient, that may only be less
+    # And magnitudes are proportional to 1 / frequency. Each coefficient of the first and the last column is the mean of
+    # two phases, and may be less
     height, width = size_px[0] + 48, size_px[1] + 48
     wanted = scale_of(height, width)
     wanted[0, 0] = 0
@@ -144,8 +144,8 @@ def test_whatever_the_phases_the_magnitudes_stay_what_they_are(size_px: tuple[in
 
 
 @pytest.mark.parametrize("method", ["fourier", "maco", "pixel"])
-def test_start_coefficients_are_normal_from_the_canvas_own_stream(method: str) -> None:
-    # Given the stream of purpose 1, as everything that starts a canvas draws it
+def test_start_coefficients_are_normal_and_from_the_tiles_random_stream(method: str) -> None:
+    # Given the random stream of purpose 1, which all start coefficients are drawn from
     shapes = {"fourier": (3, 56, 31, 2), "maco": (3, 56, 31), "pixel": (3, 56, 60)}
     crc_of_a = 0xE8B7BE43
     # When
@@ -179,7 +179,7 @@ def test_a_grey_tile_has_three_equal_channels_and_a_picture_in_them(method: str)
 def test_a_grey_notebook_starts_from_the_first_channel_of_its_noise() -> None:
     # Given
     noise = PictureRng(seed=3, restart=0, layer=LAYER, filter=3).generator().random((20, 20, 3), dtype=np.float32)
-    # When a step too small to be seen is taken
+    # When a step changes no pixel by a grey level
     (tile,) = tiles_of(network(), [3], recipe_of(grey=True, steps=1, step_size=1e-9))
     # Then
     one = noise[..., 0].astype(np.float64) * 20 + 128

@@ -1,4 +1,4 @@
-"""What counts against a picture: total variation, distance from grey, and what a blur would remove, against NumPy."""
+"""The penalties against NumPy: total variation, distance from grey, and the detail that a blur removes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ OF_UNIT = {"total_variation": total_variation, "l2": distance_from_grey, "blur":
 @pytest.mark.parametrize("size_px", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OF_UNIT)
-def test_each_penalty_is_the_one_written_out(name: str, channels: int, size_px: tuple[int, int]) -> None:
+def test_each_penalty_equals_its_definition(name: str, channels: int, size_px: tuple[int, int]) -> None:
     # Given
     seen = pictures(2, size_px)[:, :channels]
     # When
@@ -75,21 +75,21 @@ def test_penalties_add_up() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
-def test_grey_costs_nothing() -> None:
+def test_grey_has_no_penalty() -> None:
     # Given / When
     found = penalty(torch.full((1, 3, 8, 8), 127.5), recipe_of(total_variation=1.0, l2=1.0, blur=1.0))
     # Then
     assert found.abs().max() < 1e-12
 
 
-def test_no_weight_is_no_penalty() -> None:
+def test_zero_weights_are_no_penalty() -> None:
     # Given / When / Then
     assert not is_regularised(recipe_of())
     assert torch.equal(penalty(pictures(3), recipe_of()), torch.zeros(3))
 
 
 @pytest.mark.parametrize("method", ["notebook", "fourier"])
-def test_a_weight_too_small_to_matter_changes_nothing_and_a_real_one_does(method: str) -> None:
+def test_a_negligible_weight_changes_nothing_and_a_larger_one_does(method: str) -> None:
     # Given
     layers = network()
     # When
@@ -102,7 +102,7 @@ def test_a_weight_too_small_to_matter_changes_nothing_and_a_real_one_does(method
     assert not np.array_equal(plain.pixels, heavy.pixels)
 
 
-def test_what_is_climbed_is_the_activation_less_the_penalty_in_units_of_the_activation() -> None:
+def test_the_objective_is_the_activation_minus_the_penalty_in_units_of_the_activation() -> None:
     # Given
     layers, seen = network(), pictures(3)
     look = objective(tap_of(layers), [3, 0, 3], recipe_of(), CPU)
@@ -124,7 +124,7 @@ def test_total_variation_falls_with_its_weight(method: str) -> None:
         recipe = recipe_of(method, total_variation=weight, steps=12)
         # When
         made = render_batch(objective(tap, [3], recipe, CPU), [stream], recipe, tap, CPU)
-        # Then in the picture itself, whose contrast the notebook's method stretches afterwards
+        # Then it falls in the picture before the notebook's method normalises its contrast
         found.append(total_variation(made.ascent.pictures[0].double().numpy()))
     assert found[0] > found[1] > found[2]
 
@@ -139,7 +139,7 @@ def test_distance_from_grey_falls_with_its_weight() -> None:
     assert found[0] > found[1] > found[2]
 
 
-def test_what_a_blur_removes_falls_with_its_weight() -> None:
+def test_fine_detail_falls_with_the_weight_of_the_blur() -> None:
     # Given
     layers = network()
     # When
@@ -158,16 +158,16 @@ def test_a_batch_that_is_penalised_equals_its_tiles_rendered_alone() -> None:
     # Then
     for tile in together:
         (alone,) = tiles_of(layers, [tile.filter], recipe)
-        # Adam takes what noise there is in a gradient of nothing for a gradient.
+        # Adam scales float noise to whole steps where the gradient is nearly zero.
         assert np.abs(tile.pixels.astype(int) - alone.pixels.astype(int)).mean() < 1
         assert tile.activation == pytest.approx(alone.activation, rel=1e-4)
 
 
-def test_who_else_is_in_a_penalised_batch_makes_no_difference_at_all() -> None:
+def test_a_penalised_tile_is_bit_identical_whatever_the_other_filters_of_its_batch() -> None:
     # Given
     layers = network()
     recipe = recipe_of("fourier", total_variation=0.5, l2=0.5, blur=0.5)
-    # When the middle one of each batch is the same
+    # When batches of the same size have the same filter in the middle
     one, other = (tiles_of(layers, filters, recipe)[1] for filters in ([0, 3, 7], [2, 3, 4]))
     # Then
     assert np.array_equal(one.pixels, other.pixels)

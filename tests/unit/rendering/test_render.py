@@ -39,7 +39,7 @@ def tiles_of(model: nn.Module, filters: list[int], layer: str = "2", recipe: Rec
 
 
 def assert_alike(one: Tile, other: Tile) -> None:
-    """Equal up to float noise: truncation to whole numbers turns that into one grey level, here and there."""
+    """Equal up to float noise, which truncation turns into one grey level in at most one pixel of a hundred."""
     assert (one.filter, one.status, one.error) == (other.filter, other.status, other.error)
     assert one.activation == pytest.approx(other.activation, rel=1e-4)
     assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
@@ -48,7 +48,7 @@ def assert_alike(one: Tile, other: Tile) -> None:
     assert (difference > 0).mean() <= 0.01
 
 
-def test_a_tile_carries_its_filter_pixels_and_measures() -> None:
+def test_a_tile_has_its_filter_pixels_and_activations() -> None:
     # Given
     model = network()
     # When
@@ -88,36 +88,46 @@ def test_a_batch_of_eight_in_vgg16_equals_eight_batches_of_one(vgg16: tuple[nn.M
         assert_alike(one, other)
 
 
-@pytest.mark.parametrize(("method", "step_size"), [("notebook", 1.0), ("fourier", 0.05)])
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("vgg16", "features.10"),  # behind a convolution by Winograd's algorithm
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("vgg16", "features.10"),  # after a convolution by Winograd's algorithm
         ("inception_v3", "Mixed_6b.branch7x7_2.conv"),
         ("resnet18", "layer2.0.conv2"),
         ("efficientnet_lite0", "blocks.2.0.conv_pw"),
-        ("efficientnet_lite0", "blocks.2.0.conv_dw"),  # depthwise, whose trunk leaks
+        ("efficientnet_lite0", "blocks.2.0.conv_dw"),  # depthwise, with a gradient override in the layers before it
         ("resnext50_32x4d", "layer2.0.conv2"),  # grouped
     ],
+    ids=lambda param: "-".join(param),
 )
-def test_a_batch_in_a_real_network_equals_batches_of_one(name: str, layer: str, method: str, step_size: float) -> None:
-    # Given a batch in which one filter comes twice
+def real_layer(request: pytest.FixtureRequest) -> tuple[nn.Module, fx.Graph, str]:
+    """A network with random parameters, its trace, and the name of a layer; built once for all methods."""
+    name, layer = request.param
     model = registry.build(name, seed=2)
     give_every_channel_its_own_norm(model)
-    trace, channels = tracing.trace(model), int(model.get_submodule(layer).out_channels)  # type: ignore[arg-type]
+    return model, tracing.trace(model), layer
+
+
+@pytest.mark.parametrize(("method", "step_size"), [("notebook", 1.0), ("fourier", 0.05)])
+def test_a_batch_in_a_real_network_equals_batches_of_one(
+    real_layer: tuple[nn.Module, fx.Graph, str], method: str, step_size: float
+) -> None:
+    # Given a batch in which one filter comes twice
+    model, trace, layer = real_layer
+    channels = int(model.get_submodule(layer).out_channels)  # type: ignore[arg-type]
     recipe = recipe_of(method, size_px=80, steps=3, seed=1, step_size=step_size, precision="auto")
     filters = [3, channels - 1, 0, 7, 3, 9]
     # When
     together = render(model, trace, layer, filters, recipe, CPU)
     alone = [render(model, trace, layer, [filter_], recipe, CPU)[0] for filter_ in filters]
-    # Then they differ by float noise alone, of which Adam makes a grey level where a random network's gradient is tiny
+    # Then they differ by float noise alone, which Adam scales to a grey level where the gradient is nearly zero
     levels = 0.1 if method == "notebook" else 3.0
     for one, other in zip(together, alone, strict=True):
         assert (one.filter, one.status, one.restarts, one.error) == (other.filter, other.status, other.restarts, "")
         assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
         assert one.activation == pytest.approx(other.activation, rel=5e-3)
         assert float(np.abs(one.pixels.astype(int) - other.pixels.astype(int)).mean()) < levels
-    # And two filters' tiles by much more
+    # And the tiles of two filters differ by much more
     assert float(np.abs(together[0].pixels.astype(int) - together[1].pixels.astype(int)).mean()) > 5
 
 
@@ -151,7 +161,7 @@ def test_rendering_again_gives_the_same_pixels() -> None:
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(first, second, strict=True))
 
 
-def test_activation_rises_with_the_steps() -> None:
+def test_the_activation_increases_with_the_steps() -> None:
     # Given
     model = network()
     # When
@@ -164,7 +174,7 @@ def test_activation_rises_with_the_steps() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"steps": 9}, {"step_size": 3.0}])
-def test_every_part_of_the_recipe_counts(change: dict[str, object]) -> None:
+def test_seed_steps_and_step_size_change_the_tile(change: dict[str, object]) -> None:
     # Given
     model = network()
     # When
@@ -174,7 +184,7 @@ def test_every_part_of_the_recipe_counts(change: dict[str, object]) -> None:
     assert plain.activation != changed.activation
 
 
-def test_what_the_network_is_fed_counts() -> None:
+def test_the_network_is_fed_the_preprocessed_picture() -> None:
     # Given
     model = network()
     recipe = RECIPE.model_copy(update={"preprocess": HALVES})
@@ -187,7 +197,7 @@ def test_what_the_network_is_fed_counts() -> None:
 
 
 def test_without_rescue_a_dead_filter_is_marked_and_its_picture_is_the_start_noise() -> None:
-    # Given a ReLU behind a bias that no picture overcomes
+    # Given a ReLU after a bias so negative that no picture activates it
     model = network(dead=3)
     # When
     before, dead, after = tiles_of(model, [2, 3, 4], recipe=RECIPE.model_copy(update={"rescue": False}))
@@ -200,7 +210,7 @@ def test_without_rescue_a_dead_filter_is_marked_and_its_picture_is_the_start_noi
     assert [tile.restarts for tile in (before, dead, after)] == [0, 0, 0]
 
 
-def test_a_dead_filter_lives_before_its_relu() -> None:
+def test_a_dead_filter_is_live_at_the_output_of_its_convolution() -> None:
     # Given
     model = network(dead=3)
     # When
@@ -210,7 +220,7 @@ def test_a_dead_filter_lives_before_its_relu() -> None:
     assert tile.activation > tile.start_activation
 
 
-def test_a_filter_of_weights_that_are_no_numbers_has_an_error_and_no_picture() -> None:
+def test_a_filter_of_nan_weights_has_an_error_and_no_picture() -> None:
     # Given
     model = network(broken=3)
     # When
@@ -223,7 +233,7 @@ def test_a_filter_of_weights_that_are_no_numbers_has_an_error_and_no_picture() -
 
 
 @pytest.mark.parametrize("normed", [False, True])
-def test_a_broken_filter_spoils_none_of_its_batch_mates(normed: bool) -> None:
+def test_a_filter_of_nan_weights_changes_no_other_tile_of_its_batch(normed: bool) -> None:
     # Given one filter whose convolution, or whose batch-norm, holds NaN
     model = network(broken=3, normed=normed)
     # When
@@ -235,7 +245,7 @@ def test_a_broken_filter_spoils_none_of_its_batch_mates(normed: bool) -> None:
         assert_alike(tile, tiles_of(model, [tile.filter])[0])
 
 
-def test_weights_that_are_no_numbers_in_an_earlier_layer_are_an_error_of_every_tile() -> None:
+def test_nan_weights_in_an_earlier_layer_are_an_error_of_every_tile() -> None:
     # Given
     model = network()
     model[0].weight.data.fill_(float("nan"))  # type: ignore[operator]

@@ -278,9 +278,8 @@ def test_a_gradient_override_changes_no_layers_input(name: str) -> None:
     trace = tracing.trace(model)
     layer = list(tracing.convolutions(model, trace))[-1]
     tap = LayerExtractor(model, trace, layer, "activation")
-    side_px = (
-        112 if name == "inception_v3" else 32
-    )  # maps of one pixel have no unique strides, and may differ by float noise
+    # Maps of one pixel have no unique strides, and may differ by float noise.
+    side_px = 112 if name == "inception_v3" else 32
     pictures = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     # When
     plain = tap.features(pictures.clone(), None)

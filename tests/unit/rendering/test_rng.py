@@ -23,7 +23,7 @@ def drawn(entropy: list[int]) -> list[float]:
 #: CRC-32 of "features.24".
 LAYER = 2849982217
 
-#: Of the notebook's start noise, of the tile's second picture, and of a canvas's start.
+#: Of the notebook's start noise, of the tile's second picture, and of start coefficients.
 PLAIN = [0.5244707666041318, 0.08773535790967268, 0.512295845598606]
 SECOND = [0.5985667290132294, 0.6702912789058778, 0.05488725493756397]
 START = [0.4858464672211199, 0.6798087069016681, 0.7591631995731634]

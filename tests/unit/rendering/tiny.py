@@ -1,4 +1,4 @@
-"""A tiny network of two layers, pictures for it, and its tiles, for tests of what is made of a layer's maps."""
+"""A tiny network of two layers, pictures for it and its tiles, for tests of objectives and methods."""
 
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
-#: Of the second layer: its name, how many filters it has, and how far the network goes with and without what follows.
+#: The second layer: its name, its filters, and the number of modules up to its pre-activation and its activation.
 LAYER, CHANNELS, BEFORE, AFTER = "2", 8, 4, 5
 
 
 def network(activation: nn.Module | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Layer "2" has a batch-norm, and ``activation`` (smooth unless told otherwise) behind it; its map is half as large
-    as the picture."""
+    """Layer "2" is followed by a batch-norm and by ``activation``, which is smooth by default. Its map is about half as
+    wide as the picture."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layers = nn.Sequential(
@@ -56,14 +56,14 @@ def pictures(count: int, size_px: tuple[int, int] = (20, 20), seed: int = 0) -> 
 
 
 def fed(pixels: "NDArray[np.generic] | torch.Tensor") -> torch.Tensor:
-    """What the recipe feeds for pixels (H, W, 3) or pictures (B, 3, H, W), written out."""
+    """The network's input for pixels (H, W, 3) or pictures (B, 3, H, W), written out."""
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     return pixels / 127.5 - 1
 
 
 def assert_alike(one: Tile, other: Tile) -> None:
-    """Equal up to float noise: rounding to whole numbers turns that into one grey level, here and there."""
+    """Equal up to float noise, which rounding turns into one grey level in at most one pixel of a hundred."""
     assert (one.filter, one.status, one.error) == (other.filter, other.status, other.error)
     assert one.activation == pytest.approx(other.activation, rel=1e-3, abs=1e-5)
     assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4, abs=1e-6)
