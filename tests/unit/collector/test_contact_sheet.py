@@ -1,4 +1,4 @@
-"""Tiles on a sheet: where each stands, and how dead and failed ones are marked."""
+"""Contact sheets: the place of each tile, and the marks of dead, rescued and failed ones."""
 
 import io
 
@@ -15,20 +15,20 @@ Entries = list[tuple[Pixels | None, str]]
 
 
 def tile(number: int, size_px: int) -> Pixels:
-    """A tile of noise that is like no other."""
+    """A tile of noise, different for each number."""
     return np.random.default_rng(number).integers(1, 255, (size_px, size_px, 3), np.uint8)
 
 
 def tiles(count: int, size_px: int) -> Entries:
-    """As many live tiles."""
+    """``count`` live tiles."""
     return [(tile(number, size_px), "live") for number in range(count)]
 
 
-def window(canvas: Pixels, where: tuple[int, int], size_px: int, margin_px: int) -> Pixels:
-    """What stands in one place (row, column) of the sheet."""
+def window(whole: Pixels, where: tuple[int, int], size_px: int, margin_px: int) -> Pixels:
+    """The pixels of one place (row, column) of the sheet."""
     row, column = where
     pitch = size_px + margin_px
-    return canvas[row * pitch : row * pitch + size_px, column * pitch : column * pitch + size_px]
+    return whole[row * pitch : row * pitch + size_px, column * pitch : column * pitch + size_px]
 
 
 def pixels_of(entries: Entries, number: int) -> Pixels:
@@ -39,7 +39,7 @@ def pixels_of(entries: Entries, number: int) -> Pixels:
 
 
 def has_mark(area: Pixels) -> bool:
-    """Whether any pixel has the colour of frames and crosses."""
+    """True if any pixel has the colour of frames and crosses."""
     return bool((area == DEAD_RGB).all(axis=-1).any())
 
 
@@ -47,28 +47,28 @@ def test_the_notebooks_sheet_runs_down_its_columns() -> None:
     # Given 64 tiles of 64 px, as in the notebook
     size, margin, entries = 64, 5, tiles(64, 64)
     # When they are put on its 8 x 8 sheet
-    canvas = sheet(entries, Grid(rows=8, columns=8, margin_px=margin), (size, size))
+    whole = sheet(entries, Grid(rows=8, columns=8, margin_px=margin), (size, size))
     # Then it is as large as the notebook's
-    assert canvas.shape == (8 * size + 7 * margin, 8 * size + 7 * margin, 3)
-    assert canvas.dtype == np.uint8
-    # And filter i + 8j stands where the notebook's own arithmetic puts it
-    expected = np.zeros_like(canvas)
+    assert whole.shape == (8 * size + 7 * margin, 8 * size + 7 * margin, 3)
+    assert whole.dtype == np.uint8
+    # And filter i + 8j is where the notebook's formula puts it
+    expected = np.zeros_like(whole)
     for i in range(8):
         for j in range(8):
             vertical, horizontal = i * size + i * margin, j * size + j * margin
             expected[vertical : vertical + size, horizontal : horizontal + size] = pixels_of(entries, i + 8 * j)
-    assert np.array_equal(canvas, expected)
+    assert np.array_equal(whole, expected)
 
 
-def test_a_fixed_grid_may_have_places_left_over() -> None:
+def test_a_fixed_grid_may_have_unused_places() -> None:
     # Given 3 tiles and room for 6
     entries = tiles(3, 8)
     # When they are put on 2 x 3
-    canvas = sheet(entries, Grid(rows=2, columns=3, margin_px=1), (8, 8))
+    whole = sheet(entries, Grid(rows=2, columns=3, margin_px=1), (8, 8))
     # Then the third begins the second column, and the rest is black
-    assert np.array_equal(window(canvas, (0, 1), 8, 1), pixels_of(entries, 2))
-    assert not window(canvas, (1, 1), 8, 1).any()
-    assert not window(canvas, (0, 2), 8, 1).any()
+    assert np.array_equal(window(whole, (0, 1), 8, 1), pixels_of(entries, 2))
+    assert not window(whole, (1, 1), 8, 1).any()
+    assert not window(whole, (0, 2), 8, 1).any()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 12, 16, 17, 63, 64, 65, 512, 2048])
@@ -80,7 +80,7 @@ def test_an_open_grid_is_as_square_as_it_gets_and_runs_along_its_rows(count: int
     # Then all have room, none of the rows is empty, and it is nearly square
     assert rows * columns >= count > (rows - 1) * columns
     assert 0 <= columns - rows <= 1
-    # And the order is that of reading
+    # And the order is by rows
     assert [place(grid, count, position) for position in range(count)] == [divmod(n, columns) for n in range(count)]
 
 
@@ -101,13 +101,13 @@ def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(ma
     size, entries = 8, tiles(9, 8)
     entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet whose margin has room for a frame
-    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then every tile is what it was
+    whole = sheet(entries, Grid(margin_px=margin), (size, size))
+    # Then every tile is unchanged
     for number in range(9):
-        assert np.array_equal(window(canvas, divmod(number, 3), size, margin), pixels_of(entries, number))
-    # And a frame goes all around the dead one
+        assert np.array_equal(window(whole, divmod(number, 3), size, margin), pixels_of(entries, number))
+    # And the dead one has a frame on all sides
     top = left = size + margin
-    ring = canvas[top - 1 : top + size + 1, left - 1 : left + size + 1].astype(int)
+    ring = whole[top - 1 : top + size + 1, left - 1 : left + size + 1].astype(int)
     for edge in (ring[0], ring[-1], ring[:, 0], ring[:, -1]):
         assert (edge == DEAD_RGB).all()
 
@@ -118,14 +118,14 @@ def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin:
     size, entries = 8, tiles(9, 8)
     entries[4] = (entries[4][0], "dead")
     # When they are put on a sheet without room for a frame
-    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then the frame is on the dead tile's edge, its middle is untouched, and so are all other tiles
-    dead = window(canvas, (1, 1), size, margin)
+    whole = sheet(entries, Grid(margin_px=margin), (size, size))
+    # Then the frame is on the dead tile's edge; its middle and all other tiles are unchanged
+    dead = window(whole, (1, 1), size, margin)
     assert has_mark(dead)
     middle = pixels_of(entries, 4)
     assert np.array_equal(dead[2:-2, 2:-2], middle[2:-2, 2:-2])
     for number in {*range(9)} - {4}:
-        assert np.array_equal(window(canvas, divmod(number, 3), size, margin), pixels_of(entries, number))
+        assert np.array_equal(window(whole, divmod(number, 3), size, margin), pixels_of(entries, number))
 
 
 @pytest.mark.parametrize("number", range(9))
@@ -135,13 +135,13 @@ def test_a_frame_on_the_rim_of_the_sheet_touches_no_other_tile(number: int, marg
     size, entries = 8, tiles(9, 8)
     entries[number] = (entries[number][0], "dead")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then it is marked, its middle is as it was, and all others are as they were
+    whole = sheet(entries, Grid(margin_px=margin), (size, size))
+    # Then it is marked, and its middle and all other tiles are unchanged
     pixels = pixels_of(entries, number)
-    assert has_mark(canvas)
-    assert np.array_equal(window(canvas, divmod(number, 3), size, margin)[2:-2, 2:-2], pixels[2:-2, 2:-2])
+    assert has_mark(whole)
+    assert np.array_equal(window(whole, divmod(number, 3), size, margin)[2:-2, 2:-2], pixels[2:-2, 2:-2])
     for other in {*range(9)} - {number}:
-        assert np.array_equal(window(canvas, divmod(other, 3), size, margin), pixels_of(entries, other))
+        assert np.array_equal(window(whole, divmod(other, 3), size, margin), pixels_of(entries, other))
 
 
 def test_a_live_tile_has_no_frame() -> None:
@@ -157,45 +157,45 @@ def test_a_filter_without_a_tile_is_crossed_out(margin: int) -> None:
     size, entries = 16, tiles(4, 16)
     entries[1] = (None, "failed")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then both diagonals are drawn, and no neighbour is touched
-    gap = window(canvas, (0, 1), size, margin)
+    whole = sheet(entries, Grid(margin_px=margin), (size, size))
+    # Then both diagonals are drawn, and the other tiles are unchanged
+    gap = window(whole, (0, 1), size, margin)
     for step in range(2, size - 2):
         assert has_mark(gap[step : step + 1, step - 1 : step + 2])
         assert has_mark(gap[step : step + 1, size - 2 - step : size + 1 - step])
     for number in (0, 2, 3):
-        assert np.array_equal(window(canvas, divmod(number, 2), size, margin), pixels_of(entries, number))
+        assert np.array_equal(window(whole, divmod(number, 2), size, margin), pixels_of(entries, number))
 
 
 def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:
     # Given four tiles
     entries = tiles(4, 8)
     # When they are put on a sheet without margin
-    canvas = sheet(entries, Grid(margin_px=0), (8, 8))
+    whole = sheet(entries, Grid(margin_px=0), (8, 8))
     # Then it is the tiles side by side
-    assert canvas.shape == (16, 16, 3)
+    assert whole.shape == (16, 16, 3)
     pictures = [pixels for pixels, _ in entries if pixels is not None]
-    assert np.array_equal(canvas, np.vstack([np.hstack(pictures[:2]), np.hstack(pictures[2:])]))
+    assert np.array_equal(whole, np.vstack([np.hstack(pictures[:2]), np.hstack(pictures[2:])]))
 
 
-def test_a_sheet_comes_back_from_its_png() -> None:
+def test_a_sheet_is_the_same_after_encoding_and_decoding() -> None:
     # Given a sheet
-    canvas = sheet(tiles(5, 8), Grid(), (8, 8))
-    # When it is encoded and read by another hand
-    with Image.open(io.BytesIO(encode_sheet(canvas))) as image:
+    whole = sheet(tiles(5, 8), Grid(), (8, 8))
+    # When it is encoded, and decoded by Pillow
+    with Image.open(io.BytesIO(encode_sheet(whole))) as image:
         # Then every pixel is the same
         assert (image.format, image.mode) == ("PNG", "RGB")
-        assert np.array_equal(np.asarray(image), canvas)
+        assert np.array_equal(np.asarray(image), whole)
 
 
-def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_untouched() -> None:
+def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_unchanged() -> None:
     # Given nine tiles, of which the middle one was rescued
     size, margin, entries = 16, 5, tiles(9, 16)
     entries[4] = (entries[4][0], "rescued")
     # When they are put on a sheet
-    canvas = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then its margin has the frame's colour, its own pixels are what they were, and nothing is red
+    whole = sheet(entries, Grid(margin_px=margin), (size, size))
+    # Then its margin has the frame's colour, its own pixels are unchanged, and nothing is red
     pitch = size + margin
-    assert tuple(canvas[pitch - 1, pitch + 3]) == RESCUED_RGB
-    assert np.array_equal(window(canvas, (1, 1), size, margin), pixels_of(entries, 4))
-    assert not has_mark(canvas)
+    assert tuple(whole[pitch - 1, pitch + 3]) == RESCUED_RGB
+    assert np.array_equal(window(whole, (1, 1), size, margin), pixels_of(entries, 4))
+    assert not has_mark(whole)

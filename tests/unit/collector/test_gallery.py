@@ -1,4 +1,4 @@
-"""The gallery's page: complete, and harmless whatever a job is called."""
+"""The gallery's page is complete, and escapes the names in a job."""
 
 import json
 from html.parser import HTMLParser
@@ -55,7 +55,7 @@ def test_every_tile_has_its_picture_and_its_own_link() -> None:
     found = Parsed(page(job, {}, {}))
     # Then each tile's picture is shown, once
     assert found.having("img", "src") == [f"tiles/{layer}/{filter_}.png" for layer, filter_ in job.tiles]
-    # And leads to the file, and each has an id, and a link to it
+    # And links to its file, and each tile has an id, and a link to that
     assert {f"tiles/{layer}/{filter_}.png" for layer, filter_ in job.tiles} <= set(found.having("a", "href"))
     ids = [f"{layer}/{filter_}" for layer, filter_ in job.tiles]
     assert found.having("figure", "id") == ids
@@ -84,11 +84,11 @@ def test_no_id_is_given_twice() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_aliases_lead_to_their_layers() -> None:
-    # Given a layer that people know by another name
+def test_the_page_maps_aliases_to_layers() -> None:
+    # Given a layer with an alias
     found = Parsed(page(aliased(), {}, {}))
     # When the page's map is read
-    # Then the name leads to the layer
+    # Then the alias has the layer's name
     assert json.loads(found.texts["aliases"]) == {"block1_conv1": "features.0"}
     assert "block1_conv1" in found.texts["features.0"]
 
@@ -100,7 +100,7 @@ def test_dead_and_failed_filters_are_marked() -> None:
     # When the page is made
     data = page(aliased(), statuses, reasons)
     found = Parsed(data)
-    # Then both say so, and all others are live
+    # Then both are marked so, and all others as live
     classes = {a["id"]: a["class"] for tag, a in found.elements if tag == "figure"}
     assert classes == {
         "features.0/0": "live",
@@ -111,32 +111,32 @@ def test_dead_and_failed_filters_are_marked() -> None:
     }
     assert "1 dead" in data.decode()
     assert "5 failed" in data.decode()
-    # And the failed one says why
+    # And the failed one has its reason
     assert "<div>its &lt;weights&gt; are NaN</div>" in data.decode()
-    # And the one without a tile shows no picture, which would be a broken one, and leads to none
+    # And the one without a tile has neither picture nor link
     assert "tiles/features.0/5.png" not in [*found.having("img", "src"), *found.having("a", "href")]
     assert "tiles/features.0/1.png" in found.having("img", "src")
 
 
-def test_hostile_text_stays_text() -> None:
-    # Given a job whose weights are called like markup, and whose statuses are
+def test_markup_in_names_is_escaped() -> None:
+    # Given a job with markup in the name of its weights and in its statuses
     job = aliased().model_copy(update={"weights": Weights(source="file", name=HOSTILE, sha256="0" * 64)})
     plain = Parsed(page(aliased(), {}, {}))
     # When its page is made
     data = page(job, {("features.0", 0): HOSTILE}, {})
     found = Parsed(data)
-    # Then it has the very same elements, and no attribute that runs anything
+    # Then it has the same elements as without it, and no event handlers
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in plain.elements]
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     assert HOSTILE.encode() not in data
-    # And the text can be read
+    # And the text is displayed
     assert HOSTILE in found.texts["p"]
 
 
-def test_the_page_needs_no_server_but_its_own() -> None:
+def test_the_page_refers_to_no_other_server() -> None:
     # Given a page
     text = page(aliased(), {}, {}).decode()
-    # Then nothing in it points elsewhere
+    # Then it has no absolute URL
     assert "http://" not in text
     assert "https://" not in text
     assert "//cdn" not in text

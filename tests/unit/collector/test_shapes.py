@@ -26,12 +26,12 @@ def noise(number: int, size_px: tuple[int, int]) -> Pixels:
 
 @pytest.mark.parametrize("size_px", SIZES)
 @pytest.mark.parametrize(("rows", "columns"), [(3, 2), (None, None)])
-def test_every_tile_stands_in_its_own_place(size_px: tuple[int, int], rows: int | None, columns: int | None) -> None:
+def test_every_tile_is_in_its_own_place(size_px: tuple[int, int], rows: int | None, columns: int | None) -> None:
     # Given
     (height, width), margin, count = size_px, 5, 5
     tiles = [noise(number, size_px) for number in range(count)]
     # When
-    canvas = sheet([(tile, "live") for tile in tiles], Grid(rows=rows, columns=columns, margin_px=margin), size_px)
+    whole = sheet([(tile, "live") for tile in tiles], Grid(rows=rows, columns=columns, margin_px=margin), size_px)
     # Then a fixed grid is filled down its columns, and an open one, of 2 x 3, along its rows
     down, right = (3, 2) if rows else (2, 3)
     wanted = np.zeros((down * height + (down - 1) * margin, right * width + (right - 1) * margin, 3), np.uint8)
@@ -39,12 +39,12 @@ def test_every_tile_stands_in_its_own_place(size_px: tuple[int, int], rows: int 
         row, column = (number % 3, number // 3) if rows else (number // 3, number % 3)
         top, left = row * (height + margin), column * (width + margin)
         wanted[top : top + height, left : left + width] = tile
-    assert np.array_equal(canvas, wanted)
+    assert np.array_equal(whole, wanted)
 
 
 @pytest.mark.parametrize("size_px", SIZES)
 @pytest.mark.parametrize(("status", "colour"), [("dead", DEAD_RGB), ("rescued", RESCUED_RGB)])
-def test_a_mark_frames_its_tile_in_the_margin_and_leaves_it_whole(
+def test_a_mark_is_in_the_margin_and_does_not_change_its_tile(
     size_px: tuple[int, int], status: str, colour: tuple[int, int, int]
 ) -> None:
     # Given nine tiles, of which the middle one is marked
@@ -52,39 +52,39 @@ def test_a_mark_frames_its_tile_in_the_margin_and_leaves_it_whole(
     tiles = [noise(number, size_px) for number in range(9)]
     entries = [(tile, status if number == 4 else "live") for number, tile in enumerate(tiles)]
     # When
-    canvas = sheet(entries, Grid(rows=3, columns=3, margin_px=margin), size_px)
+    whole = sheet(entries, Grid(rows=3, columns=3, margin_px=margin), size_px)
     # Then exactly two pixels around it have the colour
-    marked = (canvas == colour).all(axis=-1)
+    marked = (whole == colour).all(axis=-1)
     wanted = np.zeros(marked.shape, bool)
     top, left = height + margin, width + margin
     wanted[top - 2 : top + height + 2, left - 2 : left + width + 2] = True
     wanted[top : top + height, left : left + width] = False
     assert np.array_equal(marked, wanted)
-    assert np.array_equal(canvas[top : top + height, left : left + width], tiles[4])
+    assert np.array_equal(whole[top : top + height, left : left + width], tiles[4])
 
 
 @pytest.mark.parametrize("size_px", SIZES)
-def test_a_tile_that_is_missing_is_crossed_out_from_corner_to_corner_and_no_further(size_px: tuple[int, int]) -> None:
+def test_a_missing_tile_is_crossed_out_from_corner_to_corner(size_px: tuple[int, int]) -> None:
     # Given
     (height, width), margin = size_px, 6
     tiles = [noise(number, size_px) for number in range(4)]
     entries = [(None, "failed") if number == 3 else (tile, "live") for number, tile in enumerate(tiles)]
     # When
-    canvas = sheet(entries, Grid(rows=2, columns=2, margin_px=margin), size_px)
+    whole = sheet(entries, Grid(rows=2, columns=2, margin_px=margin), size_px)
     # Then
     top, left = height + margin, width + margin
-    cross = (canvas[top:, left:] == DEAD_RGB).all(axis=-1)
+    cross = (whole[top:, left:] == DEAD_RGB).all(axis=-1)
     quarter = (slice(0, height // 2), slice(height - height // 2, None))
     half = (slice(0, width // 2), slice(width - width // 2, None))
     assert all(cross[rows, columns].any() for rows in quarter for columns in half)
     assert not cross.all()
     for number, (row, column) in ((0, (0, 0)), (1, (1, 0)), (2, (0, 1))):
-        place = canvas[row * top : row * top + height, column * left : column * left + width]
+        place = whole[row * top : row * top + height, column * left : column * left + width]
         assert np.array_equal(place, tiles[number])
 
 
 @pytest.mark.parametrize("size_px", SIZES)
-def test_a_stored_tile_comes_back_in_its_own_shape_and_in_no_other(size_px: tuple[int, int]) -> None:
+def test_a_stored_tile_is_decoded_in_its_own_shape_and_refused_in_others(size_px: tuple[int, int]) -> None:
     # Given
     job = sample_job(height_px=size_px[0], width_px=size_px[1])
     data = sample_tile(job, "features.0", 3)
@@ -98,7 +98,7 @@ def test_a_stored_tile_comes_back_in_its_own_shape_and_in_no_other(size_px: tupl
         decode_tile(data, size_px[::-1])
 
 
-def test_a_tile_may_be_as_long_as_its_pixels_need() -> None:
+def test_the_largest_accepted_png_depends_on_the_number_of_pixels() -> None:
     # Given / When / Then
     assert max_bytes((10, 30)) == max_bytes((30, 10)) == max_bytes((1, 300))
     assert max_bytes((1000, 3000)) >= 1000 * 3000 * 3
@@ -127,7 +127,7 @@ def test_the_page_shows_tiles_in_their_own_shape(
 
 
 @pytest.mark.parametrize("size_px", SIZES)
-def test_an_animation_has_every_frame_in_its_shape_and_rests_on_the_last(size_px: tuple[int, int]) -> None:
+def test_an_animation_has_every_frame_in_its_shape_and_shows_the_last_longer(size_px: tuple[int, int]) -> None:
     # Given frames of one colour each
     colours = [(20, 60, 200), (200, 60, 20), (60, 200, 60)]
     frames = [np.full((*size_px, 3), colour, np.uint8) for colour in colours]

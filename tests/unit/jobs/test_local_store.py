@@ -45,7 +45,7 @@ def call(*arguments: str) -> Result:
 
 
 def test_status_of_a_job_counts_its_files(data: Path) -> None:
-    # Given an unfinished job in a folder in which no run is at work
+    # Given an unfinished job in a folder without a run in progress
     # When
     result = call("status", JOB.id, "--json")
     # Then
@@ -56,17 +56,17 @@ def test_status_of_a_job_counts_its_files(data: Path) -> None:
     assert list(found["reasons"].values()) == ["out of paint"]
 
 
-def test_status_says_that_a_run_is_at_work(data: Path) -> None:
+def test_status_reports_a_run_in_progress(data: Path) -> None:
     # Given the lock that a run holds
     with (data / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # When / Then
         assert json.loads(call("status", JOB.id, "--json").stdout)["state"] == "running"
-    # And without it, the folder's lock file alone does not
+    # And the lock file without a lock is no run in progress
     assert json.loads(call("status", JOB.id, "--json").stdout)["state"] == "stopped"
 
 
-def test_status_in_words_says_nothing_of_queue_and_workers(data: Path) -> None:
+def test_status_as_text_omits_queue_and_workers(data: Path) -> None:
     # Given / When
     result = call("status", JOB.id)
     # Then
@@ -76,7 +76,7 @@ def test_status_in_words_says_nothing_of_queue_and_workers(data: Path) -> None:
 
 
 def test_status_without_a_job_lists_the_folders_jobs(data: Path) -> None:
-    # Given a second job, and a folder that is none
+    # Given a second job, and a folder that is no job
     other = sample_job("features.2")
     put(data, keys.job(other.id), other.to_json())
     put(data, "notes/readme.txt", b"")
@@ -94,7 +94,7 @@ def test_data_names_another_folder(data: Path) -> None:
     assert json.loads(call("status", JOB.id, "--data", str(moved), "--json").stdout)["job"] == JOB.id
 
 
-def test_an_unknown_job_names_the_nearest(data: Path) -> None:
+def test_the_error_of_an_unknown_job_names_the_nearest(data: Path) -> None:
     # Given / When
     error = call("status", JOB.id[:-1]).exception
     # Then
@@ -112,7 +112,7 @@ def test_watch_ends_with_the_job(data: Path) -> None:
     assert isinstance(result.exception, JobIncomplete)
 
 
-def test_watch_of_a_job_that_nobody_renders_does_not_wait(data: Path) -> None:
+def test_watch_of_a_job_that_is_not_being_rendered_returns_at_once(data: Path) -> None:
     # Given / When / Then
     error = call("watch", JOB.id).exception
     assert isinstance(error, JobIncomplete)
@@ -128,7 +128,7 @@ def test_fetch_copies_the_job(data: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "tiles" / "features.0").glob("*.png"))) == len(JOB.tiles) - 1
 
 
-def test_status_says_where_it_found_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_job_names_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given neither a farm nor a data folder
     for name in ("FILTERFARM_BUCKET", "FILTERFARM_BROKER_URL"):
         monkeypatch.delenv(name, raising=False)

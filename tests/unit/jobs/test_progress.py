@@ -1,4 +1,4 @@
-"""What a person sees while a job runs."""
+"""The progress of a running job, on a terminal and in a log."""
 
 import io
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from producer.jobs.status import JobStatus, LayerStatus
 def status(
     stored: int, planned: int = 100, *, state: str = "running", waiting_for: str = "", failed: int = 0, layers: int = 1
 ) -> JobStatus:
-    """A job of ``layers`` layers, of which the first has what is stored."""
+    """The status of a job of ``layers`` layers; the first has the stored tiles."""
     first = LayerStatus(layer="layer0", planned=planned, stored=stored, failed=failed)
     others = [LayerStatus(layer=f"layer{number}", planned=planned, stored=0, failed=0) for number in range(1, layers)]
     return JobStatus(
@@ -23,7 +23,7 @@ def status(
 
 
 def shown(*statuses: JobStatus, terminal: bool) -> str:
-    """All that watching such a job prints."""
+    """The whole output of watching these statuses."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, height=40, color_system=None)
     following: Iterator[JobStatus] = iter(statuses)
@@ -31,55 +31,55 @@ def shown(*statuses: JobStatus, terminal: bool) -> str:
     return out.getvalue()
 
 
-def test_the_time_until_the_first_tile_is_no_measure_of_the_rate() -> None:
+def test_the_time_until_the_first_tile_does_not_count_in_the_rate() -> None:
     # Given a job whose processes take a minute to start, and then render four tiles in ten seconds
     rate = Rate()
     assert rate.left_s(0, 100, 0.0) is None
     assert rate.left_s(0, 100, 60.0) is None
-    # When the first batch ends, there is nothing to compare it with
+    # When the first batch ends, the rate is unknown
     assert rate.left_s(4, 100, 70.0) is None
-    # Then the second one tells
+    # Then it is known from the second batch on
     assert rate.left_s(8, 100, 80.0) == 92 * 10 / 4
 
 
-def test_what_was_stored_already_is_no_measure_of_the_rate() -> None:
+def test_tiles_that_were_stored_before_do_not_count_in_the_rate() -> None:
     # Given a job that is resumed with half of its tiles
     rate = Rate()
     for ended, now_s in ((50, 0.0), (51, 1.0), (52, 2.0)):
         left_s = rate.left_s(ended, 100, now_s)
-    # Then the others take a second each
+    # Then the rate is that of the others, one a second
     assert left_s == 48.0
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    # Given ten quick tiles, and then slow ones
+    # Given ten fast tiles, and then slow ones
     rate = Rate()
     for second in range(11):
         rate.left_s(second, 1000, float(second))
     for ended in range(11, 21):
         left_s = rate.left_s(ended, 1000, 10.0 + (ended - 10) * 20.0)
-    # Then the quick ones are forgotten
+    # Then the fast ones no longer count
     assert left_s == 980 * 20.0
 
 
-def test_batches_that_take_longer_than_the_window_still_tell() -> None:
-    # Given batches of four that take five minutes each, looked at every second
+def test_batches_longer_than_the_window_give_a_rate_too() -> None:
+    # Given batches of four that take five minutes each, with a status every second
     rate = Rate()
     left_s = [rate.left_s(4 * (second // 300), 40, float(second)) for second in range(1000)]
-    # Then the time left is known from the second one on, all the time
+    # Then the remaining time is known from the second batch on, without gaps
     assert left_s[599] is None
     assert left_s[600:900] == [32 * 75.0] * 300
     assert left_s[999] == 28 * 75.0
 
 
-def test_tiles_that_are_lost_begin_the_measure_anew() -> None:
+def test_the_rate_is_measured_anew_after_tiles_are_lost() -> None:
     rate = Rate()
     for ended, now_s in ((0, 0.0), (10, 10.0), (20, 20.0), (5, 30.0)):
         left_s = rate.left_s(ended, 100, now_s)
     assert left_s is None
 
 
-def test_one_line_says_how_far_and_what_is_in_the_way() -> None:
+def test_one_line_gives_the_progress_and_the_reason_for_waiting() -> None:
     assert summary(status(7), None) == "a-job: running, 7 of 100 tiles"
     assert summary(status(7), 600.0) == "a-job: running, 7 of 100 tiles, 10 min left"
     assert summary(status(7, failed=2), 5.0) == "a-job: running, 7 of 100 tiles, 2 failed, 5 s left"
@@ -89,26 +89,26 @@ def test_one_line_says_how_far_and_what_is_in_the_way() -> None:
 
 
 def test_a_terminal_shows_a_bar_for_each_layer_and_ends_with_one_line() -> None:
-    # Given a job of three layers that makes progress, with a failure
+    # Given a job of three layers in progress, with a failed tile
     text = shown(status(40, failed=1, layers=3), status(100, state="finished", layers=3), terminal=True)
-    # Then there is a bar for each, the failure with its reason, and the time that has passed
+    # Then there is a bar for each, the failure with its reason, and the elapsed time
     for part in ("layer0 failed: 1", "41/100", "layer2", "0/100", "failed layer0/0: out of luck", "(0 s so far)"):
         assert part in text, part
-    # And what stays is one line
+    # And one line remains at the end
     assert text.rstrip().endswith("a-job: finished, 100 of 300 tiles")
 
 
 def test_more_layers_than_fit_are_counted() -> None:
     # Given a job of fifty layers
     text = shown(status(3, layers=50), status(3, layers=50, state="cancelled"), terminal=True)
-    # Then the first have bars, and the rest a number
+    # Then the first have bars, and one line gives the number of the others
     assert "layer11" in text
     assert "layer12" not in text
     assert "and 38 layers more" in text
 
 
 def test_a_log_gets_plain_lines() -> None:
-    # Given standard error that is no terminal
+    # Given a standard error that is no terminal
     text = shown(status(3), status(100, state="finished"), terminal=False)
-    # Then there is a line at once and one at the end, without anything to draw with
+    # Then there is one line at the start and one at the end, without control characters
     assert text.splitlines() == ["a-job: running, 3 of 100 tiles", "a-job: finished, 100 of 100 tiles"]

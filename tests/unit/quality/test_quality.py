@@ -1,4 +1,4 @@
-"""``filterfarm quality`` on jobs that lie in a folder, against the whole network and NumPy."""
+"""``filterfarm quality`` on jobs in a data folder, against the whole network and NumPy."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def squeezenet_job(*layers: str, **changes: Any) -> Job:
 
 
 def lite0_job(*, seed: int = 0) -> Job:
-    """The stem of the trained network, of whose 32 filters four are truly dead."""
+    """The stem of the trained network; its norm scales four of 32 filters to zero."""
     weights = Weights(source="package", name="IMAGENET1K")
     return sample_job(
         "conv_stem", model="efficientnet_lite0", weights=weights, channels=32, filters="0-31", preprocess=HALVES,
@@ -47,7 +47,7 @@ def lite0_job(*, seed: int = 0) -> Job:
 
 
 def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] = ()) -> LocalStore:
-    """Put a job into a data folder, its tiles noise drawn from ``pictures``."""
+    """Put a job into a data folder; its tiles are noise with the seed ``pictures``."""
     folder = data / "bucket"
     files = {keys.job(job.id): job.to_json()}
     for layer, filter_ in job.tiles:
@@ -63,7 +63,7 @@ def store(job: Job, data: Path, *, pictures: int = 0, missing: tuple[int, ...] =
 
 
 def tile(filter_: int, **changes: object) -> TileQuality:
-    """A good tile, but for ``changes``."""
+    """A tile with good values, except for ``changes``."""
     good = TileQuality(
         layer="a", filter=filter_, status="live", inert=False, start_activation=1.0, activation=3.0, identified=True,
         selectivity=2.0, high_frequency=0.1,
@@ -75,13 +75,13 @@ def layer_of(*tiles: TileQuality, planned: int | None = None, broken: dict[int, 
     return LayerQuality(layer="a", planned=planned or len(tiles), tiles=tiles, broken=broken or {})
 
 
-def test_tiles_are_measured_as_the_whole_network_sees_them(tmp_path: Path) -> None:
+def test_activations_are_those_of_the_whole_network(tmp_path: Path) -> None:
     # Given a job's tiles in a folder
     job = squeezenet_job()
     folder = store(job, tmp_path)
     # When they are measured
     (layer,) = measure(job, folder, device="cpu")
-    # Then each activation is what the whole network makes of the picture
+    # Then each activation is the mean of the map in the whole network
     filters = list(job.layers[0].selected)
     pictures = [np.random.default_rng([0, f]).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8) for f in filters]
     model = registry.build("squeezenet1_1", seed=0)
@@ -97,25 +97,25 @@ def test_tiles_are_measured_as_the_whole_network_sees_them(tmp_path: Path) -> No
     require_whole(job, [layer])
 
 
-def test_dead_filters_are_those_whose_norm_lets_nothing_through(tmp_path: Path) -> None:
-    # Given tiles of the trained network's stem, all of which say that they live
+def test_dead_filters_are_those_whose_norm_scales_them_to_zero(tmp_path: Path) -> None:
+    # Given tiles of the trained network's stem, all with the status live
     job = lite0_job()
     # When they are measured
     layers = measure(job, store(job, tmp_path), device="cpu")
-    # Then four filters of 32 are dead, whatever their tiles say
+    # Then four filters of 32 are dead, whatever the status of their tiles
     assert quality_text.figures(layers).dead == 4 / 32
 
 
-def test_another_jobs_tiles_are_like_the_same_pictures_and_unlike_others(tmp_path: Path) -> None:
+def test_tiles_of_another_job_are_similar_if_their_pictures_are_the_same(tmp_path: Path) -> None:
     # Given three jobs of the same network with other seeds, the second with the first one's pictures
     job, same, other = lite0_job(), lite0_job(seed=1), lite0_job(seed=2)
     folder = store(job, tmp_path)
     store(same, tmp_path)
     store(other, tmp_path, pictures=1)
-    # When the first is held against both
+    # When the first is compared with both
     to_same = quality_text.figures(measure(job, folder, device="cpu", against=same))
     to_other = quality_text.figures(measure(job, folder, device="cpu", against=other))
-    # Then it is the same as the second, and no more like the third than noise is like noise
+    # Then its similarity is 1 with the second, and near 0 with the third
     assert to_same.similarity == pytest.approx(1.0)
     assert to_same.matched == 1.0
     assert to_other.similarity is not None
@@ -125,22 +125,22 @@ def test_another_jobs_tiles_are_like_the_same_pictures_and_unlike_others(tmp_pat
 
 
 def test_only_common_tiles_are_compared(tmp_path: Path) -> None:
-    # Given a job whose other half was rendered in another job, but for one tile
+    # Given two jobs, the second of which lacks one tile of the first
     job, other = lite0_job(), lite0_job(seed=1)
     folder = store(job, tmp_path)
     store(other, tmp_path, missing=(7,))
     # When they are compared
     (layer,) = measure(job, folder, device="cpu", against=other)
-    # Then that one has no likeness
+    # Then that one has no similarity
     assert [t.filter for t in layer.tiles if t.similarity is None] == [7]
 
 
-def test_a_job_that_still_runs_is_measured_as_far_as_it_is(tmp_path: Path) -> None:
+def test_a_running_job_is_measured_on_its_stored_tiles(tmp_path: Path) -> None:
     # Given a job that lacks two tiles of six
     job = squeezenet_job()
     # When it is measured
     layers = measure(job, store(job, tmp_path, missing=(5, 9)), device="cpu")
-    # Then the others are there
+    # Then the others are measured
     assert [t.filter for t in layers[0].tiles] == [3, 8, 10, 11]
     # And one line says how many are missing
     with pytest.raises(JobIncomplete, match="2 of 6 tiles of .* are missing.*of 4 tiles"):
@@ -148,16 +148,16 @@ def test_a_job_that_still_runs_is_measured_as_far_as_it_is(tmp_path: Path) -> No
     assert "4 of 6" in quality_text.as_table(layers, against=False)
 
 
-def test_a_job_without_any_tile_yet_is_measured_without_an_error(tmp_path: Path) -> None:
-    # Given a job that has just begun
+def test_a_job_without_tiles_is_no_error(tmp_path: Path) -> None:
+    # Given a job without tiles
     job = squeezenet_job()
     layers = measure(job, store(job, tmp_path, missing=job.layers[0].selected), device="cpu")
-    # Then nothing is known of it, and the figures say so
+    # Then its figures are unknown
     assert quality_text.figures(layers).self_identification is None
     assert "0 of 6" in quality_text.as_table(layers, against=True)
 
 
-def test_a_single_tile_has_none_to_be_told_from(tmp_path: Path) -> None:
+def test_a_single_tile_has_no_others_to_compare_with(tmp_path: Path) -> None:
     job = squeezenet_job(filters="4")
     (layer,) = measure(job, store(job, tmp_path), device="cpu")
     assert layer.tiles[0].identified is None
@@ -175,7 +175,7 @@ def test_broken_tiles_are_named_and_the_others_measured(tmp_path: Path) -> None:
     paths[10].write_bytes(b"\x89PNG")
     # When the job is measured
     layers = measure(job, folder, device="cpu")
-    # Then the others are, and the broken ones are named
+    # Then the others are measured, and the broken ones are named
     assert [t.filter for t in layers[0].tiles] == [8, 11]
     assert sorted(layers[0].broken) == [3, 5, 9, 10]
     with pytest.raises(CorruptTile, match="4 of 6 tiles of .*features.0/3: .*delete them") as caught:
@@ -230,14 +230,14 @@ def with_checkpoint() -> Job:
     return squeezenet_job(weights=weights)
 
 
-def test_weights_that_are_gone_or_broken_are_told(tmp_path: Path) -> None:
-    # Given a job with a checkpoint of its own that nobody stored
+def test_missing_and_broken_weights_are_errors(tmp_path: Path) -> None:
+    # Given a job with a checkpoint that is not stored
     job = with_checkpoint()
     folder = store(job, tmp_path)
     # When it is measured
     with pytest.raises(WeightsMissing, match=r"the checkpoint mine\.pth"):
         measure(job, folder, device="cpu")
-    # Or when it was stored, but is none
+    # Or if it is stored, but is no checkpoint
     path = tmp_path / "bucket" / keys.weights(job.id, "ab" * 32)
     path.parent.mkdir()
     path.write_bytes(b"rubbish")
@@ -245,7 +245,7 @@ def test_weights_that_are_gone_or_broken_are_told(tmp_path: Path) -> None:
         measure(job, folder, device="cpu")
 
 
-def test_the_checkpoint_of_the_job_is_what_tiles_are_shown_to(tmp_path: Path) -> None:
+def test_the_jobs_own_checkpoint_is_used(tmp_path: Path) -> None:
     # Given a job with a checkpoint of its own, drawn from another seed than the network it would have without
     job = with_checkpoint()
     folder = store(job, tmp_path)
@@ -254,57 +254,57 @@ def test_the_checkpoint_of_the_job_is_what_tiles_are_shown_to(tmp_path: Path) ->
     torch.save(registry.build("squeezenet1_1", seed=5).state_dict(), path)
     # When it is measured
     (layer,) = measure(job, folder, device="cpu")
-    # Then the answers are that network's
+    # Then the activations are that network's
     drawn = squeezenet_job(seed=5)
     (wanted,) = measure(drawn, store(drawn, tmp_path), device="cpu")
     assert [t.activation for t in layer.tiles] == pytest.approx([t.activation for t in wanted.tiles])
 
 
-def test_a_model_that_this_version_does_not_know_is_told(tmp_path: Path) -> None:
+def test_an_unknown_model_is_an_error(tmp_path: Path) -> None:
     job = squeezenet_job(model="squeezenet9")
     with pytest.raises(UnknownModel):
         measure(job, store(job, tmp_path), device="cpu")
 
 
-def test_a_job_that_is_not_in_the_folder_is_told_with_the_nearest_that_is(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_job_names_the_nearest(tmp_path: Path) -> None:
     # Given a folder with a job
     job = squeezenet_job()
     folder = store(job, tmp_path)
-    # When another is asked for, or something that is no name at all
+    # When an unknown job or an invalid name is loaded
     for name in (job.id[:-1] + "x", "../../etc"):
         with pytest.raises(NoJob, match=job.id):
             folder.require(name)
-    # Or in a folder with none
+    # Or from a folder without jobs
     with pytest.raises(NoJob, match="set FILTERFARM_BUCKET"):
         LocalStore(tmp_path / "nowhere").require(job.id)
-    # Then the job itself is there
+    # Then the job itself is found
     folder.require(job.id)
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_tile_is_an_error(tmp_path: Path) -> None:
     # Given a folder where a tile should be
     job = squeezenet_job()
     folder = store(job, tmp_path, missing=(3,))
     (tmp_path / "bucket" / keys.tile(job.id, "features.0", 3)).mkdir()
-    # Then that is no missing tile
+    # Then the tile does not count as missing
     with pytest.raises(StorageDenied, match="cannot read"):
         measure(job, folder, device="cpu")
 
 
-def test_figures_are_shares_and_medians_of_what_is_not_dead() -> None:
-    # Given a truly dead filter, a grey tile, a rescued one that slept at the start, and a live one
+def test_figures_are_shares_and_medians_of_the_filters_that_are_not_dead() -> None:
+    # Given a dead filter, a grey tile, a rescued one that was zero on the start image, and a live one
     layer = layer_of(
         tile(0, inert=True, status="dead", activation=0.0, identified=False, selectivity=0.0, high_frequency=0.9),
         tile(1, status="dead", activation=0.0, start_activation=0.0, identified=False, selectivity=0.0),
         tile(2, status="rescued", activation=4.0, start_activation=0.0, selectivity=float("inf")),
         tile(3, activation=8.0, start_activation=2.0),
     )
-    # When they are summed up
+    # When their figures are computed
     of = quality_text.figures([layer])
-    # Then the dead one is in its own share alone
+    # Then the dead one counts in the share of dead ones alone
     assert (of.planned, of.measured, of.dead) == (4, 4, 1 / 4)
     assert (of.grey, of.rescued, of.self_identification) == (1 / 3, 1 / 3, 2 / 3)
-    # And gain is that of the tiles that began above zero
+    # And the gain is that of the tiles whose start activation is above zero
     assert (of.gain, of.gain_of) == (4.0, 1)
     assert (of.selectivity, of.high_frequency) == (2.0, 0.1)
     assert (of.similarity, of.matched) == (None, None)
@@ -315,17 +315,17 @@ def test_the_table_has_a_row_for_each_layer_and_one_for_all() -> None:
     layers = [layer_of(tile(0), tile(1)), replace(layer_of(tile(0, identified=False), tile(1)), layer="b")]
     # When they are printed
     rows = [line.split() for line in quality_text.as_table(layers, against=False).split("\n\n")[0].splitlines()]
-    # Then self-identification is each one's, and all tiles' in the last row
+    # Then each row has the layer's self-identification, and the last row that of all tiles
     column = rows[0].index("self-id") + 1  # gain's cell has a blank in it
     assert [(row[0], row[column]) for row in rows[1:]] == [("a", "100.0%"), ("b", "50.0%"), ("all", "75.0%")]
 
 
-def test_json_holds_no_number_that_json_does_not_know() -> None:
-    # Given a tile whose filter nothing else excites
+def test_json_has_null_for_infinite_numbers() -> None:
+    # Given a tile whose filter no other tile excites
     layers = [layer_of(tile(0, selectivity=float("inf")))]
     # When the report is written as JSON
     text = json.dumps(quality_text.as_json(squeezenet_job(), layers, None), allow_nan=False)
-    # Then the infinite one is null, and the rest is there
+    # Then the infinite number is null, and the others are unchanged
     report = json.loads(text)
     assert report["whole"]["selectivity"] is None
     assert report["layers"][0]["tiles"][0]["activation"] == 3.0

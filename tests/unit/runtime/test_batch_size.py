@@ -1,4 +1,4 @@
-"""The batch of each layer: as large as fits, and of the sizes that were tried the fastest."""
+"""Batch size per layer: the fastest of the sizes that fit into memory."""
 
 import pytest
 
@@ -10,12 +10,12 @@ LAYER: Kind = ("vgg16", "features.0", RECIPE)
 OTHER: Kind = ("vgg16", "features.2", RECIPE)
 
 
-def rendered(pace: BatchSizer, seconds_per_tile: dict[int, float], waiting: int = 16) -> list[int]:
-    """Sizes of twelve parts, each of which takes as long as its size says."""
+def rendered(sizer: BatchSizer, seconds_per_tile: dict[int, float], waiting: int = 16) -> list[int]:
+    """Sizes of twelve batches, with a rendering time per tile for each size."""
     sizes = []
     for _ in range(12):
-        sizes.append(pace.size(LAYER, waiting))
-        pace.note(LAYER, sizes[-1], sizes[-1] * seconds_per_tile[sizes[-1]])
+        sizes.append(sizer.size(LAYER, waiting))
+        sizer.note(LAYER, sizes[-1], sizes[-1] * seconds_per_tile[sizes[-1]])
     return sizes
 
 
@@ -29,71 +29,71 @@ def test_each_size_is_tried_twice_and_the_fastest_is_kept(best: int) -> None:
     assert sizes == [16, 16, 8, 8, 4, 4] + [best] * 6
 
 
-def test_a_slow_first_part_does_not_count_against_a_size() -> None:
-    # Given a first part that had to load the network
-    pace = BatchSizer((16, 8, 4))
-    pace.note(LAYER, 16, 100.0)
+def test_a_slow_first_batch_does_not_rule_out_its_size() -> None:
+    # Given a first batch whose time includes loading the network
+    sizer = BatchSizer((16, 8, 4))
+    sizer.note(LAYER, 16, 100.0)
     # When
-    sizes = rendered(pace, {16: 1.0, 8: 1.5, 4: 1.5})
+    sizes = rendered(sizer, {16: 1.0, 8: 1.5, 4: 1.5})
     # Then
     assert sizes[-1] == 16
 
 
-def test_layers_are_measured_apart() -> None:
+def test_each_layer_has_its_own_measurements() -> None:
     # Given
-    pace = BatchSizer((16, 8, 4))
-    rendered(pace, {16: 2.0, 8: 1.0, 4: 2.0})
+    sizer = BatchSizer((16, 8, 4))
+    rendered(sizer, {16: 2.0, 8: 1.0, 4: 2.0})
     # When / Then
-    assert pace.size(LAYER, 16) == 8
-    assert pace.size(OTHER, 16) == 16
+    assert sizer.size(LAYER, 16) == 8
+    assert sizer.size(OTHER, 16) == 16
 
 
-def test_what_did_not_fit_is_not_tried_again() -> None:
+def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
     # Given
-    pace = BatchSizer((16, 8, 4))
+    sizer = BatchSizer((16, 8, 4))
     # When
-    pace.record_oom(LAYER, 16)
+    sizer.record_oom(LAYER, 16)
     # Then
-    assert set(rendered(pace, {8: 2.0, 4: 1.0})) == {8, 4}
-    assert pace.size(OTHER, 16) == 16
+    assert set(rendered(sizer, {8: 2.0, 4: 1.0})) == {8, 4}
+    assert sizer.size(OTHER, 16) == 16
 
 
-def test_what_fits_is_not_taken_back_by_what_is_heard_later() -> None:
+def test_a_later_out_of_memory_error_of_a_larger_batch_does_not_raise_the_size() -> None:
     # Given
-    pace = BatchSizer()
+    sizer = BatchSizer()
     # When
     for tiles in (4, 16):
-        pace.record_oom(LAYER, tiles)
+        sizer.record_oom(LAYER, tiles)
     # Then
-    assert pace.size(LAYER, 16) == 2
+    assert sizer.size(LAYER, 16) == 2
 
 
-def test_even_one_tile_goes_where_nothing_fits() -> None:
+def test_the_smallest_size_is_one_even_if_nothing_fits() -> None:
     # Given
-    pace = BatchSizer()
+    sizer = BatchSizer()
     # When
-    pace.record_oom(LAYER, 1)
+    sizer.record_oom(LAYER, 1)
     # Then
-    assert pace.size(LAYER, 5) == 1
+    assert sizer.size(LAYER, 5) == 1
 
 
 @pytest.mark.parametrize("waiting", [1, 3, 8])
-def test_a_batch_that_somebody_chose_goes_as_it_is(waiting: int) -> None:
+def test_a_configured_batch_size_is_not_changed(waiting: int) -> None:
     # Given
-    pace = BatchSizer(candidate_sizes(8, "cpu"))
+    sizer = BatchSizer(candidate_sizes(8, "cpu"))
     # When
-    pace.note(LAYER, waiting, 1.0)
+    sizer.note(LAYER, waiting, 1.0)
     # Then
-    assert pace.size(LAYER, waiting) == waiting
+    assert sizer.size(LAYER, waiting) == waiting
 
 
-def test_a_few_tiles_go_at_once_however_few() -> None:
+def test_a_batch_has_at_most_the_waiting_tiles() -> None:
     # When / Then
     assert [BatchSizer((16, 8, 4)).size(LAYER, waiting) for waiting in (1, 3, 4, 7, 9)] == [1, 3, 4, 4, 8]
 
 
 @pytest.mark.parametrize(("device", "most"), [("cpu", 16), ("auto", 16), ("cuda:1", 32), ("mps", 32)])
-def test_what_is_tried_depends_on_the_device(device: str, most: int) -> None:
+def test_the_sizes_that_are_tried_depend_on_the_device(device: str, most: int) -> None:
     # When / Then
     assert max_batch_size(device) == most
     assert candidate_sizes(0, device) == (most, most // 2, most // 4)

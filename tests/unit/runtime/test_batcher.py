@@ -1,4 +1,4 @@
-"""The batcher: which tiles go together, when, and what each caller hears."""
+"""The batcher: which tiles form a batch, when it starts, and the result of each caller."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ Run = Callable[[Group, tuple[int, ...]], "dict[int, str | FilterfarmError]"]
 
 
 class Device:
-    """Renders at once, and keeps what it was asked for; while it is held, it is busy with its batch."""
+    """Renders without delay and records its batches. While it is held, it stays busy with its batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Group, tuple[int, ...]]] = []
@@ -37,7 +37,7 @@ class Device:
 
 @contextmanager
 def batching(run: Run, *, size: int, wait_s: float = 60.0) -> Iterator[Batcher[str]]:
-    """A batcher that ends with the test."""
+    """A batcher that is closed at the end of the test."""
     batcher: Batcher[str] = Batcher(run, size=size, wait_s=wait_s)
     try:
         yield batcher
@@ -48,7 +48,7 @@ def batching(run: Run, *, size: int, wait_s: float = 60.0) -> Iterator[Batcher[s
 
 @contextmanager
 def held(device: Device, batcher: Batcher[str], size: int) -> Iterator["list[Future[str]]"]:
-    """The device is busy with a batch of a job of its own, until the block ends."""
+    """Keep the device busy with a batch of another job until the block ends."""
     device.busy.clear()
     device.free.clear()
     group, before = ("held", "features.0"), len(device.batches)
@@ -61,41 +61,41 @@ def held(device: Device, batcher: Batcher[str], size: int) -> Iterator["list[Fut
         device.free.set()
 
 
-def answers(futures: "list[Future[str]]") -> list[str]:
+def results(futures: "list[Future[str]]") -> list[str]:
     return [future.result(PATIENCE_S) for future in futures]
 
 
-def test_a_full_batch_goes_at_once() -> None:
+def test_a_full_batch_starts_at_once() -> None:
     # Given a batcher that would wait for a minute
     device = Device()
     with batching(device, size=4) as batcher:
-        # When as many tiles come as a batch holds
+        # When as many tiles are requested as a batch holds
         futures = [batcher.submit(ONE, number) for number in (3, 1, 2, 0)]
-        # Then they are rendered together, at once, and each caller gets its own
-        assert answers(futures) == [f"job features.0 {number}" for number in (3, 1, 2, 0)]
+        # Then they are rendered together without delay, and each caller gets its own tile
+        assert results(futures) == [f"job features.0 {number}" for number in (3, 1, 2, 0)]
         assert device.batches == [(ONE, (0, 1, 2, 3))]
 
 
-def test_an_incomplete_batch_runs_once_it_has_waited() -> None:
+def test_an_incomplete_batch_starts_after_the_waiting_time() -> None:
     # Given a batcher that waits for a fifth of a second
     device, began = Device(), time.monotonic()
     with batching(device, size=8, wait_s=0.2) as batcher:
-        # When fewer tiles come than a batch holds
+        # When fewer tiles are requested than a batch holds
         futures = [batcher.submit(ONE, number) for number in range(3)]
         # Then they are rendered together, after that time
-        assert len(answers(futures)) == 3
+        assert len(results(futures)) == 3
         assert time.monotonic() - began >= 0.2
         assert device.batches == [(ONE, (0, 1, 2))]
 
 
-def test_a_filter_that_is_asked_for_twice_is_rendered_once() -> None:
+def test_a_filter_that_is_requested_twice_is_rendered_once() -> None:
     # Given a message that was delivered twice
     device = Device()
     with batching(device, size=2) as batcher:
-        # When both ask for the same tile
+        # When the same tile is requested twice
         futures = [batcher.submit(ONE, number) for number in (5, 5, 6)]
-        # Then both get it, and it was rendered once
-        assert answers(futures) == ["job features.0 5", "job features.0 5", "job features.0 6"]
+        # Then both callers get it, and it was rendered once
+        assert results(futures) == ["job features.0 5", "job features.0 5", "job features.0 6"]
         assert device.batches == [(ONE, (5, 6))]
 
 
@@ -103,23 +103,23 @@ def test_tiles_of_different_layers_and_jobs_never_share_a_batch() -> None:
     # Given tiles of three groups with the same numbers
     device = Device()
     with batching(device, size=2) as batcher:
-        # When they come mixed
+        # When they are requested in mixed order
         futures = [batcher.submit(group, number) for number in (0, 1) for group in (ONE, TWO, THREE)]
         # Then each group is a batch, and each caller gets the tile of its own group
-        assert answers(futures) == [f"{group[0]} {group[1]} {n}" for n in (0, 1) for group in (ONE, TWO, THREE)]
+        assert results(futures) == [f"{group[0]} {group[1]} {n}" for n in (0, 1) for group in (ONE, TWO, THREE)]
         assert sorted(device.batches) == sorted((group, (0, 1)) for group in (ONE, TWO, THREE))
 
 
-def test_jobs_take_turns() -> None:
+def test_jobs_are_rendered_round_robin() -> None:
     # Given a busy device
     device = Device()
     with batching(device, size=2) as batcher:
         with held(device, batcher, 2):
-            # When one job asks for six tiles, and then another for four
+            # When six tiles of one job are requested, and then four of another
             futures = [batcher.submit(ONE, number) for number in range(6)]
             futures += [batcher.submit(THREE, number) for number in range(4)]
-        answers(futures)
-        # Then neither waits until the other has all of its own
+        results(futures)
+        # Then their batches alternate
         assert [group for group, _ in device.batches] == [ONE, THREE, ONE, THREE, ONE]
 
 
@@ -128,37 +128,37 @@ def test_an_incomplete_batch_is_not_kept_waiting_by_full_ones_of_another_job() -
     device = Device()
     with batching(device, size=2, wait_s=0.0) as batcher:
         with held(device, batcher, 2):
-            # When one job asks for three full batches, and another for a single tile
+            # When three full batches of one job are requested, and a single tile of another
             futures = [batcher.submit(group, number) for group in (ONE, TWO) for number in (0, 1)]
             futures += [batcher.submit(("job", "features.4"), number) for number in (0, 1)]
             futures.append(batcher.submit(THREE, 7))
-        answers(futures)
-        # Then the single tile has its turn after the first of them
+        results(futures)
+        # Then the single tile is rendered after the first of them
         assert [group for group, _ in device.batches][:3] == [ONE, THREE, TWO]
 
 
-def test_what_does_not_fit_into_a_batch_is_in_the_next() -> None:
+def test_tiles_beyond_a_full_batch_are_in_the_next() -> None:
     # Given a busy device
     device = Device()
     with batching(device, size=4, wait_s=0.05) as batcher:
         with held(device, batcher, 4):
-            # When more tiles come than a batch holds
+            # When more tiles are requested than a batch holds
             futures = [batcher.submit(ONE, number) for number in range(9)]
-        answers(futures)
+        results(futures)
         # Then none is lost and none is rendered twice
         assert device.batches == [(ONE, (0, 1, 2, 3)), (ONE, (4, 5, 6, 7)), (ONE, (8,))]
 
 
-def test_an_error_of_one_filter_reaches_only_those_who_asked_for_it() -> None:
-    # Given a renderer that cannot make filter 1, and forgets filter 2
+def test_an_error_of_one_filter_is_raised_to_its_callers_alone() -> None:
+    # Given a renderer that returns an error for filter 1 and nothing for filter 2
     def run(group: Group, filters: tuple[int, ...]) -> "dict[int, str | FilterfarmError]":
         made: dict[int, str | FilterfarmError] = {number: "tile" for number in filters if number != 2}
         return made | {1: RenderFailed("out of paint")}
 
     with batching(run, size=4) as batcher:
-        # When four tiles are asked for
+        # When four tiles are requested
         futures = [batcher.submit(ONE, number) for number in range(4)]
-        # Then two are made, and the two others say why not
+        # Then two are returned, and the other two raise an error that names the reason
         assert [futures[number].result(PATIENCE_S) for number in (0, 3)] == ["tile", "tile"]
         with pytest.raises(RenderFailed, match="out of paint"):
             futures[1].result(PATIENCE_S)
@@ -174,7 +174,7 @@ def test_an_error_of_one_filter_reaches_only_those_who_asked_for_it() -> None:
         (MemoryError(), FilterfarmError, "MemoryError"),
     ],
 )
-def test_a_run_that_raises_tells_its_callers_and_the_next_batch_goes_on(
+def test_an_exception_is_raised_to_all_callers_of_the_batch_and_the_next_batch_is_rendered(
     error: Exception, expected: type[FilterfarmError], words: str
 ) -> None:
     # Given a renderer that raises once
@@ -186,39 +186,39 @@ def test_a_run_that_raises_tells_its_callers_and_the_next_batch_goes_on(
         return dict.fromkeys(filters, "tile")
 
     with batching(run, size=2) as batcher:
-        # When its batch is asked for
+        # When its batch is requested
         futures = [batcher.submit(ONE, number) for number in range(2)]
-        # Then all of the batch hear it
+        # Then all of the batch raise the error
         for future in futures:
             with pytest.raises(expected, match=words):
                 future.result(PATIENCE_S)
         # And the next batch is rendered
-        assert answers([batcher.submit(ONE, number) for number in range(2)]) == ["tile", "tile"]
+        assert results([batcher.submit(ONE, number) for number in range(2)]) == ["tile", "tile"]
 
 
-def test_closing_hands_back_what_waits_and_lets_the_running_batch_end() -> None:
+def test_closing_hands_back_waiting_tiles_and_completes_the_running_batch() -> None:
     # Given a batch on the device, and tiles that wait
     device = Device()
     with batching(device, size=2) as batcher:
         with held(device, batcher, 2) as running:
             waiting = [batcher.submit(group, number) for group in (ONE, TWO) for number in range(3)]
-            # When the worker is told to stop
+            # When the batcher is closed
             batcher.close()
-            # Then all that waits is handed back at once
+            # Then all waiting tiles are handed back at once
             for future in waiting:
                 with pytest.raises(Draining):
                     future.result(1)
-            # And the batch on the device goes on
+            # And the batch on the device is still rendered
             assert not batcher.join(0.05)
             assert not any(future.done() for future in running)
-        # And ends with its tiles, and with it the thread
-        assert len(answers(running)) == 2
+        # And its tiles are returned, and then the thread ends
+        assert len(results(running)) == 2
         assert batcher.join(PATIENCE_S)
         assert device.batches == []
 
 
-def test_callers_of_a_batch_are_told_once_the_next_one_is_on_the_device() -> None:
-    # Given a device that is held with each batch before it begins, and again once it has
+def test_a_batch_is_returned_once_the_next_one_is_on_the_device() -> None:
+    # Given a device that is held before each batch, and again at its start
     steps: list[threading.Event] = []
     arrived = threading.Semaphore(0)
     batchers: list[Batcher[str]] = []
@@ -240,20 +240,20 @@ def test_callers_of_a_batch_are_told_once_the_next_one_is_on_the_device() -> Non
         for _ in range(2):
             assert arrived.acquire(timeout=PATIENCE_S)
             steps[-1].set()
-        # When the second batch is to begin
+        # When the second batch is due
         assert arrived.acquire(timeout=PATIENCE_S)
-        # Then nobody has been told of the first one
+        # Then no caller of the first one has a result
         assert not first.done()
-        # And when it has begun, they have
+        # And they have once the second has started
         steps[-1].set()
         assert arrived.acquire(timeout=PATIENCE_S)
         assert (first.result(0), second.done()) == ("job", False)
-        # And of the last one, which none follows, when it ends
+        # And the last batch, which none follows, is returned when it ends
         steps[-1].set()
         assert second.result(PATIENCE_S) == "other"
 
 
-def test_callers_of_a_batch_are_told_when_the_next_one_never_comes_to_the_device() -> None:
+def test_a_batch_is_returned_if_the_next_one_never_reaches_the_device() -> None:
     # Given
     device = Device()
 
@@ -270,19 +270,19 @@ def test_callers_of_a_batch_are_told_when_the_next_one_never_comes_to_the_device
         assert isinstance(second.exception(PATIENCE_S), WeightsMissing)
 
 
-def test_a_closed_batcher_takes_no_work() -> None:
+def test_a_closed_batcher_hands_back_every_request() -> None:
     # Given a batcher that was closed, twice
     with batching(Device(), size=2) as batcher:
         batcher.close()
         batcher.close()
-        # When a tile is asked for
+        # When a tile is requested
         future = batcher.submit(ONE, 0)
-        # Then it is handed back at once
+        # Then it is handed back without delay
         with pytest.raises(Draining):
             future.result(1)
 
 
-def test_many_callers_at_once_each_get_their_own() -> None:
+def test_many_concurrent_callers_each_get_their_own_tiles() -> None:
     # Given a device and 16 callers, as many as a worker has threads
     device = Device()
     found: list[tuple[Group, int, str]] = []
@@ -294,12 +294,12 @@ def test_many_callers_at_once_each_get_their_own() -> None:
                 group = (ONE, TWO, THREE)[number % 3]
                 found.append((group, number, batcher.submit(group, number).result(PATIENCE_S)))
 
-        # When they ask for 320 tiles of three groups
+        # When they request 320 tiles of three groups
         threads = [threading.Thread(target=call, args=(start,)) for start in range(16)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE_S)
-    # Then each has what it asked for, and each tile was rendered once
+    # Then each has its own tiles, and each tile was rendered once
     assert all(text == f"{group[0]} {group[1]} {number}" for group, number, text in found)
     assert sorted(number for _, filters in device.batches for number in filters) == list(range(320))
