@@ -1,4 +1,4 @@
-"""An HTTP proxy before an object store that can be told to fail as object stores do."""
+"""An HTTP proxy before an object store that fails on request, as object stores do."""
 
 import http.client
 import random
@@ -10,37 +10,39 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as told</Message></Error>'
+_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as configured</Message></Error>'
 
 
 @dataclass
 class S3Proxy:
-    """What it does with requests; change it at any time. ``requests`` says what came and what was answered."""
+    """What the proxy does with requests. It may be changed at any time. ``requests`` lists the answered requests."""
 
     endpoint: str
     #: cut every connection without an answer
     down: bool = False
     #: answer 403
     denied: bool = False
-    #: answer that there is no such bucket, as AWS does; rclone and SeaweedFS make it anew when something is put
+    #: answer that there is no such bucket, as AWS does; rclone and SeaweedFS create the bucket on a PUT
     no_bucket: bool = False
     #: share of the requests that get 503, 0..1
     overloaded: float = 0.0
     #: seconds before a request is passed on
     delay_s: float = 0.0
-    #: (Unix seconds when it came, method, path, status; 0 where the connection was cut), in the order of the answers
+    #: (Unix seconds of its receipt, method, path, status; 0 where the connection was cut), in the order of the answers
     requests: list[tuple[float, str, str, int]] = field(default_factory=list)
+    #: number of requests so far, answered or not
+    received: int = 0
     #: paths of the requests that waited for a "100 Continue" before they sent their body
     announced: list[str] = field(default_factory=list)
 
     def since(self, when: float) -> list[tuple[float, str, str, int]]:
-        """Requests that came after a moment."""
+        """Requests that were received after a time, in Unix seconds."""
         return [request for request in list(self.requests) if request[0] > when]
 
 
 @contextmanager
 def s3_proxy(backend: str) -> Iterator[S3Proxy]:
-    """A proxy before the object store at ``backend``, on a port of its own. It passes on what is signed unchanged."""
+    """A proxy before the object store at ``backend``, on a free port. It passes signed headers on unchanged."""
     chance = random.Random(0)
     address = urlsplit(backend).netloc
 
@@ -56,6 +58,8 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
 
         def handle_any(self) -> None:
             self.came = time.time()
+            delay_s = proxy.delay_s
+            proxy.received += 1
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if proxy.down:
                 self._note(0)
@@ -67,7 +71,7 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
             elif chance.random() < proxy.overloaded:
                 self._answer(503, _ERROR.format(code="SlowDown").encode(), {})
             else:
-                time.sleep(proxy.delay_s)
+                time.sleep(delay_s)
                 self._pass_on(body)
 
         do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
@@ -94,13 +98,13 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
                 for name, value in headers.items():
                     if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
                         self.send_header(name, value)
-                # The answer to HEAD says how long the object is, and has no body.
+                # The answer to HEAD holds the length of the object, and has no body.
                 length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
                 self.send_header("Content-Length", length)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
-            except OSError:  # the client has left
+            except OSError:  # the client has disconnected
                 self.close_connection = True
 
         def _note(self, status: int) -> None:

@@ -10,13 +10,13 @@ from tests.e2e.fleet import Fleet, fleet
 
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet whose bucket is a plain folder, as ``filterfarm run`` has it."""
+    """A fleet on rclone, whose bucket is a plain folder as in ``filterfarm run``."""
     with fleet(tmp_path, "rclone") as made:
         yield made
 
 
 @pytest.fixture
 def strict_farm(tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet on the strictest S3 server a wheel can bring."""
+    """A fleet on SeaweedFS, the strictest S3 server available as a wheel."""
     with fleet(tmp_path, "seaweedfs") as made:
         yield made

@@ -1,4 +1,4 @@
-"""A fleet as its users have it: servers of their own, and everything else started by the ``filterfarm`` command."""
+"""A fleet as in production: its own Redis and object store, and processes started by the ``filterfarm`` command."""
 
 import json
 import os
@@ -17,15 +17,19 @@ from botocore.config import Config
 
 from tests.injection import into_renderer
 from tests.servers import rclone, seaweedfs, valkey
+from workers.clients.presence import Presence
 
 COMMAND = str(Path(sys.executable).parent / "filterfarm")
 
-#: What a killed worker's messages wait for; as short as the settings allow.
+#: One thread a process: several processes with a thread per core each are slower than with one thread each.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+#: Seconds after which the messages of a killed worker are redelivered; as short as the settings allow.
 VISIBILITY_TIMEOUT_S = 5
 
 
 class Fleet:
-    """Queue, store, and the processes a test starts; all are gone when it ends."""
+    """Redis, object store, and the processes that a test starts. All of them are killed when the test ends."""
 
     def __init__(self, folder: Path, broker_url: str, endpoint: str, key: str, secret: str) -> None:
         self.folder = folder
@@ -39,8 +43,7 @@ class Fleet:
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
             "FILTERFARM_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
-            # One thread a process: two that both want all cores of a busy machine mostly wait for each other.
-            "OMP_NUM_THREADS": "1",
+            **ONE_THREAD,
         }
         self.s3 = boto3.client(
             "s3",
@@ -55,11 +58,11 @@ class Fleet:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def run(self, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-        """One command to its end."""
+        """Run one command to its end."""
         return run(*arguments, environ={**self.environ, **environ})
 
     def start(self, *arguments: str, **environ: str) -> "subprocess.Popen[bytes]":
-        """A command that goes on; what it says is in ``log(process)``."""
+        """Start a command. ``log(process)`` returns its output."""
         with (self.folder / f"{len(self._running)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [COMMAND, *arguments],
@@ -72,30 +75,34 @@ class Fleet:
         return process
 
     def start_slow_worker(self, *, batch_s: float = 1.0, **environ: str) -> "subprocess.Popen[bytes]":
-        """A worker that takes at least so long for each batch, of four, on any machine: faults hit it in mid-job."""
+        """Start a worker whose batches, of four tiles, take at least ``batch_s`` seconds: faults occur during a job."""
         slow = into_renderer(self.folder / f"slow-{batch_s:g}", f"time.sleep({batch_s:g})")
         return self.start("worker", "--batch", "4", **slow, **environ)
 
     def log(self, process: "subprocess.Popen[bytes]") -> str:
-        """All that a started process has said so far."""
+        """Standard output and standard error of a started process so far."""
         return (self.folder / f"{self._running.index(process)}.log").read_text()
 
+    def is_ready(self, worker: "subprocess.Popen[bytes]") -> bool:
+        """Whether the Celery process of a started worker is registered in Redis."""
+        return any(name.partition("@")[0].endswith(f"-{worker.pid}") for name in Presence(self.redis).workers())
+
     def submit(self, *arguments: str) -> dict[str, Any]:
-        """Submit a job; returns what the command's JSON says."""
+        """Submit a job. Returns the command's JSON."""
         done = self.run("submit", *arguments, "--json")
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
     def status(self, job: str) -> dict[str, Any]:
-        """How a job stands, as the command's JSON says."""
+        """Status of a job: the command's JSON. Each call starts a process; see ``tests.e2e.whole`` for polling."""
         done = self.run("status", job, "--json")
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
     def objects(self) -> dict[str, tuple[str, bytes]]:
-        """Key below the prefix -> (when it was last written, content), of everything in the bucket."""
+        """Key below the prefix -> (last modification, content) of every object in the bucket."""
         found: dict[str, tuple[str, bytes]] = {}
         for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket="pictures"):
             for entry in page.get("Contents", []):
@@ -106,16 +113,16 @@ class Fleet:
         return found
 
     def put(self, key: str, body: bytes) -> None:
-        """Put an object below the prefix, behind the farm's back."""
+        """Put an object below the prefix."""
         self.s3.put_object(Bucket="pictures", Key=f"of/filters/{key}", Body=body)
 
     def outstanding(self) -> int:
-        """Messages queued or with a worker."""
+        """Number of messages in queues and with workers."""
         queued = sum(int(self.redis.llen(queue)) for queue in self.redis.scan_iter("filterfarm.render*"))
         return queued + int(self.redis.hlen("unacked"))
 
     def stop_all(self) -> None:
-        """SIGKILL to everything that still runs, and to its children."""
+        """Send SIGKILL to all started processes and their descendants."""
         for process in self._running:
             kill_group(process)
         self.redis.close()
@@ -123,7 +130,7 @@ class Fleet:
 
 @contextmanager
 def fleet(folder: Path, store: str) -> Iterator[Fleet]:
-    """A fleet without any processes yet, on a fresh queue and a fresh bucket of ``rclone`` or ``seaweedfs``."""
+    """A fleet with no processes yet, an empty Redis and an empty bucket on ``rclone`` or ``seaweedfs``."""
     with ExitStack() as stack:
         for name in ("queue", "store"):
             (folder / name).mkdir(exist_ok=True)
@@ -135,14 +142,20 @@ def fleet(folder: Path, store: str) -> Iterator[Fleet]:
 
 
 def run(*arguments: str, environ: dict[str, str], cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """One ``filterfarm`` command to its end, in the given environment and no other."""
+    """Run one ``filterfarm`` command to its end. ``environ`` is its whole environment but for the number of threads."""
     return subprocess.run(
-        [COMMAND, *arguments], env=environ, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+        [COMMAND, *arguments],
+        env={**ONE_THREAD, **environ},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
 def wait_for(what: str, condition: Callable[[], object], timeout_s: float) -> None:
-    """Return once ``condition`` holds; an assertion that names ``what`` if it does not in time."""
+    """Return once ``condition`` holds. AssertionError with ``what`` after ``timeout_s`` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
@@ -150,7 +163,7 @@ def wait_for(what: str, condition: Callable[[], object], timeout_s: float) -> No
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids of all children of a process, theirs included, nearest first."""
+    """Process ids of all descendants of a process, nearest first."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -175,7 +188,7 @@ def is_running(pid: int) -> bool:
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL a process and all its descendants at once, as a machine that vanishes does."""
+    """Send SIGKILL to a process and all its descendants, as if their machine had lost power."""
     for pid in [process.pid, *descendants(process.pid)]:
         try:
             os.kill(pid, signal.SIGKILL)

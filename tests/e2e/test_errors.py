@@ -1,12 +1,14 @@
-"""What a person can get wrong: each is one clear line on standard error, an exit code of its own, and no traceback."""
+"""Mistakes of a user: each gives one line on standard error, an exit code of its own, and no traceback."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from producer.cli.main import main
 from tests.e2e.fleet import COMMAND, Fleet, fleet, run
 from workers.contract.errors import ExitCode
 from workers.networks import registry
@@ -21,7 +23,7 @@ def shared_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 def _alone(folder: Path, *arguments: str, **environ: str) -> tuple[int, str]:
-    """A command without any fleet; returns its exit code and its one line of complaint."""
+    """Run a command without a fleet. Returns its exit code and its one line on standard error."""
     done = run(*arguments, environ={"HOME": str(folder), "PATH": str(Path(COMMAND).parent), **environ})
     return done.returncode, _one_line(done.stderr, done.stdout)
 
@@ -58,31 +60,40 @@ def _one_line(stderr: str, stdout: str) -> str:
         (["vgg16", "--weights", "nowhere/mine.pth"], ExitCode.WEIGHTS_MISSING, ["nowhere/mine.pth"]),
     ],
 )
-def test_a_job_that_cannot_be_is_refused_with_its_value_and_the_way_out(
-    tmp_path: Path, arguments: list[str], code: ExitCode, parts: list[str]
+def test_an_invalid_job_is_refused_with_the_value_and_the_way_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: ExitCode,
+    parts: list[str],
 ) -> None:
-    # When such a job is planned
-    got, line = _alone(tmp_path, "plan", *arguments)
+    # When such a job is planned, in this process: eighteen that import torch would take a minute and a half
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["filterfarm", "plan", *arguments])
+    got = main()
 
-    # Then the exit code is its own, and the line names the value and the way out
+    # Then it has its own exit code, and the line names the value and the way out
+    said = capsys.readouterr()
+    line = _one_line(said.err, said.out)
     assert got == code
     assert all(part in line for part in parts), line
 
 
-def test_a_run_on_a_device_that_is_not_here_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    # When a run is to use a device that the machine does not have
+def test_a_run_on_a_device_that_does_not_exist_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    # When a run names a device that the machine does not have
     got, line = _alone(tmp_path, "run", *JOB, "--device", "cuda:63", "--data", str(tmp_path / "data"))
 
-    # Then one line says which, and no server was started for it
+    # Then one line names it, and no server was started
     assert got == ExitCode.BAD_SETTINGS
     assert "cuda:63" in line
     assert not (tmp_path / "data").exists()
 
 
-def test_weights_that_do_not_fit_or_do_not_read_are_refused_before_anything_is_stored(
+def test_weights_that_do_not_fit_or_are_unreadable_are_refused_before_anything_is_stored(
     shared_farm: Fleet, tmp_path: Path
 ) -> None:
-    # Given a checkpoint of another network, one that is garbage, and one of an unknown kind
+    # Given a checkpoint of another network, a file of garbage, and one of an unknown type
     other, garbage, unknown = tmp_path / "other.pth", tmp_path / "garbage.pth", tmp_path / "weights.h5"
     torch.save(registry.build("alexnet").state_dict(), other)
     garbage.write_bytes(b"\x80\x04 no checkpoint")
@@ -104,8 +115,8 @@ def test_weights_that_do_not_fit_or_do_not_read_are_refused_before_anything_is_s
     assert shared_farm.outstanding() == 0
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
-    # Given a machine without a way out
+def test_weights_that_cannot_be_downloaded_are_reported_with_file_folder_and_alternatives(tmp_path: Path) -> None:
+    # Given a machine without internet access
     nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
     # When a job needs torchvision's weights
@@ -114,7 +125,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_fetch_and_where_to_put_it
         environ={"HOME": str(tmp_path), "PATH": str(Path(COMMAND).parent), **nowhere},
     )
 
-    # Then one line names the file, the folder, and the other ways
+    # Then one line names the file, the folder and the alternatives
     assert done.returncode == ExitCode.WEIGHTS_MISSING
     line = done.stderr.strip().splitlines()[-1]
     for part in ("vgg16_features-amdegroot-88682ab5.pth", ".cache/torch/hub/checkpoints", "--weights PATH", "none"):
@@ -123,7 +134,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_fetch_and_where_to_put_it
     assert not (tmp_path / "data").exists()
 
 
-def test_a_command_says_which_part_of_the_farm_is_out_of_reach(shared_farm: Fleet) -> None:
+def test_a_command_reports_which_part_of_the_farm_is_unreachable(shared_farm: Fleet) -> None:
     cases = [
         ({"FILTERFARM_BROKER_URL": "redis://:secret@127.0.0.1:9/0"}, ExitCode.BROKER_UNREACHABLE, "127.0.0.1:9"),
         (
@@ -142,7 +153,7 @@ def test_a_command_says_which_part_of_the_farm_is_out_of_reach(shared_farm: Flee
         # When one setting is wrong
         done = shared_farm.run("status", **environ)
 
-        # Then the line says which, and shows no password
+        # Then the line names it and holds no password
         assert done.returncode == code, (environ, done.stderr)
         line = _one_line(done.stderr, done.stdout)
         assert part in line
@@ -154,10 +165,10 @@ def test_a_command_says_which_part_of_the_farm_is_out_of_reach(shared_farm: Flee
     [["submit", *JOB], ["worker"], ["collector"], ["watch", "a-job"], ["cancel", "a-job"], ["fetch", "a", "b"]],
 )
 def test_every_command_of_a_fleet_checks_it_first(shared_farm: Fleet, command: list[str]) -> None:
-    # When there is no such bucket
+    # When the bucket does not exist
     done = shared_farm.run(*command, FILTERFARM_BUCKET="s3://no-such-bucket")
 
-    # Then each command says so at once
+    # Then each command reports that
     assert done.returncode == ExitCode.NO_BUCKET
     assert "no-such-bucket" in _one_line(done.stderr, done.stdout)
 
@@ -169,42 +180,42 @@ def test_a_job_that_does_not_exist_is_refused(shared_farm: Fleet, tmp_path: Path
         target = [str(tmp_path / "out")] if command == ["fetch"] else []
         done = shared_farm.run(*command, name, *target)
 
-        # Then one line says so
+        # Then one line reports that
         assert done.returncode == ExitCode.NO_JOB
         assert "filterfarm status" in _one_line(done.stderr, done.stdout)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_job_whose_description_is_broken_is_refused_and_stays_as_it_is(shared_farm: Fleet) -> None:
-    # Given a job.json that is none
+def test_a_job_with_a_malformed_description_is_refused_and_the_others_are_listed(shared_farm: Fleet) -> None:
+    # Given a malformed job.json
     shared_farm.put("broken-job/job.json", b'{"format": 1')
 
-    # When its status is asked for
+    # When its status is requested
     done = shared_farm.run("status", "broken-job")
 
-    # Then one line says so, and the others' statuses are still shown
+    # Then one line reports that, and the status of the other jobs is still listed
     assert done.returncode == ExitCode.CORRUPT_JOB
     assert "broken-job" in _one_line(done.stderr, done.stdout)
     assert shared_farm.run("status").returncode == ExitCode.OK
 
 
-def test_a_device_that_is_not_there_is_refused(shared_farm: Fleet) -> None:
-    # When a worker is asked to use a GPU that no machine has
+def test_a_worker_on_a_device_that_does_not_exist_is_refused(shared_farm: Fleet) -> None:
+    # When a worker names a GPU that no machine has
     done = shared_farm.run("worker", "--device", "cuda:63")
 
-    # Then it names what there is
+    # Then one line names it
     assert done.returncode == ExitCode.BAD_SETTINGS
     assert "cuda:63" in _one_line(done.stderr, done.stdout)
 
 
-def test_a_data_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    # Given a file where the folder's parent should be
+def test_a_data_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    # Given a file in the place of the folder's parent
     (tmp_path / "file").write_text("")
 
-    # When a run is to keep its data below it
+    # When a run names a data folder below it
     got, line = _alone(tmp_path, "run", *JOB, "--data", str(tmp_path / "file" / "data"))
 
-    # Then one line says so
+    # Then one line reports that
     assert got == ExitCode.SERVER_FAILED
     assert "--data" in line
 
@@ -216,17 +227,17 @@ def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_names_each_problem_and_its_way_out(shared_farm: Fleet) -> None:
-    # When all is well
+def test_the_doctor_lists_its_findings_and_names_each_problem(shared_farm: Fleet) -> None:
+    # When there is no problem
     well = shared_farm.run("doctor", "--json")
 
-    # Then every finding is
+    # Then every check is listed
     findings = {finding["what"]: finding for finding in json.loads(well.stdout)}
     assert well.returncode == ExitCode.OK, well.stdout
     assert set(findings) == {"packages", "devices", "embedded servers", "bucket", "broker"}
 
-    # And when the bucket is not there, it says so and exits with that problem's code
-    ill = shared_farm.run("doctor", FILTERFARM_BUCKET="s3://no-such-bucket")
-    assert ill.returncode == ExitCode.NO_BUCKET
-    assert "PROBLEM bucket: no bucket 'no-such-bucket'" in ill.stdout
-    assert "Traceback" not in ill.stderr
+    # And when the bucket does not exist, it reports that and exits with the code of this problem
+    missing = shared_farm.run("doctor", FILTERFARM_BUCKET="s3://no-such-bucket")
+    assert missing.returncode == ExitCode.NO_BUCKET
+    assert "PROBLEM bucket: no bucket 'no-such-bucket'" in missing.stdout
+    assert "Traceback" not in missing.stderr

@@ -1,4 +1,4 @@
-"""What a job must have left behind when it has ended, and how far it is, asked without starting a command."""
+"""The objects that a finished job must have, and its progress, read from Redis and the bucket without a command."""
 
 import io
 import json
@@ -14,19 +14,19 @@ from workers.contract.tile_png import decode_tile
 
 
 def stored(farm: Fleet, job_id: str) -> int:
-    """How many tiles the ledger knows to be stored."""
+    """Number of stored tiles in the ledger."""
     return int(farm.redis.bitcount(keys.redis(job_id, "done")))
 
 
 def has_ended(farm: Fleet, job_id: str) -> bool:
-    """Whether the collector has finished the job."""
+    """Whether the job is finished or cancelled: it is no longer in the set of open jobs."""
     return not farm.redis.sismember(keys.JOBS, job_id)
 
 
 def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, int]] = ()) -> Job:
-    """Every object of the job is there, whole and right, and there is no other in the bucket.
+    """Check that the bucket holds exactly the objects of this job, and that each is complete and correct.
 
-    Of the filters in ``failed``, given as (layer, filter), the reason is there and no tile.
+    ``failed``: (layer, filter) of the filters that have a failure record and no tile.
     """
     failed = set(failed)
     objects = {key: body for key, (_, body) in farm.objects().items()}
@@ -57,6 +57,6 @@ def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, in
             assert record.model_dump(mode="json") == records[place]
             top, left = place // columns * (size + margin), place % columns * (size + margin)
             shown = sheet[top : top + size, left : left + size]
-            inner = slice(2, -2)  # a frame around a dead tile reaches into it on the rim of the sheet
+            inner = slice(2, -2)  # at the edge of the sheet, the frame of a dead tile covers part of the tile
             assert np.array_equal(shown[inner, inner], pixels[inner, inner])
     return job

@@ -5,8 +5,10 @@ import os
 import pickle
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -154,15 +156,29 @@ def test_a_file_of_unknown_kind_is_unreadable(tmp_path: Path) -> None:
         weights.choose("vgg16", str(path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
-    # Given
-    path = tmp_path / "locked.pth"
-    path.write_bytes(b"x")
-    path.chmod(0)
-    # When / Then
-    with pytest.raises(WeightsUnreadable, match=r"locked\.pth.*[Pp]ermission"):
-        weights.choose("vgg16", str(path))
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run the block as another user if this one is root, who may read every file."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read_is_unreadable() -> None:
+    # Given a locked file in a folder that every user may enter, which pytest's own folders are not
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "locked.pth"
+        path.write_bytes(b"x")
+        path.chmod(0)
+        # When / Then
+        with unprivileged(), pytest.raises(WeightsUnreadable, match=r"locked\.pth.*[Pp]ermission"):
+            weights.choose("vgg16", str(path))
 
 
 def test_weights_of_an_unknown_model_are_an_unknown_model() -> None:
