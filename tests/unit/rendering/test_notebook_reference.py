@@ -15,6 +15,7 @@ from torch import fx, nn
 from producer.collector.contact_sheet import sheet
 from tests.recipes import RAW, recipe_of
 from tests.unit.rendering.ascents import filter_objective, optimise
+from tests.unit.rendering.tiny import randomise
 from workers.contract.job import Grid
 from workers.contract.recipe import Recipe
 from workers.networks import tracing
@@ -109,11 +110,7 @@ def small_network(dtype: torch.dtype = torch.float32, *, smooth: bool = False) -
             nn.Softplus(0.05) if smooth else nn.ReLU(inplace=True),
             nn.Conv2d(24, 8, 3),
         )
-        normed = network[4]
-        assert isinstance(normed, nn.BatchNorm2d)
-        for tensor in (normed.weight, normed.bias, normed.running_mean, normed.running_var):
-            assert tensor is not None
-            nn.init.uniform_(tensor, 0.5, 1.5)
+        randomise(network[4])
     return network.eval().requires_grad_(False).to(dtype)
 
 

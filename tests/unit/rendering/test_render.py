@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from tests.recipes import HALVES, RAW, recipe_of
 from tests.unit.networks.test_layer_extractor import give_every_channel_its_own_norm
+from tests.unit.rendering.tiny import assert_alike
 from workers.contract.errors import UnknownLayer
 from workers.contract.recipe import Recipe
 from workers.networks import registry, tracing
@@ -38,16 +39,6 @@ def tiles_of(model: nn.Module, filters: list[int], layer: str = "2", recipe: Rec
     return render(model, tracing.trace(model), layer, filters, recipe, CPU)
 
 
-def assert_alike(one: Tile, other: Tile) -> None:
-    """Equal up to float noise, which truncation turns into one grey level in at most one pixel of a hundred."""
-    assert (one.filter, one.status, one.error) == (other.filter, other.status, other.error)
-    assert one.activation == pytest.approx(other.activation, rel=1e-4)
-    assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4)
-    difference = np.abs(one.pixels.astype(int) - other.pixels.astype(int))
-    assert difference.max() <= 1
-    assert (difference > 0).mean() <= 0.01
-
-
 def test_a_tile_has_its_filter_pixels_and_activations() -> None:
     # Given
     model = network()
@@ -73,7 +64,7 @@ def test_a_batch_of_eight_equals_eight_batches_of_one() -> None:
     alone = [tiles_of(model, [filter_])[0] for filter_ in filters]
     # Then
     for one, other in zip(together, alone, strict=True):
-        assert_alike(one, other)
+        assert_alike(one, other, rel=1e-4)
 
 
 def test_a_batch_of_eight_in_vgg16_equals_eight_batches_of_one(vgg16: tuple[nn.Module, fx.Graph]) -> None:
@@ -85,7 +76,7 @@ def test_a_batch_of_eight_in_vgg16_equals_eight_batches_of_one(vgg16: tuple[nn.M
     alone = [render(model, trace, "features.2", [filter_], RECIPE, CPU)[0] for filter_ in filters]
     # Then
     for one, other in zip(together, alone, strict=True):
-        assert_alike(one, other)
+        assert_alike(one, other, rel=1e-4)
 
 
 @pytest.fixture(
@@ -139,7 +130,7 @@ def test_the_order_of_the_filters_does_not_matter() -> None:
     forward, backward = tiles_of(model, filters), tiles_of(model, filters[::-1])
     # Then
     for one, other in zip(forward, backward[::-1], strict=True):
-        assert_alike(one, other)
+        assert_alike(one, other, rel=1e-4)
 
 
 def test_a_repeated_filter_gives_the_same_tile_twice() -> None:
@@ -148,7 +139,7 @@ def test_a_repeated_filter_gives_the_same_tile_twice() -> None:
     # When
     first, other, again = tiles_of(model, [5, 2, 5])
     # Then
-    assert_alike(first, again)
+    assert_alike(first, again, rel=1e-4)
     assert not np.array_equal(first.pixels, other.pixels)
 
 
@@ -242,7 +233,7 @@ def test_a_filter_of_nan_weights_changes_no_other_tile_of_its_batch(normed: bool
     assert broken.error
     for tile in (before, after):
         assert tile.error == ""
-        assert_alike(tile, tiles_of(model, [tile.filter])[0])
+        assert_alike(tile, tiles_of(model, [tile.filter])[0], rel=1e-4)
 
 
 def test_nan_weights_in_an_earlier_layer_are_an_error_of_every_tile() -> None:

@@ -22,6 +22,14 @@ CPU = torch.device("cpu")
 LAYER, CHANNELS, BEFORE, AFTER = "2", 8, 4, 5
 
 
+def randomise(norm: nn.Module) -> None:
+    """Draw the parameters and statistics of a batch-norm from 0.5..1.5, with torch's global generator."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert tensor is not None
+        nn.init.uniform_(tensor, 0.5, 1.5)
+
+
 def network(activation: nn.Module | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Layer "2" is followed by a batch-norm and by ``activation``, which is smooth by default. Its map is about half as
     wide as the picture."""
@@ -34,11 +42,7 @@ def network(activation: nn.Module | None = None, *, dtype: torch.dtype = torch.f
             nn.BatchNorm2d(CHANNELS),
             nn.Softplus() if activation is None else activation,
         )
-        norm = layers[3]
-        assert isinstance(norm, nn.BatchNorm2d)
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            assert tensor is not None
-            nn.init.uniform_(tensor, 0.5, 1.5)
+        randomise(layers[3])
     return layers.eval().requires_grad_(False).to(dtype)
 
 
@@ -62,10 +66,10 @@ def fed(pixels: "NDArray[np.generic] | torch.Tensor") -> torch.Tensor:
     return pixels / 127.5 - 1
 
 
-def assert_alike(one: Tile, other: Tile) -> None:
+def assert_alike(one: Tile, other: Tile, *, rel: float = 1e-3) -> None:
     """Equal up to float noise, which rounding turns into one grey level in at most one pixel of a hundred."""
     assert (one.filter, one.status, one.error) == (other.filter, other.status, other.error)
-    assert one.activation == pytest.approx(other.activation, rel=1e-3, abs=1e-5)
+    assert one.activation == pytest.approx(other.activation, rel=rel, abs=1e-5)
     assert one.start_activation == pytest.approx(other.start_activation, rel=1e-4, abs=1e-6)
     difference = np.abs(one.pixels.astype(int) - other.pixels.astype(int))
     assert difference.max() <= 1
