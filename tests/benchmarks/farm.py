@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 from tests.benchmarks.subjects import Subject
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
-from workers.contract.job import Job, Layer, Weights
-from workers.contract.recipe import Preprocess, Recipe
+from tests.jobs import sample_job
+from tests.recipes import RAW, recipe_of
 from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.render_process import Batch, Renderer
 
@@ -28,9 +28,7 @@ def job_against_engine(subject: Subject, filters: int, steps: int, rounds: int) 
     layer, size_px = "features.10", 150
     options = ["vgg16", "--weights", "none", "--layers", layer]
     options += ["--method", "notebook", "--size", str(size_px), "--steps", str(steps)]
-    recipe = Recipe(
-        method="notebook", preprocess=Preprocess(name="raw"), height_px=size_px, width_px=size_px, steps=steps
-    )
+    recipe = recipe_of(preprocess=RAW, size_px=size_px, steps=steps, precision="auto", seed=0)
 
     def alone() -> float:
         answer = subject.ask(
@@ -88,12 +86,7 @@ _MIXED = {
 def renderer_growth(model: str) -> dict[str, float]:
     """Peak resident memory of the render process after 100 and 500 tiles of six layers in turn, in MB."""
     layers = _MIXED[model]
-    job = Job(
-        model=model,
-        weights=Weights(source="none", name="none"),
-        layers=tuple(Layer(name=name, channels=32, filters="0-31") for name in layers),
-        recipe=Recipe(method="notebook", preprocess=Preprocess(name="raw"), height_px=96, width_px=96, steps=3),
-    )
+    job = sample_job(*layers, model=model, channels=32, filters="0-31", size_px=96, steps=3)
     renderer = Renderer(hang_s=600)
     try:
         peaks: dict[int, float] = {}

@@ -13,10 +13,9 @@ import pytest
 from producer.planning.job_builder import make_job
 from producer.planning.options import Options
 from producer.planning.recipe_builder import make_recipe
+from tests.recipes import RAW
 from workers.contract.errors import BadOption
-from workers.contract.recipe import MAX_NUMBERS, Directions, Preprocess
-
-RAW = Preprocess(name="raw")
+from workers.contract.recipe import MAX_NUMBERS, Directions
 
 
 def options(path: Path, **changes: Any) -> Options:

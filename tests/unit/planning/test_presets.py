@@ -15,11 +15,10 @@ from producer.planning.layers import layers
 from producer.planning.options import Options
 from producer.planning.presets import PRESETS
 from producer.planning.recipe_builder import chosen_size, make_recipe
+from tests.recipes import RAW
 from workers.contract.errors import BadOption
 from workers.contract.job import Job, decode
-from workers.contract.recipe import METHODS, Preprocess, Recipe
-
-RAW = Preprocess(name="raw")
+from workers.contract.recipe import METHODS, Recipe
 
 
 def recipe_for(**changes: Any) -> Recipe:

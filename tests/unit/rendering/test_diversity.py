@@ -125,7 +125,7 @@ def test_a_single_picture_has_no_similarity() -> None:
 
 
 @pytest.mark.parametrize(("method", "steps", "step_size"), [("notebook", 20, 4.0), ("fourier", 60, 0.3)])
-def test_pictures_of_a_diverse_tile_are_less_alike_than_independent_ones_of_the_same_streams(
+def test_pictures_of_a_diverse_tile_are_less_similar_than_independent_ones_of_the_same_streams(
     method: str, steps: int, step_size: float
 ) -> None:
     # Given

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def network() -> nn.Module:
-    """Two colour filters behind a batch-norm: red minus green, and twice blue, which the norm scales to zero."""
+    """Two colour filters before a batch-norm: red minus green, and twice blue, which the norm scales to zero."""
     conv = nn.Conv2d(3, 2, 1, bias=False)
     conv.weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 2.0]])[:, :, None, None]
     norm = nn.BatchNorm2d(2, eps=0.0)
@@ -95,9 +95,9 @@ def test_a_tile_is_identified_where_no_other_excites_its_filter_more() -> None:
     assert metrics.identified(own).tolist() == [True, True, False, True]
 
 
-@pytest.mark.parametrize(("behind", "is_identified"), [(0.0009, True), (0.0011, False)])
-def test_a_tile_is_identified_within_the_rounding_error_of_eight_bits(behind: float, is_identified: bool) -> None:
-    own = np.array([[6 * (1 - behind), 1, 0], [6, 2, 0], [0, 0, 1]])
+@pytest.mark.parametrize(("shortfall", "is_identified"), [(0.0009, True), (0.0011, False)])
+def test_a_tile_is_identified_within_the_rounding_error_of_eight_bits(shortfall: float, is_identified: bool) -> None:
+    own = np.array([[6 * (1 - shortfall), 1, 0], [6, 2, 0], [0, 0, 1]])
     assert metrics.identified(own).tolist() == [is_identified, True, True]
 
 

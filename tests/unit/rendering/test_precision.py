@@ -93,7 +93,7 @@ def test_in_bf16_a_gradient_override_of_other_pictures_changes_nothing(layer: st
     assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
 
 
-def test_in_bf16_filters_of_a_grouped_convolution_are_the_same_behind_a_slice_of_one() -> None:
+def test_in_bf16_a_slice_of_a_grouped_convolution_gives_the_same_maps_each_time() -> None:
     # Given
     model = small_network()
     tap = LayerExtractor(model, tracing.trace(model), "3", "conv", "bf16")

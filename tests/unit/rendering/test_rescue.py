@@ -353,7 +353,7 @@ def test_only_pictures_with_an_override_get_a_gradient_through_dead_channels(act
 @pytest.mark.parametrize(
     ("kind", "passes"),
     [
-        # sign of the gradient -> the gradient behind an inactive, an active and a saturated unit
+        # sign of the gradient -> the gradient before an inactive, an active and a saturated unit
         (nn.ReLU6, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 0.0]}),
         (nn.ReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
         (FunctionalReLU, {-1.0: [0.0, -1.0, -1.0], 1.0: [1.0, 1.0, 1.0]}),
@@ -377,7 +377,7 @@ def test_a_helpful_gradient_passes_flat_units_and_no_other_does(
 
 
 def test_a_helpful_gradient_passes_the_last_activation_whole_and_earlier_ones_at_a_tenth() -> None:
-    # Given two activation functions behind each other, both inactive
+    # Given two consecutive activation functions, both inactive
     convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
     for conv in convs:
         nn.init.dirac_(conv.weight)
