@@ -74,7 +74,7 @@ def collector() -> None:
     open_session(settings)
     log_to_stderr()
     stop = stop_on_signals()
-    store = Store(settings, retry_s=settings.storage_patience_s, stop=stop)
+    store = Store(settings, retry_s=settings.storage_retry_s, stop=stop)
     ledger = Ledger(connect(settings, retries=3))
     Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)
 

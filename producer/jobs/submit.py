@@ -110,7 +110,6 @@ def _store_checkpoint(job: Job, checkpoint: Path | None, store: Store) -> None:
     key = keys.weights(job.id, job.weights.sha256)
     if not store.exists(key):
         try:
-            data = checkpoint.read_bytes()
+            store.put_file(key, checkpoint)
         except OSError as error:
             raise WeightsUnreadable(f"cannot read weights {str(checkpoint)!r}: {error.strerror}") from error
-        store.put(key, data, "application/octet-stream")

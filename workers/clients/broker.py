@@ -1,8 +1,8 @@
-"""The queues: the Celery application, its reliability settings, and how tasks get into it.
+"""The broker: the Celery application and its reliability settings, Redis clients, and the queues of the jobs.
 
-Each job has a queue of its own, so that jobs take turns and one can be counted, or emptied, without the others.
-A queue is a to-do list and nothing more: Celery on Redis can lose a message (a kill between BRPOP and the write to
-``unacked``), so what is missing is found by the collector, which compares the job with the bucket.
+Each job has its own queue, so that workers serve jobs in turn and one queue can be counted or deleted. Celery on Redis
+can lose a message, for example if a worker is killed between BRPOP and the write to ``unacked``. The collector compares
+each job with the bucket and re-enqueues missing tiles.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from workers.contract.settings import Settings
 
 TASK_NAME = "filterfarm.render"
 
-#: Redis commands of Celery's own hold a message in these between delivery and acknowledgement.
+#: Redis keys in which Kombu holds a message between delivery and acknowledgement.
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application of both sides. It connects to nothing yet."""
+    """The Celery application of producer and workers. It connects on first use."""
     app = Celery("filterfarm", set_as_current=False)
     app.conf.update(
-        # All three, because CELERY_BROKER_URL in the environment beats broker_url alone.
+        # All three, because CELERY_BROKER_URL in the environment precedes broker_url alone.
         broker_url=settings.broker_url,
         broker_read_url=settings.broker_url,
         broker_write_url=settings.broker_url,
         result_backend=None,
         task_ignore_result=True,
-        # Acknowledged after the tile is stored: a worker that dies before leaves the message to another.
+        # Acknowledged after the tile is stored: if the worker dies before, Redis redelivers the message.
         task_acks_late=True,
         task_serializer="json",
         accept_content=["json"],
         task_queues=[Queue(keys.QUEUE)],
         task_default_queue=keys.QUEUE,
-        # A misspelt queue would swallow work.
+        # Tasks in a misspelt queue would never be read.
         task_create_missing_queues=False,
         worker_pool="threads",
         worker_prefetch_multiplier=1,
@@ -57,21 +57,21 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # Under Redis's out-of-memory error each such retry would eat a message.
+        # If Redis is out of memory, each such retry would lose a message.
         broker_channel_error_retry=False,
         broker_connection_timeout=5,
-        # Kombu verifies no certificate unless told to; redis-py, which the ledger uses, does.
+        # redis-py verifies certificates by default, Kombu does not.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.broker_url.startswith("rediss://") else None,
         broker_transport_options={
-            # One list per queue instead of four: nothing of ours is more urgent than the rest of its job.
+            # One list per queue instead of four: all tasks of a job have the same priority.
             "priority_steps": [0],
             "visibility_timeout": settings.visibility_timeout_s,
-            # The defaults (10, 10 and 300) delay a redelivery by 100 s and, after a kill at the wrong moment, by 300 s:
-            # that is how long the lock of a worker outlives it that dies while it hands out others' messages.
+            # The defaults (10, 10 and 300) delay a redelivery by 100 s, and by 300 s if a worker dies while it holds
+            # the lock for redelivering the messages of others.
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
-            # Without these a silent partition is never noticed.
+            # Without these a connection without answers is never closed.
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -84,8 +84,8 @@ def make_app(settings: Settings) -> Celery:
 def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "redis.Redis":
     """A Redis client for ledger and queue lengths; connects on first use.
 
-    Each command is tried again ``retries`` times when the connection fails or no answer comes within ``answer_s``:
-    1 fails within seconds, for people; 20 outlasts a restart of the server, for workers.
+    A command is retried ``retries`` times if the connection fails or no answer arrives within ``answer_s`` seconds.
+    With 1, a command of a person fails within seconds; with 20, a worker's outlasts a restart of the server.
     """
     return redis.Redis.from_url(
         settings.broker_url,
@@ -99,7 +99,7 @@ def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "red
 
 @contextlib.contextmanager
 def broker_errors(settings: Settings) -> Iterator[None]:
-    """Turn whatever redis-py and kombu raise inside into BrokerUnreachable, BrokerDenied or BrokerFull."""
+    """Convert errors of redis-py and Kombu raised inside to BrokerUnreachable, BrokerDenied or BrokerFull."""
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
@@ -107,7 +107,7 @@ def broker_errors(settings: Settings) -> Iterator[None]:
             f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
         ) from error
     except (redis.RedisError, KombuError, ConnectionError, TimeoutError) as error:
-        # Kombu wraps redis-py's refusal in an error of its own.
+        # Kombu raises its own error from redis-py's.
         if isinstance(error.__cause__ or error.__context__, (redis.AuthenticationError,)):
             raise BrokerDenied(
                 f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
@@ -125,13 +125,13 @@ def broker_errors(settings: Settings) -> Iterator[None]:
 
 
 def job_queue(job_id: str) -> Queue:
-    """The job's queue. No exchange and so no binding: a message names its list, also when it is handed back."""
+    """The job's queue. It has no exchange and no binding: a message names its list, also when it is requeued."""
     name = keys.queue(job_id)
     return Queue(name, Exchange(""), routing_key=name)
 
 
 def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
-    """Publish one message per task, in order; returns how many. Harmless when repeated: workers skip stored tiles."""
+    """Publish one message per task, in order; returns their number. Workers skip tiles that are stored already."""
     count = 0
     queues: dict[str, Queue] = {}
     with app.producer_pool.acquire(block=True) as producer, producer.batch():  # type: ignore[attr-defined]
@@ -150,21 +150,21 @@ def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Outstanding:
-    """Messages of one job that are on their way."""
+    """Numbers of messages of one job."""
 
-    #: wait for a worker
+    #: in the queue
     queued: int
-    #: are with a worker
+    #: delivered to a worker and not acknowledged
     in_flight: int
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of all messages."""
         return self.queued + self.in_flight
 
 
 def outstanding(client: "redis.Redis", job_ids: Iterable[str]) -> dict[str, Outstanding]:
-    """Messages of each of these jobs at one moment. Reads all that is with workers: some kB per device of the farm."""
+    """Messages of each of these jobs at one moment. Reads all messages in flight: some kB per device of the farm."""
     ids = list(job_ids)
     pipe = client.pipeline(transaction=True)
     for job_id in ids:
@@ -179,14 +179,14 @@ def outstanding(client: "redis.Redis", job_ids: Iterable[str]) -> dict[str, Outs
 
 
 def refresh_visibility(client: "redis.Redis", tags: Iterable[str], now: float) -> None:
-    """Restart the visibility clock of messages in flight: Kombu starts it at delivery and never refreshes it."""
+    """Restart the visibility timeout of messages in flight at ``now`` (Unix seconds). Kombu starts it at delivery."""
     scores = dict.fromkeys(tags, now)
     if scores:
         client.zadd(UNACKED_INDEX, scores, xx=True)
 
 
 def _queue_of(entry: bytes) -> str:
-    """Which queue a message came from; Kombu keeps [message, exchange, routing key]."""
+    """Name of a message's queue. An entry of ``unacked`` is [message, exchange, routing key]."""
     try:
         return str(json.loads(entry)[2])
     except (ValueError, LookupError, TypeError):

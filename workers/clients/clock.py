@@ -1,7 +1,7 @@
-"""This machine's clock against Redis's.
+"""Compares this machine's clock with that of Redis.
 
-Kombu stamps each delivery with the clock of the worker that takes it, and any other worker compares that stamp with
-its own: with clocks far apart, messages in work would be given away at once, or only long after their worker died.
+Kombu stamps each delivery with the clock of the worker that receives it, and other workers compare the stamp with their
+own clocks. If these differ too much, messages in flight are redelivered at once, or long after their worker died.
 """
 
 import time
@@ -12,16 +12,16 @@ from workers.contract.errors import ClockWrong
 
 
 def check_clock(client: "redis.Redis", visibility_timeout_s: float) -> float:
-    """Redis's time, in Unix seconds. Raises ClockWrong where this machine's differs by a quarter of the timeout.
+    """Redis's time in Unix seconds. Raises ClockWrong if this machine's differs by more than a quarter of the timeout.
 
-    Two workers may then differ by half of it, and a message whose heartbeat is up to another quarter late is still
-    its worker's own. Raises redis.RedisError.
+    Two workers then differ by at most half of it, and a heartbeat may be late by another quarter before a message is
+    redelivered. Raises redis.RedisError.
     """
     before = time.time()
     seconds, microseconds = client.time()
     after = time.time()
     there = seconds + microseconds / 1e6
-    # Whatever the way there and back took is in nobody's disfavour.
+    # The round trip's time is not counted as a difference.
     ahead_s = before - there if before > there else min(0.0, after - there)
     if abs(ahead_s) > visibility_timeout_s / 4:
         raise ClockWrong(

@@ -1,6 +1,7 @@
-"""What has been done of each job, in Redis: bits and sets only, so doing anything twice changes nothing.
+"""The state of each job in Redis: which tiles are done, failed or claimed.
 
-The ledger is a cache of the bucket. Where it was lost, the collector fills it again from what is stored.
+The ledger is a cache of the bucket: after a loss, the collector fills it again from the stored objects. Its operations
+are idempotent, so that a client may repeat one after a timeout.
 """
 
 import uuid
@@ -12,12 +13,11 @@ import redis
 from workers.contract import keys
 from workers.contract.job import Job
 
-#: Whoever enqueues a job says so at least this often; the collector waits that long before it mends the queue.
+#: A submission renews its mark within this many seconds. The collector re-enqueues no tile of a job with a mark.
 SUBMITTING_S = 30
 
-# Scripts, because every round trip costs a worker as much as all of its own code around a tile. A client that had no
-# answer sends one again: the same token then has what it had. What has begun counts at least itself, though a Redis
-# that lost its data meanwhile may count fewer.
+# Lua scripts: one round trip instead of four. Idempotent per token, so a client may retry after a timeout. The number
+# of attempts is at least 1, because a Redis that lost its data may have counted fewer.
 
 #: Keys: the claim, done, failed, cancelled, starts. Arguments: token, milliseconds, the tile's number.
 _CLAIM = """
@@ -35,7 +35,7 @@ end
 return 0
 """
 
-#: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 where it is stored.
+#: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 if it is stored.
 _END_CLAIM = """
 local number = ARGV[2]
 if ARGV[3] == "1" then
@@ -61,7 +61,7 @@ class Ledger:
     # Jobs
 
     def register(self, job_id: str) -> None:
-        """Put the job before the collector, uncancelled, as a submission of its own."""
+        """Add the job to the open jobs under a new submission id, and withdraw a cancellation."""
         pipe = self.client.pipeline()
         pipe.sadd(keys.JOBS, job_id)
         pipe.set(keys.redis(job_id, "submission"), uuid.uuid4().hex)
@@ -69,34 +69,34 @@ class Ledger:
         pipe.execute()
 
     def submission(self, job_id: str) -> str:
-        """Which submission of the job is the latest; another one may have taken sheets back."""
+        """Id of the latest submission of the job, which may have deleted records; empty if there is none."""
         return _text(cast("bytes | None", self.client.get(keys.redis(job_id, "submission"))) or b"")
 
     def unregister(self, job_id: str) -> None:
-        """Take a job that has ended off the list, with what messages it may have left."""
+        """Remove a job that has ended from the open jobs, and delete its remaining messages."""
         pipe = self.client.pipeline()
         pipe.srem(keys.JOBS, job_id)
         pipe.delete(keys.queue(job_id))
         pipe.execute()
 
     def jobs(self) -> set[str]:
-        """Ids of the jobs that workers serve and the collector looks after."""
+        """Ids of the open jobs."""
         return {_text(member) for member in self.client.smembers(keys.JOBS)}
 
     def begin_submission(self, job_id: str) -> None:
-        """Say that the job is being enqueued right now; holds for SUBMITTING_S seconds."""
+        """Mark the job as being enqueued, for SUBMITTING_S seconds."""
         self.client.set(keys.redis(job_id, "submitting"), 1, ex=SUBMITTING_S)
 
     def end_submission(self, job_id: str) -> None:
-        """Say that all of the job has been enqueued."""
+        """Remove that mark: all messages are enqueued."""
         self.client.delete(keys.redis(job_id, "submitting"))
 
     def is_submitting(self, job_id: str) -> bool:
-        """Whether somebody is enqueueing the job."""
+        """True if the job is being enqueued."""
         return bool(self.client.exists(keys.redis(job_id, "submitting")))
 
     def cancel(self, job_id: str) -> None:
-        """Delete the job's messages, make workers drop those they hold, and the collector forget it."""
+        """Close the job and delete its messages. Workers drop those that they hold."""
         pipe = self.client.pipeline()
         pipe.set(keys.redis(job_id, "cancelled"), 1)
         pipe.srem(keys.JOBS, job_id)
@@ -104,51 +104,51 @@ class Ledger:
         pipe.execute()
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether the job has been cancelled and not submitted again since."""
+        """True if the job was cancelled and has not been submitted again."""
         return bool(self.client.exists(keys.redis(job_id, "cancelled")))
 
     # Tiles
 
     def claim(self, job_id: str, number: int, token: str, seconds: float) -> int:
-        """Claim a tile and note that work on it begins: how many beginnings have had no end, this one included.
+        """Claim a tile. Returns the number of unfinished attempts including this one, 0 if the claim was refused.
 
-        0 where the tile is done or failed, its job cancelled, or somebody else has it. ``token`` has it for so many
-        seconds. A message that was sent twice is dropped by whoever comes second. Should the first end without a word,
-        its claim ends before its message is delivered again.
+        It is refused if the tile is done or failed, its job is cancelled, or another token holds it. The claim expires
+        after ``seconds``, which must be less than the visibility timeout: the claim of a worker that died has expired
+        when its message is redelivered.
         """
         fields = (keys.redis(job_id, name) for name in ("done", "failed", "cancelled", "starts"))
         found = self._claim([keys.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
         return int(cast("int", found))
 
     def renew_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
-        """Make the claims on these tiles last so many seconds from now."""
+        """Let the claims on these tiles, as (job id, number), expire ``seconds`` from now."""
         pipe = self.client.pipeline(transaction=False)
         for job_id, number in tiles:
             pipe.pexpire(keys.claim(job_id, number), int(1000 * seconds))
         pipe.execute()
 
     def end_claim(self, job_id: str, number: int, token: str, *, stored: bool) -> None:
-        """Let others have the tile, where ``token`` still has it; and note that it is stored, if it is."""
+        """Release the claim on a tile if ``token`` still holds it. ``stored``: also mark the tile as done."""
         fields = (keys.redis(job_id, name) for name in ("done", "failed", "starts", "attempts"))
         self._end_claim([keys.claim(job_id, number), *fields], [token, number, int(stored)])
 
     def undo_start(self, job_id: str, number: int) -> None:
-        """Note that work on a tile was handed back: a preemption is no attempt."""
+        """Subtract an attempt whose message was requeued: a preemption is no attempt."""
         self.client.hincrby(keys.redis(job_id, "starts"), str(number), -1)
 
     def count_attempt(self, job_id: str, number: int) -> int:
-        """Note an error that may be this machine's fault rather than the tile's; returns how many there were."""
+        """Count an error that the tile or this machine may have caused; returns the number of them."""
         return int(self.client.hincrby(keys.redis(job_id, "attempts"), str(number), 1))
 
     def mark_failed(self, job_id: str, number: int, reason: str) -> None:
-        """Note that the filter has no tile, and why."""
+        """Mark a tile as failed."""
         pipe = self.client.pipeline()
         pipe.hset(keys.redis(job_id, "failed"), str(number), reason)
         pipe.hdel(keys.redis(job_id, "starts"), str(number))
         pipe.execute()
 
     def reopen(self, job_id: str, numbers: set[int]) -> None:
-        """Forget all about some tiles, so that they are rendered again."""
+        """Mark tiles as neither done nor failed, so that they are rendered again."""
         if not numbers:
             return
         pipe = self.client.pipeline()
@@ -163,34 +163,34 @@ class Ledger:
         return _bits(cast("bytes | None", self.client.get(keys.redis(job_id, "done"))))
 
     def failed(self, job_id: str) -> dict[int, str]:
-        """Tile number -> why the filter has no tile."""
+        """Tile number -> reason, of all failed tiles."""
         entries = self.client.hgetall(keys.redis(job_id, "failed"))
         return {int(number): _text(reason) for number, reason in entries.items()}
 
     def record_requeued(self, job_id: str, numbers: set[int]) -> None:
-        """Note that the collector enqueued these tiles again."""
+        """Record that the collector re-enqueued these tiles."""
         pipe = self.client.pipeline()
         for number in numbers:
             pipe.setbit(keys.redis(job_id, "requeued"), number, 1)
         pipe.execute()
 
     def requeued(self, job_id: str) -> int:
-        """How many tiles the collector has enqueued again."""
+        """Number of tiles that the collector has re-enqueued."""
         return int(self.client.bitcount(keys.redis(job_id, "requeued")))
 
     # Rebuilding from the bucket
 
     def is_synced(self, job_id: str) -> bool:
-        """Whether the job's bits are those of this Redis's lifetime, and not merely empty after a loss."""
+        """True if the job's state was read from the bucket since Redis last lost its data."""
         return self.planned(job_id) is not None
 
     def planned(self, job_id: str) -> int | None:
-        """How many tiles the job has; None where the ledger has never been told."""
+        """Number of tiles of the job, or None if it is not synced."""
         count = cast("bytes | None", self.client.get(keys.redis(job_id, "synced")))
         return None if count is None else int(count)
 
     def sync(self, job: Job, done: set[int], failed: dict[int, str]) -> None:
-        """Make the ledger say what the bucket holds."""
+        """Replace the job's state by the bucket's: numbers of stored tiles, and number -> reason of failed ones."""
         pipe = self.client.pipeline()
         pipe.delete(*(keys.redis(job.id, field) for field in ("done", "failed", "attempts", "starts")))
         for number in done:

@@ -1,4 +1,4 @@
-"""The one logging set-up of every process that runs until it is stopped."""
+"""The logging set-up of worker, collector and supervisor."""
 
 import logging
 import sys

@@ -1,14 +1,15 @@
-"""The object store as a worker uses it: a tile that is rendered is worth waiting for.
+"""The object store as a worker uses it: a circuit breaker around Store.
 
-While the store refuses or fails, one caller at a time asks it again, after a pause; the others wait for what it hears.
-So a worker with a full load of tiles sends a handful of requests a minute, renders nothing that it could not store,
-and goes on as soon as one request has succeeded.
+While the store fails, one thread at a time retries after a pause, and the others wait for its result. A worker with
+many tiles therefore sends a few requests a minute, renders no batch that it could not store, and continues after the
+first request that succeeds.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from workers.clients.storage import Store
@@ -19,78 +20,83 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: Each caller's own retries, which outlast a server's hiccup; after that they take turns. Also how long they wait for
-#: an answer, so it is far above what a server that is merely slow takes for one.
+#: Seconds for which each thread retries by itself, before the circuit opens. Longer than a restart of a server takes.
 OWN_RETRY_S = 15.0
 
-#: Between two requests of all callers together while the store fails.
+#: Pause between two requests of all threads together while the circuit is open.
 PAUSE_S = 5.0
 
 
 class RetryingStore:
-    """Like Store, but refusals are retried too: policies are mended, and buckets come back. Thread-safe.
+    """Like Store, but also retries after denied access and a missing bucket, which a person may fix. Thread-safe.
 
-    Every method raises the last StorageUnreachable, StorageDenied or NoBucket after ``storage_patience_s`` seconds of
-    retries, and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with None at
-    the first success after it.
+    Every method raises the last StorageUnreachable, StorageDenied or NoBucket after ``settings.storage_retry_s``
+    seconds of retries, and Draining once ``stop`` is set. ``report`` is called with the error at each failure, and with
+    None at the first success after it.
     """
 
     def __init__(
         self, settings: Settings, *, stop: threading.Event, report: Callable[[FilterfarmError | None], None]
     ) -> None:
-        self._retry_s = settings.storage_patience_s
+        self._retry_s = settings.storage_retry_s
         self._store = Store(settings, retry_s=min(OWN_RETRY_S, self._retry_s), stop=stop)
         self._stop = stop
         self._report = report
-        self._trouble: FilterfarmError | None = None
-        self._turn = threading.Lock()
+        #: the last error, if the circuit is open
+        self._error: FilterfarmError | None = None
+        #: held by the thread that retries while the circuit is open
+        self._probe = threading.Lock()
 
     def get(self, key: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
-        return self._insist(lambda: self._store.get(key))
+        """The object's bytes, or None if there is none."""
+        return self._retrying(lambda: self._store.get(key))
+
+    def get_file(self, key: str, path: Path) -> bool:
+        """Write the object into ``path``; False if there is none. Raises OSError as Store does."""
+        return self._retrying(lambda: self._store.get_file(key, path))
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
-        return self._insist(lambda: self._store.exists(key))
+        """True if there is such an object."""
+        return self._retrying(lambda: self._store.exists(key))
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
-        """Store ``body`` whole under ``key``."""
-        self._insist(lambda: self._store.put(key, body, content_type))
+        """Store ``body`` under ``key``."""
+        self._retrying(lambda: self._store.put(key, body, content_type))
 
     def wait_until_ready(self) -> None:
-        """Return at once where nothing is known to be wrong, and else once the store answers again."""
-        if self._trouble is not None:
-            self._insist(self._store.check)
+        """Return at once if the circuit is closed, otherwise once the store answers."""
+        if self._error is not None:
+            self._retrying(self._store.check)
 
-    def _insist(self, call: Callable[[], Result]) -> Result:
+    def _retrying(self, call: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + self._retry_s
         while True:
-            if self._trouble is None:
+            if self._error is None:
                 try:
                     return call()
                 except STORAGE_ERRORS as error:
-                    self._note(error)
-            if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise self._trouble or StorageUnreachable("the object store fails")
+                    self._set(error)
+            if not self._probe.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise self._error or StorageUnreachable("the object store fails")
             try:
-                if self._trouble is None:  # somebody else has heard that it is over
+                if self._error is None:  # another thread has closed the circuit
                     continue
                 if self._stop.wait(min(PAUSE_S, max(0.0, deadline - time.monotonic()))):
                     raise Draining("the worker is stopping")
                 result = call()
-                self._note(None)
+                self._set(None)
                 return result
             except STORAGE_ERRORS as error:
-                self._note(error)
+                self._set(error)
                 if time.monotonic() >= deadline:
                     raise
             finally:
-                self._turn.release()
+                self._probe.release()
 
-    def _note(self, trouble: FilterfarmError | None) -> None:
-        if trouble is None:
-            log.info("the object store answers again")
-        elif self._trouble is None:
-            log.warning("waiting for the object store: %s", trouble)
-        self._trouble = trouble
-        self._report(trouble)
+    def _set(self, error: FilterfarmError | None) -> None:
+        if error is None:
+            log.info("object store available again")
+        elif self._error is None:
+            log.warning("object store unavailable reason=%s", error)
+        self._error = error
+        self._report(error)

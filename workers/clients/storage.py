@@ -1,7 +1,7 @@
-"""The object store: whole objects in, whole objects out, on anything that speaks S3.
+"""The object store: reads and writes whole objects on any S3-compatible server.
 
-Only what every S3 server does alike is used: plain PUT, GET, HEAD and list, path-style addresses for custom
-endpoints, no conditional writes, no user metadata, no checksums that older servers reject.
+Only operations that all such servers support are used: PUT, GET, HEAD, DELETE and list, with path-style addresses for
+custom endpoints. No multipart uploads, conditional writes, user metadata or checksums that older servers reject.
 """
 
 import functools
@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,30 +35,33 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Who reads many objects reads that many at a time: each GET is mostly waiting.
+#: Number of threads that read many objects: a GET spends most of its time waiting.
 READERS = 8
 
-#: S3 error code or HTTP status -> what it means here. 404 on an object is not an error but an absence.
+#: S3 error codes and HTTP statuses that deny access, and those of an absent object, which is not an error.
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "401", "403"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
-#: First and longest pause between retries; jitter spreads a fleet's retries over the whole pause.
+#: First and longest pause between retries in seconds. Jitter spreads a fleet's retries over the whole pause.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
-#: Up to this length a body is sent with its headers. A server that refuses a longer one may hang up in its middle, and
-#: then nobody hears why.
+#: A body of at most this length is sent without asking the server first. A server that refuses a longer one may close
+#: the connection in the middle of it, and the client then cannot read the reason.
 _SMALL_BYTES = 1 << 18
+
+#: Part of an object that is in memory while it is written to a file.
+_CHUNK_BYTES = 1 << 20
 
 
 class _Absent(PermanentError):
-    """Raised when there is no such object; public methods turn it into None or False."""
+    """There is no such object. Public methods return None or False instead."""
 
 
 class Store:
-    """The job bucket below its prefix. Thread-safe; make one per process.
+    """The objects of the bucket below its prefix. Thread-safe; one per process suffices.
 
-    Every method raises StorageUnreachable once ``retry_s`` seconds of retries are over (or ``stop`` is set),
-    StorageDenied and NoBucket at once.
+    Every method raises StorageUnreachable after ``retry_s`` seconds of retries or once ``stop`` is set, and
+    StorageDenied and NoBucket at once. Writing an object again and deleting a missing one are harmless.
     """
 
     def __init__(self, settings: Settings, *, retry_s: float, stop: threading.Event | None = None) -> None:
@@ -66,7 +70,7 @@ class Store:
         self._endpoint = settings.endpoint_url or "AWS S3"
         self._retry_s = retry_s
         self._stop = stop or threading.Event()
-        # A session of its own: boto3's default one remembers the first credentials it saw.
+        # A new session: boto3's default one keeps the first credentials that it read.
         session = boto3.session.Session()
         self._client: S3Client = session.client(
             "s3",
@@ -78,30 +82,59 @@ class Store:
                 s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                # An office's proxy knows nothing of servers on this machine.
+                # A proxy in the environment cannot reach servers on this machine.
                 proxies={} if _is_local(settings.endpoint_url) else None,
                 connect_timeout=5,
-                # Whoever is not patient does not wait for one answer for much longer than for all retries.
+                # Not much longer than all retries together.
                 read_timeout=min(20.0, max(5.0, retry_s)),
                 max_pool_connections=64,
-                # Retries are ours: botocore gives up within seconds, and its quota is shared by all threads.
+                # _retrying retries: botocore stops within seconds, and its quota is shared by all threads.
                 retries={"total_max_attempts": 1},
-                # Its own costs a tenth of a call, because it is put together anew for each.
+                # Building botocore's own for each call takes a tenth of the call's time.
                 user_agent="filterfarm",
             ),
         )
-        self._client.meta.events.register_last("before-call.s3", _ask_no_leave)
+        self._client.meta.events.register_last("before-call.s3", _send_small_at_once)
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
-        """Store ``body`` whole under ``key``; the same call again changes nothing."""
+        """Store ``body`` under ``key``."""
         self._retrying(
             lambda: self._client.put_object(
                 Bucket=self._bucket, Key=self._prefix + key, Body=body, ContentType=content_type
             )
         )
 
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a file of at most 5 GiB under ``key`` without holding it in memory. Raises OSError if unreadable."""
+
+        def send() -> None:
+            with path.open("rb") as body:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._prefix + key, Body=body, ContentType="application/octet-stream"
+                )
+
+        self._retrying(send)
+
+    def get_file(self, key: str, path: Path) -> bool:
+        """Write the object into ``path`` without holding it in memory; False if there is none.
+
+        If it raises, which may be an OSError of ``path``, the file is incomplete.
+        """
+
+        def receive() -> None:
+            body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"]
+            with path.open("wb") as file:
+                for chunk in body.iter_chunks(_CHUNK_BYTES):
+                    file.write(chunk)
+
+        try:
+            self._retrying(receive)
+        except _Absent:
+            return False
+        return True
+
     def get(self, key: str, *, max_bytes: int = 1 << 32) -> bytes | None:
-        """The object's bytes, or None where there is none. One longer than ``max_bytes`` comes cut to that."""
+        """The first ``max_bytes`` bytes of the object, or None if there is none."""
 
         def read() -> bytes:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
@@ -114,7 +147,7 @@ class Store:
             return None
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """True if there is such an object."""
         try:
             self._retrying(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key))
         except _Absent:
@@ -122,26 +155,26 @@ class Store:
         return True
 
     def delete(self, key: str) -> None:
-        """Remove the object, if it is there."""
+        """Delete the object if it exists."""
         self._retrying(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with ``prefix``, in the server's order."""
+        """All keys that begin with ``prefix``, in the server's order."""
         for page in self._pages(prefix, delimiter=""):
             yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", []))
 
     def folders(self) -> Iterator[str]:
-        """First segments of all keys that have more than one: the ids of all jobs, and whatever else lies there."""
+        """Names of the top-level folders: the ids of all jobs, and folders of other programs."""
         for page in self._pages("", delimiter="/"):
             for entry in page.get("CommonPrefixes", []):
                 yield entry["Prefix"][len(self._prefix) :].rstrip("/")
 
     def check(self) -> None:
-        """Raise unless the bucket is there and lets itself be listed."""
+        """Raise unless the bucket exists and can be listed."""
         self._retrying(lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1))
 
     def make_bucket(self) -> None:
-        """Create the bucket; harmless where it exists."""
+        """Create the bucket if it does not exist."""
 
         def create() -> None:
             try:
@@ -166,7 +199,7 @@ class Store:
         return self._client.list_objects_v2(**where, **({"ContinuationToken": token} if token else {}))  # type: ignore[arg-type]  # all str
 
     def _retrying(self, call: Callable[[], Result]) -> Result:
-        """``call()``, again and again while the store is out of reach; _Absent where it asks for a missing object."""
+        """Result of ``call``, retried with back-off while the store is unreachable; _Absent for a missing object."""
         deadline = time.monotonic() + self._retry_s
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -181,7 +214,7 @@ class Store:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _translate(self, cause: ClientError | BotoCoreError) -> FilterfarmError:
-        """The one table from what boto3 raises to what it means."""
+        """The error that describes what boto3 raised."""
         code = _code(cause)
         if code in _DENIED or isinstance(cause, (NoCredentialsError, PartialCredentialsError)):
             return StorageDenied(
@@ -200,8 +233,8 @@ class Store:
         return StorageUnreachable(f"the object store at {self._endpoint} fails: {code or type(cause).__name__}")
 
 
-def _ask_no_leave(params: dict[str, Any], **_: object) -> None:
-    """Send what is small at once: botocore waits for the server's leave first, which is a round trip."""
+def _send_small_at_once(params: dict[str, Any], **_: object) -> None:
+    """Remove ``Expect: 100-continue`` from requests with a small body, because it costs a round trip."""
     headers = params["headers"]
     if "Expect" in headers and (determine_content_length(params["body"]) or 0) <= _SMALL_BYTES:
         del headers["Expect"]
@@ -212,7 +245,7 @@ def _is_local(url: str) -> bool:
 
 
 def _code(error: BaseException | None) -> str:
-    """S3's error code, or the HTTP status where the server sent none; "" for errors that are not S3's."""
+    """S3's error code, or the HTTP status if the server sent none; "" for errors of other kinds."""
     if not isinstance(error, ClientError):
         return ""
     return str(error.response.get("Error", {}).get("Code", ""))

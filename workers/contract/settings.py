@@ -40,7 +40,7 @@ class Settings:
     hang_s: float = 600.0
     #: FILTERFARM_STORAGE_PATIENCE_S: seconds (>= 0) for which workers and collector retry when the object store is
     #: unreachable, and workers also when it denies access; then they requeue their messages
-    storage_patience_s: float = 120.0
+    storage_retry_s: float = 120.0
     #: FILTERFARM_DRAIN_S: seconds (>= 0) that the running batch has to finish after SIGTERM
     drain_s: float = 15.0
 
@@ -109,7 +109,7 @@ class Settings:
         for name, lowest in (
             ("visibility_timeout_s", 5.0),
             ("hang_s", 1.0),
-            ("storage_patience_s", 0.0),
+            ("storage_retry_s", 0.0),
             ("drain_s", 0.0),
         ):
             if not lowest <= getattr(self, name) < float("inf"):  # refuses nan too
@@ -128,7 +128,7 @@ VARIABLES = {
     "cache_dir": "FILTERFARM_CACHE",
     "visibility_timeout_s": "FILTERFARM_VISIBILITY_TIMEOUT_S",
     "hang_s": "FILTERFARM_HANG_S",
-    "storage_patience_s": "FILTERFARM_STORAGE_PATIENCE_S",
+    "storage_retry_s": "FILTERFARM_STORAGE_PATIENCE_S",
     "drain_s": "FILTERFARM_DRAIN_S",
 }
 

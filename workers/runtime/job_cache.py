@@ -52,11 +52,9 @@ class JobCache:
             return path
         with self._download:
             if not path.exists():
-                data = self._store.get(keys.weights(job.id, job.weights.sha256))
-                if data is None:
-                    raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
                 self._folder.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f"{path.name}.{os.getpid()}")
-                partial.write_bytes(data)
+                if not self._store.get_file(keys.weights(job.id, job.weights.sha256), partial):
+                    raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
                 partial.replace(path)
         return path

@@ -46,7 +46,7 @@ def test_a_worker_that_left_in_good_order_is_forgotten(presence: Presence, redis
     assert redis_client.hkeys(keys.STORAGE) == [TWO.encode()]
 
 
-def test_storage_is_in_trouble_when_every_worker_says_so(presence: Presence) -> None:
+def test_a_storage_error_counts_if_every_worker_reports_it(presence: Presence) -> None:
     # Given two workers, of which one is refused
     assert presence.storage_error() is None
     for name in (ONE, TWO):
@@ -64,7 +64,7 @@ def test_storage_is_in_trouble_when_every_worker_says_so(presence: Presence) -> 
     assert presence.storage_error() is None
 
 
-def test_storage_is_in_trouble_when_the_collector_says_so(presence: Presence) -> None:
+def test_a_storage_error_counts_if_the_collector_reports_it(presence: Presence) -> None:
     # Given a worker that gets on, and a collector that does not
     presence.worker_heartbeat(ONE)
     presence.report_storage_error(COLLECTOR, StorageUnreachable("no answer"))

@@ -44,7 +44,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> RetryingStore:
     """The store as a worker has it that waits for so many seconds."""
     url = "s3://filterfarm/retries"
-    settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_patience_s=for_s)
+    settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_retry_s=for_s)
     return RetryingStore(settings, stop=stop or threading.Event(), report=told)
 
 

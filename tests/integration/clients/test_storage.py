@@ -1,8 +1,10 @@
 """The object store, on two real servers that differ where S3 leaves room."""
 
+import filecmp
 import random
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +41,27 @@ def test_what_is_put_can_be_got(store: Store, size: int) -> None:
     # Then they are there, and the same
     assert store.exists("job/tiles/features.0/0.png")
     assert store.get("job/tiles/features.0/0.png") == body
+
+
+def test_a_file_is_stored_and_fetched_without_being_held_in_memory(store: Store, tmp_path: Path) -> None:
+    # Given a checkpoint much larger than a chunk
+    sent, received = tmp_path / "sent.pth", tmp_path / "received.pth"
+    sent.write_bytes(random.Random(0).randbytes(1 << 20) * 32)
+    tracemalloc.start()
+    # When
+    store.put_file("job/weights/0", sent)
+    fetched = store.get_file("job/weights/0", received)
+    # Then
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert fetched
+    assert filecmp.cmp(sent, received, shallow=False)
+    assert peak < sent.stat().st_size / 2
+
+
+def test_a_file_that_is_absent_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    # When / Then
+    assert not store.get_file("job/weights/1", tmp_path / "received.pth")
 
 
 def test_putting_again_replaces_the_whole_object(store: Store) -> None:
