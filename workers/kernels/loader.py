@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from workers.kernels.winograd import TILES, WinogradConv, suits
+
 log = logging.getLogger(__name__)
 
 #: The library for each CPU capability as torch names it.
@@ -25,8 +27,16 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
 _TOLERANCE = 1e-4
 
 
+def compiled(conv: nn.Module) -> nn.Module:
+    """The compiled form of a convolution, or the module itself if it does not suit or there is no library."""
+    if not suits(conv):
+        return conv
+    found = library()
+    return conv if found is None else WinogradConv(conv, found)
+
+
 @functools.cache
-def winograd() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
     """The library of winograd.c for this processor; loaded and checked once per process.
 
     None if it is switched off, if there is none for this processor, or if loading or checking it failed; the log then
@@ -43,33 +53,31 @@ def winograd() -> ctypes.CDLL | None:
         found = importlib.util.find_spec(module)
         if found is None or found.origin is None:
             raise OSError("installed without a C compiler")
-        library = load(found.origin)
+        loaded = load(found.origin)
     except OSError as error:
         log.warning("3 x 3 convolutions take about twice as long as they could: module=%s reason=%s", module, error)
         return None
-    error_ratio = largest_error(library)
+    error_ratio = largest_error(loaded)
     if not error_ratio < _TOLERANCE:  # NaN is an error too
         log.warning("compiled convolutions are wrong, using torch's: module=%s error=%g", module, error_ratio)
         return None
-    return library
+    return loaded
 
 
 def load(path: str) -> ctypes.CDLL:
     """A compiled winograd.c with its argument types declared. Raises OSError if it cannot be loaded."""
-    library = ctypes.CDLL(path)
-    library.convolve.argtypes = [_POINTER] * 5 + [_NUMBER] * 6 + [ctypes.c_int, ctypes.c_float]
-    return library
+    loaded = ctypes.CDLL(path)
+    loaded.convolve.argtypes = [_POINTER] * 5 + [_NUMBER] * 6 + [ctypes.c_int, ctypes.c_float]
+    return loaded
 
 
-def largest_error(library: ctypes.CDLL) -> float:
+def largest_error(loaded: ctypes.CDLL) -> float:
     """The largest difference from torch's convolution, of values and gradients, relative to the largest of these.
 
     Convolves two images of 32 channels with each tile size, followed by a ReLU.
     """
-    from workers.kernels.winograd import TILES, WinogradConv  # which imports this module
-
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):  # which leaves the global generator as it is
+    with torch.random.fork_rng(devices=[]):  # the global generator keeps its state
         conv = nn.Conv2d(32, 32, 3, padding=1).requires_grad_(False)
     for parameter in conv.parameters():
         parameter.uniform_(-1, 1, generator=generator)
@@ -77,14 +85,9 @@ def largest_error(library: ctypes.CDLL) -> float:
     for size in TILES:  # a map of the tile's own size is covered by one such tile
         with torch.enable_grad():
             x = torch.randn(2, 32, size, size, generator=generator).requires_grad_(True)
-            got = WinogradConv(conv, library).with_relu(float("inf"))(x)
+            got = WinogradConv(conv, loaded).with_relu(float("inf"))(x)
             wanted = F.relu(F.conv2d(x, conv.weight, conv.bias, padding=1))
             direction = torch.randn(wanted.shape, generator=generator)
             pairs = [(got, wanted), tuple(torch.autograd.grad(y, x, direction)[0] for y in (got, wanted))]
         errors += [(mine - torchs).abs().max() / torchs.abs().max() for mine, torchs in pairs]
     return float(torch.stack(errors).detach().max())
-
-
-def address(tensor: torch.Tensor | None = None) -> int | None:
-    """The tensor's address in memory, or a null pointer for None."""
-    return None if tensor is None else tensor.data_ptr()

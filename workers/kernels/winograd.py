@@ -16,8 +16,6 @@ from typing import Any, ClassVar, Self, TypeGuard
 import torch
 from torch import nn
 
-from workers.kernels import loader
-
 #: Outputs along one side of a tile. Larger ones save more products and lose more digits: the error relative to the
 #: largest output is 5e-7, 5e-6 and 1e-5, where a direct convolution's is 2e-6.
 TILES = (2, 3, 4)
@@ -32,13 +30,8 @@ _WIDTH = 16
 _FEWEST_CHANNELS = 32
 
 
-def compiled(conv: nn.Module) -> nn.Module:
-    """The compiled form of a convolution, or the convolution itself if it does not :func:`suits`."""
-    return WinogradConv(conv) if suits(conv) else conv
-
-
 def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether :class:`WinogradConv` can replace a module and is faster than it."""
+    """True if :class:`WinogradConv` can replace a module and is faster than it."""
     return (
         type(conv) is nn.Conv2d
         and conv.kernel_size == (3, 3)
@@ -50,7 +43,6 @@ def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
-        and loader.winograd() is not None
     )
 
 
@@ -68,10 +60,10 @@ class WinogradConv(nn.Module):
     #: upper limit of the ReLU: 6, infinity, or 0 if there is no ReLU
     ceiling = 0.0
 
-    def __init__(self, conv: nn.Conv2d, library: ctypes.CDLL | None = None) -> None:
-        """``library``: a compiled winograd.c, by default the one for this processor, which :func:`suits` has found."""
+    def __init__(self, conv: nn.Conv2d, library: ctypes.CDLL) -> None:
+        """``library``: a compiled winograd.c with declared argument types, see loader.py."""
         super().__init__()
-        self._library: Any = library or loader.winograd()
+        self._library: Any = library
         self._padding = int(conv.padding[0])
         self._weight = conv.weight.detach()  # (K, C, 3, 3)
         self._bias = None if conv.bias is None else conv.bias.detach().contiguous()
@@ -114,7 +106,7 @@ class WinogradConv(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         result = torch.empty((batch, kernels, *above), dtype=x.dtype, memory_format=torch.channels_last)
         failed = self._library.convolve(
-            x.data_ptr(), loader.address(*outputs), kernel.data_ptr(), bias, result.data_ptr(),
+            x.data_ptr(), outputs[0].data_ptr() if outputs else None, kernel.data_ptr(), bias, result.data_ptr(),
             batch, height, width, channels, kernels, padding, tile, self.ceiling,
         )  # fmt: skip
         if failed:

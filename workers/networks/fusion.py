@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from workers.contract.records import Precision
-from workers.kernels import winograd
+from workers.kernels import loader as kernels
 from workers.networks import tracing as graphs
 from workers.networks.gradient_override import relu_ceiling
 
@@ -79,7 +79,7 @@ class FusedConvolutions:
             fused: nn.Module = conv if norm is None else _folded(conv, *_statistics(upstream, norm))
             if precision == "bf16":
                 fused = copy.deepcopy(fused).to(torch.bfloat16)
-            fused = winograd.compiled(fused)
+            fused = kernels.compiled(fused)
             self._fused[key] = fused
         return self._fused[key]
 

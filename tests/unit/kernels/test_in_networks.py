@@ -26,10 +26,10 @@ def test_extractors_of_one_network_share_compiled_convolutions() -> None:
     first, second = (fused.optimize(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
     # Then
     assert first.get_submodule("2") is second.get_submodule("2")
-    assert isinstance(first.get_submodule("2"), WinogradConv) == (loader.winograd() is not None)
+    assert isinstance(first.get_submodule("2"), WinogradConv) == (loader.library() is not None)
 
 
-@pytest.mark.skipif(loader.winograd() is None, reason="no compiled convolutions for this processor")
+@pytest.mark.skipif(loader.library() is None, reason="no compiled convolutions for this processor")
 def test_relus_are_fused_into_compiled_convolutions_unless_they_are_needed_separately() -> None:
     # Given
     model = pooled()
@@ -48,7 +48,7 @@ def test_an_extractor_names_the_convolutions_that_render() -> None:
     # Given
     model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 8, 1)).eval().requires_grad_(False)
     trace = tracing.trace(model)
-    available = "torch" if loader.winograd() is None else "winograd"
+    available = "torch" if loader.library() is None else "winograd"
     # When / Then
     assert LayerExtractor(model, trace, "1", "conv").kernels == "torch"  # the layer itself is never compiled
     assert LayerExtractor(model, trace, "2", "conv").kernels == available

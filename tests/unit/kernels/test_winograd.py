@@ -25,7 +25,7 @@ SOURCE = Path(winograd.__file__).parent / "src" / "winograd.c"
 
 
 def convolution(*, padding: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A seeded, frozen convolution that winograd.suits() accepts."""
+    """A seeded, frozen convolution that can be compiled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         conv = nn.Conv2d(48, 80, 3, padding=padding, bias=bias)
@@ -42,19 +42,19 @@ def compile_library(folder: Path, source: Path, width: int, *options: str) -> Pa
 
 def compiled_library() -> ctypes.CDLL:
     """The installed library for this processor."""
-    library = loader.winograd()
-    if library is None:
+    installed = loader.library()
+    if installed is None:
         pytest.skip("no compiled convolutions for this processor")
-    return library
+    return installed
 
 
 @pytest.fixture(autouse=True)
 def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test chooses and loads its library anew."""
     monkeypatch.setenv("FILTERFARM_KERNELS", "auto")
-    loader.winograd.cache_clear()
+    loader.library.cache_clear()
     yield
-    loader.winograd.cache_clear()
+    loader.library.cache_clear()
 
 
 @pytest.fixture(params=["installed", 8, 16], scope="module")
@@ -106,7 +106,7 @@ def test_every_tile_is_the_best_for_some_map(tile: int) -> None:
 
 def test_a_picture_has_the_same_map_in_any_batch() -> None:
     # Given
-    conv = winograd.WinogradConv(convolution())
+    conv = winograd.WinogradConv(convolution(), compiled_library())
     x = torch.randn(5, 48, 9, 9, generator=torch.Generator().manual_seed(0))
     # When
     together = conv(x)
@@ -117,7 +117,7 @@ def test_a_picture_has_the_same_map_in_any_batch() -> None:
 
 def test_inputs_in_another_memory_format_are_converted() -> None:
     # Given
-    conv = winograd.WinogradConv(convolution())
+    conv = winograd.WinogradConv(convolution(), compiled_library())
     x = torch.randn(2, 48, 9, 7, generator=torch.Generator().manual_seed(0))
     # When / Then
     assert torch.equal(conv(x), conv(x.to(memory_format=torch.channels_last)))
@@ -133,25 +133,25 @@ def test_without_compiled_code_torch_convolves_and_one_warning_is_logged(
         found = None if origin is None else importlib.machinery.ModuleSpec("name", None, origin=str(origin))
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
             patch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
-            loader.winograd.cache_clear()
+            loader.library.cache_clear()
             caplog.clear()
             # When / Then
-            assert not winograd.suits(convolution())
-            assert not winograd.suits(convolution())
+            assert type(loader.compiled(convolution())) is nn.Conv2d
+            assert type(loader.compiled(convolution())) is nn.Conv2d
             (message,) = caplog.messages
             assert "twice as long" in message
-    loader.winograd.cache_clear()
-    assert winograd.suits(convolution())
+    loader.library.cache_clear()
+    assert type(loader.compiled(convolution())) is winograd.WinogradConv
 
 
 def test_a_processor_without_wide_vectors_uses_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        loader.winograd.cache_clear()
+        loader.library.cache_clear()
         # When / Then
-        assert not winograd.suits(convolution())
-    loader.winograd.cache_clear()
+        assert type(loader.compiled(convolution())) is nn.Conv2d
+    loader.library.cache_clear()
 
 
 def test_its_threads_are_torchs() -> None:
@@ -178,7 +178,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
     # Then
     assert failed == 1
     # And
-    conv = winograd.WinogradConv(convolution())
+    conv = winograd.WinogradConv(convolution(), compiled_library())
     x = torch.zeros(1, 48, 8, 8)
     conv(x)
 
@@ -195,7 +195,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_kind_that_halves_batche
 
 def test_the_next_operation_may_work_in_place() -> None:
     # Given
-    conv = winograd.WinogradConv(convolution())
+    conv = winograd.WinogradConv(convolution(), compiled_library())
     x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     # When
     (gradient,) = torch.autograd.grad(torch.relu_(conv(x)).sum(), x)
@@ -255,7 +255,7 @@ def test_nan_passes_through_a_fused_relu() -> None:
     # Given
     x = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0))
     x[0, 3, 2, 2] = float("nan")
-    conv = winograd.WinogradConv(convolution())
+    conv = winograd.WinogradConv(convolution(), compiled_library())
     # When / Then
     assert conv.with_relu(float("inf"))(x).isnan().any()
     assert torch.equal(conv.with_relu(6.0)(x).isnan(), conv(x).isnan())
@@ -266,7 +266,7 @@ def test_switched_off_torch_convolves(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setenv("FILTERFARM_KERNELS", "off")
     # When / Then
     conv = convolution()
-    assert winograd.compiled(conv) is conv
+    assert loader.compiled(conv) is conv
     assert not caplog.messages
 
 
@@ -275,7 +275,7 @@ def test_another_value_of_the_setting_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FILTERFARM_KERNELS", "fast")
     # When / Then
     with pytest.raises(ValueError, match=r"^FILTERFARM_KERNELS is 'fast'; it must be 'auto' or 'off'$"):
-        winograd.suits(convolution())
+        loader.compiled(convolution())
 
 
 @pytest.mark.parametrize("right", ["{2,-1,-2,1,0}", "(value > 0)"])
@@ -292,8 +292,8 @@ def test_a_library_whose_results_are_wrong_is_not_used(
         importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=str(built))
     )
     # When / Then
-    assert not winograd.suits(convolution())
-    assert not winograd.suits(convolution())
+    assert type(loader.compiled(convolution())) is nn.Conv2d
+    assert type(loader.compiled(convolution())) is nn.Conv2d
     (message,) = caplog.messages
     assert "error=" in message
 
