@@ -166,7 +166,7 @@ def test_what_else_lies_among_the_messages_in_flight_counts_for_no_job(redis_cli
 
 
 def test_a_message_of_another_priority_is_outstanding_too(app: Celery, redis_client: "redis.Redis") -> None:
-    # Given a message that somebody sent with a priority
+    # Given a message with a priority
     app.send_task(TASK_NAME, kwargs=tasks(1)[0].model_dump(), queue=job_queue(JOB), priority=9)  # type: ignore[arg-type]  # the stubs know names
     # When outstanding ones are counted
     # Then it is among them
@@ -312,11 +312,11 @@ def test_an_error_of_ours_passes_unchanged() -> None:
 
 @contextmanager
 def impostor(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """A TLS server whose certificate nobody has signed: its port, and the first bytes it was told by each client."""
+    """A TLS server with a self-signed certificate: its port, and the first bytes that each client sent."""
     (folder / "impostor.pem").write_text(IMPOSTOR)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "impostor.pem")
-    told: list[bytes] = []
+    received: list[bytes] = []
 
     def serve() -> None:
         while True:
@@ -325,32 +325,32 @@ def impostor(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
             except OSError:
                 return
             with client, suppress(OSError), context.wrap_socket(client, server_side=True) as secured:
-                told.append(secured.recv(1000))
+                received.append(secured.recv(1000))
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield server.getsockname()[1], told
+            yield server.getsockname()[1], received
         finally:
             server.shutdown(socket.SHUT_RDWR)
             thread.join(10)
 
 
 @pytest.mark.parametrize("use", [publish, count])
-def test_a_tls_queue_whose_certificate_does_not_verify_is_told_nothing(use: Use, tmp_path: Path) -> None:
+def test_a_tls_queue_whose_certificate_does_not_verify_is_received_nothing(use: Use, tmp_path: Path) -> None:
     # Given a server that is not the queue, and speaks TLS like it
-    with impostor(tmp_path) as (port, told):
+    with impostor(tmp_path) as (port, received):
         settings = Settings(broker_url=f"rediss://:s3cret@127.0.0.1:{port}/0")
         # When it is used as the queue
         with pytest.raises(BrokerUnreachable), broker_errors(settings):
             use(settings)
         # Then it has heard no password, nor anything else
-        assert told == []
+        assert received == []
         # And that is because of its certificate: who does not ask for one does get through
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as secured:
             secured.sendall(b"hello")
             assert secured.recv(1) == b""
-        assert told == [b"hello"]
+        assert received == [b"hello"]

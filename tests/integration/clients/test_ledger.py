@@ -156,7 +156,7 @@ def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -
     ledger.client.flushall()
     ledger.undo_start(JOB.id, 5)
     # When it is delivered again
-    # Then somebody gets it, and keeps it where the count is lost again
+    # Then it can be claimed, and the claim survives another loss of the count
     assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
     ledger.client.delete(keys.redis(JOB.id, "starts"))
     assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
@@ -269,8 +269,8 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     assert ledger.claim(JOB.id, 9, "sixth", 60.0)
 
 
-def test_a_tile_that_is_stored_is_done_whoever_has_the_claim(ledger: Ledger) -> None:
-    # Given a tile that somebody else has claimed since
+def test_a_stored_tile_is_done_whatever_token_holds_the_claim(ledger: Ledger) -> None:
+    # Given a tile that another token has claimed since
     ledger.claim(JOB.id, 3, "second", 60.0)
     # When the first, who had lost it, has stored it all the same
     ledger.end_claim(JOB.id, 3, "first", stored=True)
@@ -289,7 +289,7 @@ def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
     assert not ledger.claim(JOB.id, 1, "a", 60.0)
     assert not ledger.claim(JOB.id, 2, "a", 60.0)
     assert not ledger.claim(OTHER.id, 1, "a", 60.0)
-    # And once they are opened again, somebody does at once
+    # And once they are reopened, they can be claimed at once
     ledger.reopen(JOB.id, {1, 2})
     ledger.register(OTHER.id)
     assert all(ledger.claim(job, number, "b", 60.0) for job, number in ((JOB.id, 1), (JOB.id, 2), (OTHER.id, 1)))

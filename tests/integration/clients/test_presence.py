@@ -1,4 +1,4 @@
-"""Who is there and what they hear from the object store, on a real server."""
+"""Heartbeats and object store errors in Redis, on a real server."""
 
 import json
 import time
@@ -15,16 +15,18 @@ ONE, TWO = "cpu-1@here", "cpu-2@here"
 
 @pytest.fixture
 def presence(redis_client: "redis.Redis") -> Presence:
-    """Nobody has been seen yet."""
+    """No worker has been seen yet."""
     return Presence(redis_client)
 
 
-def test_workers_are_known_by_when_they_were_last_seen(presence: Presence, redis_client: "redis.Redis") -> None:
-    # Given a worker that was just seen, twice, one a minute ago, and one of last week
+def test_workers_of_the_last_day_are_listed_with_the_age_of_their_heartbeat(
+    presence: Presence, redis_client: "redis.Redis"
+) -> None:
+    # Given heartbeats of now (two), a minute ago, and last week
     for _ in range(2):
         presence.worker_heartbeat(ONE)
     redis_client.zadd(keys.WORKERS, {TWO: time.time() - 60, "cpu-3@here": time.time() - 7 * 86400})
-    # When one is seen again
+    # When one worker sends another
     presence.worker_heartbeat(ONE)
     # Then those of the last day are listed, with the seconds since
     seen = presence.workers()
@@ -33,55 +35,52 @@ def test_workers_are_known_by_when_they_were_last_seen(presence: Presence, redis
     assert 59 < seen[TWO] < 65
 
 
-def test_a_worker_that_left_in_good_order_is_forgotten(presence: Presence, redis_client: "redis.Redis") -> None:
-    # Given two workers, both without a bucket
+def test_a_removed_worker_leaves_no_heartbeat_and_no_error(presence: Presence, redis_client: "redis.Redis") -> None:
+    # Given two workers that report a missing bucket
     for name in (ONE, TWO):
         presence.worker_heartbeat(name)
         presence.report_storage_error(name, NoBucket("no bucket"))
-    # When one leaves, twice
+    # When one is removed, twice
     for _ in range(2):
         presence.remove_worker(ONE)
-    # Then the other is left
+    # Then the other remains
     assert set(presence.workers()) == {TWO}
     assert redis_client.hkeys(keys.STORAGE) == [TWO.encode()]
 
 
 def test_a_storage_error_counts_if_every_worker_reports_it(presence: Presence) -> None:
-    # Given two workers, of which one is refused
+    # Given two workers, one of which is denied access
     assert presence.storage_error() is None
     for name in (ONE, TWO):
         presence.worker_heartbeat(name)
     presence.report_storage_error(ONE, StorageDenied("refused"))
-    # Then that is its own trouble, for the other gets on
+    # Then it is not an error of the farm
     assert presence.storage_error() is None
-    # And when both are, it is everybody's
+    # And when both report an error, it is
     presence.report_storage_error(TWO, StorageUnreachable("no answer"))
-    trouble = presence.storage_error()
-    assert trouble is not None
-    assert (trouble.refused, trouble.reason) == (True, "refused")
-    # And when one gets on again, it is over
+    error = presence.storage_error()
+    assert error is not None
+    assert (error.refused, error.reason) == (True, "refused")
+    # And when one can use the store again, it is not
     presence.report_storage_error(ONE, None)
     assert presence.storage_error() is None
 
 
 def test_a_storage_error_counts_if_the_collector_reports_it(presence: Presence) -> None:
-    # Given a worker that gets on, and a collector that does not
+    # Given a worker without an error, and a collector with one
     presence.worker_heartbeat(ONE)
     presence.report_storage_error(COLLECTOR, StorageUnreachable("no answer"))
-    # Then no job can end
-    trouble = presence.storage_error()
-    assert trouble is not None
-    assert (trouble.refused, trouble.reason) == (False, "no answer")
+    # Then it is an error of the farm
+    error = presence.storage_error()
+    assert error is not None
+    assert (error.refused, error.reason) == (False, "no answer")
 
 
-def test_what_was_said_long_ago_or_by_who_has_gone_counts_no_more(
-    presence: Presence, redis_client: "redis.Redis"
-) -> None:
-    # Given a worker without trouble, one that was killed in trouble, and a collector that spoke two minutes ago
+def test_errors_that_are_old_or_of_dead_workers_do_not_count(presence: Presence, redis_client: "redis.Redis") -> None:
+    # Given a worker without an error, a dead one with an error, and an error of the collector two minutes old
     presence.worker_heartbeat(ONE)
     presence.report_storage_error(TWO, NoBucket("no bucket"))
     old = json.dumps({"refused": True, "reason": "refused", "at": time.time() - 120})
     redis_client.hset(keys.STORAGE, COLLECTOR, old)
-    # When the farm is asked for
-    # Then there is no trouble
+    # When / Then
     assert presence.storage_error() is None

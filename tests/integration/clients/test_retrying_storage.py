@@ -24,8 +24,8 @@ def proxy(s3: S3) -> Iterator[S3Proxy]:
         yield made
 
 
-class Told:
-    """What a store has told of itself."""
+class Reports:
+    """The errors that a store has reported."""
 
     def __init__(self) -> None:
         self.errors: list[FilterfarmError | None] = []
@@ -35,71 +35,72 @@ class Told:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of a fifth of a second."""
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of 0.2 s."""
     monkeypatch.setattr(retrying_storage, "PAUSE_S", 0.2)
     monkeypatch.setattr(retrying_storage, "OWN_RETRY_S", 0.1)
 
 
-def patient(proxy: S3Proxy, told: Told, *, stop: threading.Event | None = None, for_s: float = 30.0) -> RetryingStore:
-    """The store as a worker has it that waits for so many seconds."""
+def retrying(
+    proxy: S3Proxy, reports: Reports, *, stop: threading.Event | None = None, for_s: float = 30.0
+) -> RetryingStore:
+    """A worker's store behind the proxy, which retries for ``for_s`` seconds."""
     url = "s3://filterfarm/retries"
     settings = Settings(bucket_url=url, endpoint_url=proxy.endpoint, storage_retry_s=for_s)
-    return RetryingStore(settings, stop=stop or threading.Event(), report=told)
+    return RetryingStore(settings, stop=stop or threading.Event(), report=reports)
 
 
 @pytest.mark.parametrize("fault", ["denied", "down"])
-def test_many_callers_wait_while_one_asks_and_all_get_through_when_it_is_over(proxy: S3Proxy, fault: str) -> None:
+def test_one_of_many_callers_retries_and_all_succeed_when_the_store_recovers(proxy: S3Proxy, fault: str) -> None:
     # Given a store that fails, and twenty callers with an object each
-    told = Told()
-    store = patient(proxy, told)
+    reports = Reports()
+    store = retrying(proxy, reports)
     setattr(proxy, fault, True)
     callers = [threading.Thread(target=store.put, args=(f"{n}", b"%d" % n, TEXT)) for n in range(20)]
     for caller in callers:
         caller.start()
-    wait_for("the first error", lambda: told.errors, 30)
+    wait_for("the first error", lambda: reports.errors, 30)
     # When each has had its own retries
     time.sleep(1.0)
     mark = time.time()
     wait_for("requests", lambda: len(proxy.since(mark)) >= 5, 30)
     # Then one at a time retries, in turn: twenty at once would send ten times as many requests
     assert len(proxy.since(mark)) <= 5 + 15 * (time.time() - mark)
-    assert told.errors
-    assert None not in told.errors
-    # And when it is over, each object is there, and that was told
+    assert reports.errors
+    assert None not in reports.errors
+    # And when the store recovers, each object is stored, and the recovery is reported
     setattr(proxy, fault, False)
     for caller in callers:
         caller.join(20)
     assert [store.get(f"{n}") for n in range(20)] == [b"%d" % n for n in range(20)]
-    assert told.errors[-1] is None
+    assert reports.errors[-1] is None
     assert store.exists("7")
 
 
-def test_what_is_absent_is_no_failure(proxy: S3Proxy) -> None:
+def test_an_absent_object_is_no_error(proxy: S3Proxy) -> None:
     # Given a store that works
-    told = Told()
-    store = patient(proxy, told)
-    # When an object is asked for that is not there
-    # Then it is not, and there is no trouble
+    reports = Reports()
+    store = retrying(proxy, reports)
+    # When / Then a missing object is read, and no error is reported
     assert store.get("nothing") is None
     assert not store.exists("nothing")
     store.wait_until_ready()
-    assert told.errors == []
+    assert reports.errors == []
 
 
 def test_the_last_error_is_raised_when_the_retries_end(proxy: S3Proxy) -> None:
     # Given a store that fails for longer than a worker waits
     proxy.denied = True
-    store = patient(proxy, Told(), for_s=0.5)
-    # When something is put
+    store = retrying(proxy, Reports(), for_s=0.5)
+    # When an object is put
     began = time.monotonic()
     with pytest.raises(StorageDenied):
         store.put("x", b"x", TEXT)
-    # Then that ends in time, and so does waiting before the next
+    # Then it raises in time, and so does waiting for the store
     assert time.monotonic() - began < 5
     with pytest.raises(StorageDenied):
         store.wait_until_ready()
-    # And what is in the way may change meanwhile
+    # And the kind of error may change meanwhile
     proxy.denied, proxy.down = False, True
     with pytest.raises(StorageUnreachable):
         store.put("x", b"x", TEXT)
@@ -108,12 +109,12 @@ def test_the_last_error_is_raised_when_the_retries_end(proxy: S3Proxy) -> None:
     store.put("x", b"x", TEXT)
 
 
-def test_a_worker_that_stops_waits_no_longer(proxy: S3Proxy) -> None:
+def test_callers_of_a_stopping_worker_raise_draining(proxy: S3Proxy) -> None:
     # Given callers that wait for a store
     stop = threading.Event()
     ended: list[Draining] = []
     proxy.denied = True
-    store = patient(proxy, Told(), stop=stop)
+    store = retrying(proxy, Reports(), stop=stop)
 
     def put() -> None:
         try:
@@ -127,7 +128,7 @@ def test_a_worker_that_stops_waits_no_longer(proxy: S3Proxy) -> None:
     time.sleep(0.5)
     # When the worker stops
     stop.set()
-    # Then each hears so, soon
+    # Then each caller ends soon
     for caller in callers:
         caller.join(5)
     assert len(ended) == 5

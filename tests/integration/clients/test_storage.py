@@ -25,15 +25,15 @@ from workers.contract.settings import Settings
 TEXT = "text/plain"
 
 
-def sign_in_anew(monkeypatch: pytest.MonkeyPatch, key: str, secret: str) -> None:
-    """Other credentials; boto3 remembers those it has used in this process."""
+def set_credentials(monkeypatch: pytest.MonkeyPatch, key: str, secret: str) -> None:
+    """Change the credentials; boto3's default session keeps those it has read."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
-def test_what_is_put_can_be_got(store: Store, size: int) -> None:
+def test_a_stored_object_is_read_back(store: Store, size: int) -> None:
     # Given some bytes
     body = random.Random(size).randbytes(size)
     # When they are put
@@ -75,7 +75,7 @@ def test_putting_again_replaces_the_whole_object(store: Store) -> None:
     assert list(store.list("job/")) == ["job/status.json"]
 
 
-def test_what_is_absent_is_none_and_no_error(store: Store) -> None:
+def test_an_absent_object_is_none_and_no_error(store: Store) -> None:
     # Given an object beside the one that is asked for
     store.put("job/tiles/features.0/0.png", b"x", TEXT)
     # When another is asked for, or its folder
@@ -217,7 +217,7 @@ def test_wrong_credentials_are_told_at_once_and_never_taken_for_absence(
 ) -> None:
     # Given an object, and credentials of which one half is wrong
     Store(settings, retry_s=10).put("job/a", b"x", TEXT)
-    sign_in_anew(monkeypatch, *(("nobody", s3.secret) if wrong == "key" else (s3.key, "a-wrong-secret")))
+    set_credentials(monkeypatch, *(("nobody", s3.secret) if wrong == "key" else (s3.key, "a-wrong-secret")))
     store = Store(settings, retry_s=30)
     began = time.monotonic()
     # When it is used
@@ -297,12 +297,12 @@ def test_a_store_that_does_not_answer_is_given_up_when_its_retries_end(
 
 @pytest.mark.parametrize(("size", "asks"), [(1, False), (100_000, False), (3_000_000, True)])
 def test_only_what_is_large_is_announced(settings: Settings, s3: S3, size: int, asks: bool) -> None:
-    # Given a store that notes which requests wait for its leave to send their body
+    # Given a proxy that records requests with "Expect: 100-continue"
     with s3_proxy(s3.endpoint) as proxy:
         store = Store(replace(settings, endpoint_url=proxy.endpoint), retry_s=10)
-        # When something is put
+        # When an object is put
         store.put("job/a", bytes(size), TEXT)
-        # Then only a large body waits, for which it pays to hear of a refusal first
+        # Then only a large body waits for the server's answer before it is sent
         assert bool(proxy.announced) == asks
         assert store.get("job/a") == bytes(size)
 
@@ -315,7 +315,7 @@ def test_a_server_that_is_no_object_store_is_an_error_of_ours(
     port = broker_url.rpartition(":")[2].partition("/")[0]
     settings = Settings(bucket_url="s3://filterfarm", endpoint_url=f"http://127.0.0.1:{port}")
     # When it is used as a store
-    # Then that is an error of ours, and no traceback of somebody else's
+    # Then an error of filterfarm is raised
     with pytest.raises(FilterfarmError):
         Store(settings, retry_s=0).check()
 
@@ -329,10 +329,10 @@ def test_stopping_ends_retries_early(rclone: S3, monkeypatch: pytest.MonkeyPatch
     timer = threading.Timer(0.5, stop.set)
     timer.start()
     began = time.monotonic()
-    # When the process is told to stop in the middle of it
+    # When the stop event is set during the retries
     with pytest.raises(StorageUnreachable):
         store.get("job/a")
-    # Then the store gives up there and then
+    # Then the store raises at once
     assert 0.4 < time.monotonic() - began < 30
     timer.join()
 
