@@ -1,7 +1,6 @@
-"""A whole job through real processes, and what a fleet has to survive."""
+"""Whole jobs through real processes, and the common faults of a fleet."""
 
 import json
-import os
 import re
 import signal
 
@@ -10,7 +9,8 @@ import pytest
 import torch
 
 from tests.e2e.fleet import Fleet, descendants, is_running, kill_group, wait_for
-from tests.e2e.whole import check_everything
+from tests.e2e.whole import check_everything, has_ended, stored
+from workers.contract import keys
 from workers.contract.job import Job
 from workers.contract.tile_png import decode_tile
 from workers.networks import registry, tracing, weights
@@ -20,7 +20,7 @@ from workers.rendering.render import render
 JOB = ("efficientnet_lite0", "--layers", "conv_stem,blocks.2.0.conv_pw,conv_head", "--filters", "0-8,20")
 FAST = ("--size", "32", "--steps", "4", "--method", "notebook")
 
-#: Enough work for a kill to hit the middle of it.
+#: A job of 80 tiles, long enough for a fault to occur during it.
 LONG = (
     "squeezenet1_1",
     "--weights",
@@ -36,7 +36,7 @@ LONG = (
 )
 
 
-def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_nothing_twice(
+def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_renders_nothing_again(
     strict_farm: Fleet,
 ) -> None:
     farm = strict_farm
@@ -46,13 +46,13 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     # When a job of several layers is submitted
     done = farm.run("submit", *JOB, *FAST, "--wait")
 
-    # Then it ends, and every tile, record and sheet is there and right
+    # Then it ends, and every tile, record and sheet exists and is correct
     assert done.returncode == 0, done.stderr + "".join(map(farm.log, processes))
     job_id = done.stdout.strip()
     assert re.fullmatch(r"efficientnet_lite0-notebook-[0-9a-f]{8}", job_id)
     job = check_everything(farm, job_id)
 
-    # And a tile from a batch is the tile that is rendered alone in this process
+    # And a tile of a batch equals the tile rendered alone in this process
     model = weights.load(job.model, job.weights, None, seed=0)
     objects = farm.objects()
     for layer, filter_ in (("conv_stem", 5), ("conv_head", 20)):
@@ -64,20 +64,21 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     # And the same job again enqueues nothing and writes no tile
     again = farm.submit(*JOB, *FAST)
     assert (again["job"], again["stored"], again["enqueued"]) == (job_id, 30, 0)
-    wait_for("the resumed job to end", lambda: farm.status(job_id)["state"] == "finished", 30)
+    wait_for("the resumed job to end", lambda: has_ended(farm, job_id), 60)
+    assert farm.status(job_id)["state"] == "finished"
     after = farm.objects()
     assert {key: value for key, value in after.items() if "/tiles/" in key or "/grids/" in key} == {
         key: value for key, value in objects.items() if "/tiles/" in key or "/grids/" in key
     }
     assert farm.outstanding() == 0
 
-    # And what is fetched is what is stored
+    # And what is fetched equals what is stored
     fetched = farm.folder / "fetched"
     assert farm.run("fetch", job_id, str(fetched)).returncode == 0
     files = {str(path.relative_to(fetched)): path.read_bytes() for path in fetched.rglob("*") if path.is_file()}
     assert files == {key.removeprefix(f"{job_id}/"): body for key, (_, body) in after.items()}
 
-    # And SIGTERM ends all three in good order, leaving no child behind
+    # And SIGTERM ends all three with code 0, and none of their children remains
     children = [pid for process in processes for pid in descendants(process.pid)]
     assert len(children) >= 4
     for process in processes:
@@ -87,73 +88,23 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_does_n
     assert "Traceback" not in "".join(map(farm.log, processes))
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(farm: Fleet) -> None:
-    # Given a job of 80 tiles under way on two workers
+def test_a_job_waits_for_a_worker_and_completes_although_its_messages_were_lost(farm: Fleet) -> None:
+    # Given a submitted job, a collector, and no worker
     farm.start("collector")
-    victim, _ = farm.start_slow_worker(), farm.start_slow_worker()
-    job_id = farm.submit(*LONG)["job"]
-    wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
-
-    # When one of them vanishes with all its processes, while it holds messages
-    kill_group(victim)
-    assert farm.status(job_id)["stored"] < 80, "the job was over before the kill; make it longer"
-
-    # Then the other finishes the job, and every tile is there
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    check_everything(farm, job_id)
-    assert farm.status(job_id)["failed"] == 0
-
-
-def test_a_stopped_worker_hands_its_messages_back_and_the_next_one_finishes(farm: Fleet) -> None:
-    # Given a worker in the middle of a job
-    farm.start("collector")
-    worker = farm.start_slow_worker()
-    job_id = farm.submit(*LONG)["job"]
-    wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
-
-    # When it is told to stop
-    worker.send_signal(signal.SIGTERM)
-
-    # Then it leaves with code 0 and holds no message any more
-    assert worker.wait(25) == 0, farm.log(worker)
-    assert farm.redis.hlen("unacked") == 0
-    assert 0 < farm.status(job_id)["stored"] < 80
-
-    # And another worker finishes the job
-    farm.start("worker", "--batch", "4")
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    check_everything(farm, job_id)
-
-
-def test_a_renderer_that_is_killed_costs_nothing_but_time(farm: Fleet) -> None:
-    # Given a worker in the middle of a job
-    farm.start("collector")
-    worker = farm.start_slow_worker()
-    job_id = farm.submit(*LONG)["job"]
-    wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
-
-    # When its renderer is killed, as for too much memory
-    celery = descendants(worker.pid)[0]
-    os.kill(_renderer(celery), signal.SIGKILL)
-
-    # Then the same worker finishes the job
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
-    check_everything(farm, job_id)
-    assert descendants(worker.pid)[0] == celery
-
-
-def test_a_job_whose_messages_were_lost_completes(farm: Fleet) -> None:
-    # Given a submitted job, whose queue is then lost
     job_id = farm.submit(*JOB, *FAST)["job"]
-    assert farm.status(job_id)["queued"] == 30
-    farm.redis.delete(f"filterfarm.render.{job_id}")
+    wait_for("the collector", lambda: farm.redis.exists(keys.COLLECTOR_LOCK), 60)
 
-    # When worker and collector come
-    farm.start("collector")
+    # Then its status says what it waits for
+    status = farm.status(job_id)
+    assert (status["state"], status["queued"], status["workers"]) == ("running", 30, 0)
+    assert "a worker" in status["waiting_for"]
+
+    # And when its queue is lost, and a worker starts
+    farm.redis.delete(keys.queue(job_id))
     farm.start("worker", "--batch", "4")
 
-    # Then it completes although nobody waits for it
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 90)
+    # Then the collector enqueues every tile again, and the job completes
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
     check_everything(farm, job_id)
     assert farm.status(job_id)["requeued"] == 30
 
@@ -162,48 +113,60 @@ def test_a_job_outlives_its_redis(farm: Fleet) -> None:
     # Given a job of which some tiles are stored
     collector, worker = farm.start("collector"), farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
-    wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
+    wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
     kill_group(worker)
     kill_group(collector)
     before = {key: when for key, (when, _) in farm.objects().items() if "/tiles/" in key}
 
-    # When Redis comes back empty
+    # When Redis is empty after a restart
     farm.redis.flushall()
     farm.start("collector")
     farm.start("worker", "--batch", "4")
 
-    # Then the job resumes by itself from the bucket, and no stored tile is rendered again
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
+    # Then the job resumes from the bucket without a command, and no stored tile is rendered again
+    wait_for("the collector to find the job", lambda: not has_ended(farm, job_id), 90)
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
     check_everything(farm, job_id)
     after = farm.objects()
     assert {key: after[key][0] for key in before} == before
 
 
-def test_a_cancelled_job_stops_and_resumes_when_it_is_submitted_again(farm: Fleet) -> None:
-    # Given a job under way
+def test_a_job_is_cancelled_resumed_and_finished_by_another_worker_than_the_stopped_one(farm: Fleet) -> None:
+    # Given a job in progress
     farm.start("collector")
-    farm.start_slow_worker()
+    worker = farm.start_slow_worker()
     job_id = farm.submit(*LONG)["job"]
-    wait_for("the first tiles", lambda: farm.status(job_id)["stored"] >= 5, 60)
+    wait_for("the first tiles", lambda: stored(farm, job_id) >= 5, 90)
 
     # When it is cancelled
     assert farm.run("cancel", job_id).returncode == 0
 
-    # Then its messages are gone, those that the worker holds as soon as its batch is done
+    # Then its queue is deleted, and the worker drops the messages it holds when its batch has ended
     assert farm.status(job_id)["queued"] == 0
-    wait_for("the worker to let go", lambda: farm.outstanding() == 0, 30)
-    stored = farm.status(job_id)
-    assert stored["state"] == "cancelled"
-    assert stored["stored"] < 80
+    wait_for("the worker to drop its messages", lambda: farm.outstanding() == 0, 60)
+    cancelled = farm.status(job_id)
+    assert cancelled["state"] == "cancelled"
+    assert cancelled["stored"] < 80
 
     # And submitting it again resumes it
-    assert farm.submit(*LONG)["enqueued"] == 80 - stored["stored"]
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 120)
+    assert farm.submit(*LONG)["enqueued"] == 80 - cancelled["stored"]
+    wait_for("more tiles", lambda: stored(farm, job_id) > cancelled["stored"], 60)
+
+    # And when the worker gets SIGTERM, it exits with code 0 and holds no message any more
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(25) == 0, farm.log(worker)
+    assert farm.redis.hlen("unacked") == 0
+    assert cancelled["stored"] < stored(farm, job_id) < 80
+
+    # And another worker finishes the job
+    farm.start("worker", "--batch", "4")
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
     check_everything(farm, job_id)
+    assert farm.status(job_id)["state"] == "finished"
 
 
-def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(farm: Fleet) -> None:
-    # Given a checkpoint with another classifier, in a file that only the submitter has
+def test_a_checkpoint_file_reaches_the_workers_through_the_bucket(farm: Fleet) -> None:
+    # Given a checkpoint with another classifier, in a file on the submitting machine
     checkpoint = farm.folder / "mine.pth"
     trained = registry.build("resnet18", seed=7)
     state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items() if not name.startswith("fc.")}
@@ -212,14 +175,14 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
     farm.start("collector")
     farm.start("worker", "--batch", "4")
 
-    # When a job names it, and the file is gone before a worker comes to it
+    # When a job names it, and the file is deleted before a worker starts the job
     job = farm.submit(
         "resnet18", "--weights", str(checkpoint), "--layers", "conv1", "--filters", "0-3", *FAST, "--method", "fourier"
     )["job"]
     checkpoint.unlink()
-    wait_for("the job to end", lambda: farm.status(job)["state"] == "finished", 90)
+    wait_for("the job to end", lambda: has_ended(farm, job), 120)
 
-    # Then the tiles are those of that checkpoint
+    # Then its tiles are those of that checkpoint
     objects = farm.objects()
     frozen = Job.model_validate_json(objects[f"{job}/job.json"][1])
     expected = render(trained, tracing.trace(trained), "conv1", [2], frozen.recipe, torch.device("cpu"))[0]
@@ -227,9 +190,8 @@ def test_a_checkpoint_of_the_users_own_reaches_the_workers_through_the_bucket(fa
     assert record.activation == pytest.approx(expected.activation, rel=1e-3)
 
 
-def test_what_is_no_task_is_dropped_and_the_worker_lives(farm: Fleet) -> None:
-    # Given a worker, and a queue full of what it must not trip over
-    farm.start("collector")
+def test_foreign_messages_are_dropped_and_broken_tiles_are_rendered_again(farm: Fleet) -> None:
+    # Given a worker, and a queue of messages that are not this application's
     worker = farm.start("worker", "--batch", "4")
     hostile = [
         "garbage{{{",
@@ -247,61 +209,33 @@ def test_what_is_no_task_is_dropped_and_the_worker_lives(farm: Fleet) -> None:
     for message in hostile:
         farm.redis.lpush("filterfarm.render", message)
 
-    # When a job comes behind it
+    # When a job is submitted behind them
     job_id = farm.submit(*JOB, *FAST)["job"]
 
-    # Then it is rendered, each foreign message is one line in the log, and nothing is left of them
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 90)
-    check_everything(farm, job_id)
+    # Then it is rendered, each foreign message is one line in the log, and none of them is left
+    wait_for("all tiles", lambda: stored(farm, job_id) == 30, 120)
+    wait_for("the last messages to be acknowledged", lambda: farm.outstanding() == 0, 30)
     log = farm.log(worker)
     assert log.count("dropped message reason=") == len(hostile)
     assert "Traceback" not in log
-    assert farm.outstanding() == 0
-
-
-def test_a_broken_tile_is_rendered_again(farm: Fleet) -> None:
-    # Given a job whose layer is not assembled yet, because no collector runs
-    worker = farm.start("worker", "--batch", "4")
-    job_id = farm.submit(*JOB, *FAST)["job"]
-    wait_for("all tiles", lambda: farm.status(job_id)["stored"] == 30, 60)
+    # And it waits for a collector, which is not running
     assert "collector" in farm.status(job_id)["waiting_for"]
 
-    # When one tile is truncated and another replaced by garbage
+    # And when one tile is truncated and another overwritten with garbage, and a collector starts
     farm.put(f"{job_id}/tiles/conv_stem/3.png", farm.objects()[f"{job_id}/tiles/conv_stem/3.png"][1][:200])
     farm.put(f"{job_id}/tiles/conv_head/4.png", b"garbage")
-    farm.start("collector")
+    collector = farm.start("collector")
 
-    # Then the collector notices, and the job ends whole
-    wait_for("the job to end", lambda: farm.status(job_id)["state"] == "finished", 60)
+    # Then both are rendered again, and the job completes
+    wait_for("the job to end", lambda: has_ended(farm, job_id), 90)
     check_everything(farm, job_id)
+    reopened = re.findall(rf"reopened job={job_id} layer=(\S+) tiles=(\d+)", farm.log(collector))
+    assert sorted(reopened) == [("conv_head", "1"), ("conv_stem", "1")]
     assert worker.poll() is None
 
 
-def test_a_job_says_what_it_is_waiting_for(farm: Fleet) -> None:
-    # Given a submitted job, a collector, and no worker
-    farm.start("collector")
-    job_id = farm.submit(*JOB, *FAST)["job"]
-    wait_for("the collector", lambda: farm.redis.exists("filterfarm:collector"), 20)
-
-    # When its status is asked for
-    done = farm.run("status", job_id)
-
-    # Then it says so
-    assert "waiting for a worker: none has been seen" in done.stdout
-    assert "0 of 30 tiles" in done.stdout
-
-
-def _renderer(celery: int) -> int:
-    """The child of a Celery process that runs the renderer."""
-    for pid in descendants(celery):
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - not a path of ours
-            if b"spawn_main" in file.read():
-                return pid
-    raise AssertionError("no renderer")
-
-
 def _message(parts: dict[str, object]) -> str:
-    """A message as Celery writes it, with some parts foreign."""
+    """A message as Celery writes it, with the given parts replaced."""
     import base64
     import uuid
 
