@@ -6,6 +6,7 @@ The bucket is the only source of truth; the ledger in Redis is filled from here.
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -27,6 +28,9 @@ class Reader(Protocol):
 
     def get(self, key: str, *, max_bytes: int = ...) -> bytes | None:
         """The first ``max_bytes`` bytes of the object, or None if there is none."""
+
+    def get_file(self, key: str, path: Path) -> bool:
+        """Write the object into ``path``; False if there is none."""
 
 
 def load_job(job_id: str, store: Reader) -> Job:

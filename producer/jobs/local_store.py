@@ -2,6 +2,7 @@
 
 import difflib
 import fcntl
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,16 @@ class LocalStore:
             return None
         except OSError as error:
             raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
+
+    def get_file(self, key: str, path: Path) -> bool:
+        """Copy the object to ``path``; False if there is none. Raises StorageDenied if the file cannot be read."""
+        try:
+            shutil.copyfile(self._bucket / key, path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise StorageDenied(f"cannot read {self._bucket / key}: {error.strerror}") from error
+        return True
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with ``prefix``, which must end with a slash."""

@@ -3,6 +3,7 @@
 Submitting a job again resumes it. While each of its missing tiles has a message, only failed tiles are enqueued.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,9 @@ def _store_checkpoint(job: Job, checkpoint: Path | None, store: Store) -> None:
     key = keys.weights(job.id, job.weights.sha256)
     if not store.exists(key):
         try:
+            with checkpoint.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != job.weights.sha256:
+                    raise WeightsUnreadable(f"weights {str(checkpoint)!r} changed during submission; submit once more")
             store.put_file(key, checkpoint)
         except OSError as error:
             raise WeightsUnreadable(f"cannot read weights {str(checkpoint)!r}: {error.strerror}") from error

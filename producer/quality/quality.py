@@ -189,10 +189,8 @@ def _checkpoint(job: Job, reader: Reader) -> Iterator[Path | None]:
     if job.weights.source != "file" or job.weights.sha256 is None:
         yield None
         return
-    data = reader.get(keys.weights(job.id, job.weights.sha256))
-    if data is None:
-        raise WeightsMissing(f"the checkpoint {job.weights.name} of job {job.id} is missing; run or submit it again")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"weights{Path(job.weights.name).suffix}")
-        path.write_bytes(data)
+        if not reader.get_file(keys.weights(job.id, job.weights.sha256), path):
+            raise WeightsMissing(f"the checkpoint {job.weights.name} of job {job.id} is missing; submit it again")
         yield path

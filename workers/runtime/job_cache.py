@@ -1,12 +1,13 @@
 """Caches frozen jobs in memory and their checkpoints on disk."""
 
+import hashlib
 import os
 import threading
 from pathlib import Path
 
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
-from workers.contract.errors import CorruptJob, NoJob
+from workers.contract.errors import CorruptJob, NoJob, WeightsUnreadable
 from workers.contract.job import Job, decode
 
 #: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
@@ -40,9 +41,10 @@ class JobCache:
             return self._jobs[job_id]
 
     def checkpoint(self, job: Job) -> Path | None:
-        """Local path of the job's own checkpoint, if it has one. The file is named by its hash, so that jobs share it.
+        """Local path of the job's own checkpoint, if it has one. Jobs share files, which are named by their SHA-256.
 
-        Raises NoJob if it is not in the bucket, OSError if it cannot be written here.
+        Raises NoJob if it is not in the bucket, WeightsUnreadable if its SHA-256 differs from the job's, OSError if it
+        cannot be written here.
         """
         if job.weights.source != "file" or job.weights.sha256 is None:
             return None
@@ -53,8 +55,21 @@ class JobCache:
         with self._download:
             if not path.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f"{path.name}.{os.getpid()}")
-                if not self._store.get_file(keys.weights(job.id, job.weights.sha256), partial):
-                    raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
-                partial.replace(path)
+                self._fetch(keys.weights(job.id, job.weights.sha256), job, path)
         return path
+
+    def _fetch(self, key: str, job: Job, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            if not self._store.get_file(key, partial):
+                raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
+            with partial.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != job.weights.sha256:
+                raise WeightsUnreadable(
+                    f"the checkpoint {job.weights.name} of job {job.id} has SHA-256 {digest} in the bucket instead of "
+                    f"{job.weights.sha256}; delete {key} and submit the job again"
+                )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

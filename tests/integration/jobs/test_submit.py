@@ -1,6 +1,7 @@
 """Submitting: what is planned minus what is stored becomes one message each, once."""
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
+from workers.contract.errors import WeightsUnreadable
 from workers.contract.job import Job, Weights, decode
 from workers.contract.records import FailureRecord
 
@@ -187,14 +189,27 @@ def test_a_checkpoint_goes_with_its_job_once(store: Store, ledger: Ledger, app: 
     # Given a job with a checkpoint of its own
     path = tmp_path / "mine.pth"
     path.write_bytes(b"parameters")
-    weights = Weights(source="file", name="mine.pth", sha256="ab" * 32)
+    weights = Weights(source="file", name="mine.pth", sha256=hashlib.sha256(b"parameters").hexdigest())
     job = JOB.model_copy(update={"weights": weights})
     # When it is submitted twice, the second time from where the file has changed
     submit(job, path, store=store, ledger=ledger, app=app)
     path.write_bytes(b"other")
     submit(job, path, store=store, ledger=ledger, app=app)
     # Then the bucket holds what it was submitted with
-    assert store.get(keys.weights(job.id, "ab" * 32)) == b"parameters"
+    assert store.get(keys.weights(job.id, weights.sha256 or "")) == b"parameters"
+
+
+def test_a_checkpoint_that_changed_after_planning_is_not_stored(
+    store: Store, ledger: Ledger, app: Celery, tmp_path: Path
+) -> None:
+    # Given a job whose checkpoint has another SHA-256 than when the job was planned
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"other")
+    job = JOB.model_copy(update={"weights": Weights(source="file", name="mine.pth", sha256="ab" * 32)})
+    # When it is submitted, then it is refused, and the bucket holds nothing
+    with pytest.raises(WeightsUnreadable, match="changed"):
+        submit(job, path, store=store, ledger=ledger, app=app)
+    assert list(store.list("")) == []
 
 
 def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ from tests.jobs import sample_job
 from tests.s3proxy import s3_proxy
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
+from workers.contract.errors import WeightsUnreadable
 from workers.contract.job import Job, Weights
 from workers.contract.settings import Settings
 from workers.runtime import job_cache
@@ -68,6 +69,18 @@ def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) 
         assert path is not None
         assert path.read_bytes() == CHECKPOINT
         assert proxy.since(since) == []
+
+
+def test_a_checkpoint_of_another_sha256_is_refused(s3: S3, tmp_path: Path) -> None:
+    # Given a checkpoint whose object in the bucket has other bytes
+    store = store_at(s3.endpoint)
+    job = job_with_checkpoint(store)
+    key = keys.weights(job.id, job.weights.sha256 or "")
+    store.put(key, b"other", "application/octet-stream")
+    # When it is downloaded, then it is refused, and no file remains
+    with pytest.raises(WeightsUnreadable, match=key):
+        JobCache(store, tmp_path).checkpoint(job)
+    assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_of_many_jobs_the_oldest_is_forgotten_and_read_again(
