@@ -1,4 +1,4 @@
-"""What a job contains, before anything runs: layers, filters, tiles, GFLOP; and the frozen job made from options."""
+"""Makes the frozen job from options, and computes what it costs."""
 
 import functools
 from dataclasses import replace
@@ -16,9 +16,9 @@ from workers.contract.recipe import Recipe
 
 
 def make_job(options: Options) -> tuple[Job, Path | None]:
-    """The frozen job, and the checkpoint file it names (if any).
+    """The frozen job, and the local path of its checkpoint if it has one.
 
-    Raises the errors of everything a person can get wrong in the options.
+    Raises UnknownModel, UnknownLayer, BadFilters, BadOption, WeightsMissing and WeightsUnreadable.
     """
     size_px = chosen_size(options)
     chosen = select(layers(options.model, size_px), options.layers, options.model)
@@ -52,9 +52,9 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
 
 
 def as_rendered(job: Job) -> list[LayerPlan]:
-    """The plans of a job's layers, with what a step of each costs by its recipe.
+    """The plans of a job's layers, with the cost of a step under the job's recipe.
 
-    Some objectives look at the whole layer; and of shallow layers a margin is seen beyond the tile.
+    Some objectives need all filters of the layer, and shallow layers have an input larger than the tile.
     """
     recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
@@ -65,23 +65,23 @@ def as_rendered(job: Job) -> list[LayerPlan]:
         if recipe.method != "notebook" and plan.output_px is not None:
             stride = layer_stride(size_px, plan.output_px, at(wider_px(size_px))[plan.name].output_px)
             more = at(seen_px(size_px, stride, pinned=recipe.objective == "neuron"))[plan.name]
-            # Some networks do not take all sizes, and are shown the tile alone.
+            # For networks that take few sizes, the input is the tile alone.
             seen = more if more.output_px is not None else plan
         rendered.append(replace(plan, step_gflop=seen.whole_step_gflop if whole else seen.step_gflop))
     return rendered
 
 
 def _tiles(recipe: Recipe, plan: LayerPlan) -> int:
-    """How many tiles a layer can have: one for each filter or direction, or one of the layer as a whole."""
+    """Number of tiles that a layer can have: one per filter or direction, or one of the whole layer."""
     if recipe.directions is not None:
         return recipe.directions.count
     return 1 if recipe.objective == "deepdream" else plan.channels
 
 
 def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
-    """The layer with those of the filters that it has: ``0-63`` of a whole network is 16 of a layer of 16.
+    """The layer with those of the named filters that exist in it: of ``0-63``, a layer of 16 filters has 16.
 
-    Raises BadFilters where it has none of them.
+    Raises BadFilters if it has none of them.
     """
     tiles = _tiles(recipe, plan)
     chosen = [filter_ for filter_ in named if filter_ < tiles]
@@ -91,7 +91,7 @@ def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
 
 
 def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:
-    """Raise where the recipe's objective does not fit the layer."""
+    """Raise BadOption if the layer has no such direction or neuron."""
     if recipe.directions is not None and recipe.directions.channels != plan.channels:
         raise BadOption(
             f"--directions has vectors of {recipe.directions.channels} numbers, and {plan.name} has {plan.channels} "

@@ -1,4 +1,4 @@
-"""The layers of a model and what a tile of each costs, and how people name them. Loads no weights."""
+"""The layers of a model, the cost of a tile of each, and their selection by name. Loads no weights."""
 
 import difflib
 import fnmatch
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """One convolution of a model, and what a tile of it costs."""
+    """One convolution of a model, and the cost of a tile of it."""
 
     name: str
     aliases: tuple[str, ...]
     channels: int
-    #: height and width of its map; None where a picture of this size does not get that far
+    #: height and width of its map; None if the network does not compute it for a picture of this size
     output_px: tuple[int, int] | None
-    #: GFLOP of one gradient step of one picture; in a job's plan, with all that the recipe looks at
+    #: GFLOP of one gradient step of one picture for one filter; in a job's plan, for the recipe's objective
     step_gflop: float
-    #: the same where the whole layer is looked at, not one filter of it
+    #: GFLOP of one gradient step of one picture for all filters of the layer
     whole_step_gflop: float
 
 
 def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
-    """Every convolution of a model in the order they run; raises UnknownModel. Loads no weights."""
+    """Every convolution of a model in the order of execution; raises UnknownModel. Loads no weights."""
     from workers.networks import cost as costing
     from workers.networks import registry, tracing
 
@@ -52,7 +52,7 @@ def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
 
 
 def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan]:
-    """The layers that comma-separated names, aliases and globs mean, in the order they run; raises UnknownLayer."""
+    """The layers that match comma-separated names, aliases and globs, in order of execution; raises UnknownLayer."""
     if text.strip() == "all":
         return plans
     chosen: set[str] = set()
@@ -75,7 +75,7 @@ def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan
 
 @functools.lru_cache(maxsize=1)
 def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
-    """The model without its weights, and its graph; raises UnknownModel. Kept, for it is asked for at several sizes."""
+    """The model without weights, and its graph; raises UnknownModel. Cached for calls with several sizes."""
     from workers.networks import registry, tracing
 
     model = registry.skeleton(model_name)

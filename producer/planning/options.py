@@ -1,4 +1,4 @@
-"""The job options as a person gives them, before they are checked."""
+"""The job options of the command line, before validation."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,7 +11,7 @@ RECIPE_OPTIONS = frozenset(option.key for option in recipe.options().values())
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The job options of the command line, unchecked."""
+    """The job options of the command line, not validated."""
 
     model: str
     weights: str | None = None
@@ -20,12 +20,12 @@ class Options:
     preset: str | None = None
     grid: str = "auto"
     margin_px: int = 5
-    #: option of the recipe -> value, of those that were given: precision="fp32", size="96x160", tv=0.1
+    #: option of the recipe -> value, if given: precision="fp32", size="96x160", tv=0.1
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def make(cls, **values: Any) -> "Options":
-        """From all options side by side, as the command line has them; None is an option that was not given.
+        """Make Options from keyword arguments, as the command line passes them. None: the option was not given.
 
         Raises TypeError for an option that does not exist.
         """

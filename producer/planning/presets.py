@@ -2,7 +2,7 @@
 
 from typing import Any
 
-#: preset -> options; the step size is the method's, also where another --method is given with a preset
+#: preset -> options. The step size is not among them, because it depends on the method, which --method may override.
 PRESETS: dict[str, dict[str, Any]] = {
     # F. Chollet, "Deep Learning with Python", notebook 5.4
     "notebook": {"method": "notebook", "size": "150", "steps": 40},

@@ -1,4 +1,4 @@
-"""Options to recipe and grid. Explicit options override the preset, and the preset overrides the method's defaults."""
+"""Makes recipe and grid from options. Explicit options override the preset, which overrides the method's defaults."""
 
 import re
 from base64 import b64encode
@@ -18,12 +18,12 @@ from workers.contract.recipe import options as recipe_options
 
 Made = TypeVar("Made", Recipe, Grid, Directions)
 
-#: field of the sheet -> its option
+#: field of the grid -> its option
 _GRID_OPTIONS = {"margin_px": "--margin", "rows": "--grid", "columns": "--grid"}
 
 
 def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
-    """The recipe that the options mean; raises BadOption."""
+    """The recipe of the options; raises BadOption."""
     chosen = _chosen(options)
     height, width = chosen_size(options)
     values = {name: chosen[option.key] for name, option in recipe_options().items() if option.key in chosen}
@@ -35,7 +35,7 @@ def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
 
 
 def chosen_size(options: Options) -> tuple[int, int]:
-    """Height and width of the picture that the options mean; raises BadOption."""
+    """Height and width of the picture in pixels; raises BadOption."""
     text = str(_chosen(options).get("size", Recipe.model_fields["height_px"].default))
     match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
     if match is None:
@@ -47,7 +47,7 @@ def chosen_size(options: Options) -> tuple[int, int]:
 
 
 def make_grid(options: Options) -> Grid:
-    """The grid that the options mean; raises BadOption."""
+    """The grid of the options; raises BadOption."""
     if options.grid == "auto":
         return _validated(Grid, margin_px=options.margin_px)
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", options.grid)
@@ -57,7 +57,7 @@ def make_grid(options: Options) -> Grid:
 
 
 def _chosen(options: Options) -> dict[str, Any]:
-    """Option of the recipe -> value, of those that the person or the preset gives; raises BadOption."""
+    """Option of the recipe -> value, of explicit options and preset together; raises BadOption."""
     if options.preset is not None and options.preset not in PRESETS:
         raise BadOption(f"no preset {options.preset[:40]!r}; choose one of {', '.join(PRESETS)}")
     return {**(PRESETS[options.preset] if options.preset else {}), **options.recipe}
@@ -71,9 +71,9 @@ def _neuron(text: str) -> tuple[int, int]:
 
 
 def _directions(path: Path) -> Directions:
-    """The array of a .npy file, one direction a row.
+    """The array of a .npy file, one direction per row.
 
-    It is mapped, not loaded: what is no array of plain numbers, or claims to be longer than its file, is never read.
+    The file is mapped and not loaded, so that an array of objects, or one that exceeds its file, is not read.
     """
     name = f"--directions {str(path)[:200]!r}"
     try:
@@ -98,7 +98,7 @@ def _directions(path: Path) -> Directions:
 
 
 def _validated(kind: type[Made], **values: Any) -> Made:
-    """A ``kind`` made from options; raises BadOption with the option's name where a value is out of range."""
+    """A ``kind`` made from options; raises BadOption, with the option's name, if a value is invalid."""
     try:
         return kind(**values)
     except ValidationError as error:

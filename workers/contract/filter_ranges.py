@@ -1,4 +1,4 @@
-"""Sets of filters as people write them: ``all``, ``0-63``, ``3,5,8-11``."""
+"""Sets of filters as text: ``all``, ``0-63``, ``3,5,8-11``."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from workers.contract.errors import BadFilters
 def parse_filters(text: str, channels: int, layer: str) -> tuple[int, ...]:
     """The filters that ``text`` names in a layer of ``channels`` filters, ascending and without repeats.
 
-    Raises BadFilters where ``text`` is malformed or leaves 0..channels-1.
+    Raises BadFilters if ``text`` is malformed or exceeds 0..channels-1.
     """
     if text.strip() == "all":
         return tuple(range(channels))

@@ -1,7 +1,7 @@
-"""The frozen job and the task message: the only things that pass from producer to workers.
+"""The frozen job and the task message, which are all that passes from producer to workers.
 
-All are immutable, validated when made or decoded, and plain JSON on the wire. ``decode`` is the one place where
-foreign JSON becomes one of them; what does not fit raises CorruptJob and nothing else.
+Both are immutable, validated when made or decoded, and plain JSON in the queue and the bucket. ``decode`` alone makes
+them from foreign JSON, and raises CorruptJob for anything invalid.
 """
 
 import functools
@@ -18,25 +18,25 @@ from workers.contract.recipe import Frozen, Recipe
 
 
 class Weights(Frozen):
-    """Which trained parameters the network carries."""
+    """The parameters of the network."""
 
     source: Literal["torchvision", "package", "file", "none"]
-    #: torchvision's name, the package's or file's name, or "none" (seeded random parameters)
+    #: name of torchvision's weights, of the package or of the file, or "none" for seeded random parameters
     name: Annotated[str, Field(max_length=255, pattern=r"^[^/\x00-\x1f]+$")]
-    #: hex digest of the file: whole, or as many digits as torchvision publishes
+    #: SHA-256 of the file in hex digits: all 64, or the first ones if torchvision publishes no more
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
 
 
 class Layer(Frozen):
-    """One convolution and the filters of it that the job renders."""
+    """One convolution, and those of its filters that the job renders."""
 
     #: dotted module name
     name: Name
-    #: other names people know it by, such as Keras's ``block5_conv1``
+    #: other names, such as Keras's ``block5_conv1``
     aliases: tuple[Name, ...] = ()
-    #: how many filters the layer has
+    #: number of its filters
     channels: Annotated[int, Field(ge=1, le=1_000_000)]
-    #: which of them are rendered, in the shortest form: "0-63,70"
+    #: the rendered filters in the shortest form, such as "0-63,70"
     filters: str
 
     @model_validator(mode="after")
@@ -56,12 +56,12 @@ class Layer(Frozen):
 
 
 class Grid(Frozen):
-    """How a layer's tiles stand on its sheet."""
+    """Arrangement of a layer's tiles on its contact sheet."""
 
-    #: tiles per column and per row; None: as square as it gets
+    #: numbers of rows and columns; None: as square as possible
     rows: Annotated[int, Field(ge=1, le=10_000)] | None = None
     columns: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    #: black pixels between tiles; 5 is the notebook's
+    #: black pixels between tiles; 5 in Chollet's notebook
     margin_px: Annotated[int, Field(ge=0, le=256)] = 5
 
     @model_validator(mode="after")
@@ -71,12 +71,12 @@ class Grid(Frozen):
         return self
 
     def holds(self, tiles: int) -> bool:
-        """Whether a sheet has room for that many."""
+        """True if the sheet has room for that number of tiles."""
         return self.rows is None or self.columns is None or tiles <= self.rows * self.columns
 
 
 class Job(Frozen):
-    """Model, layers, filters, recipe and grid: all that decides what the pictures look like."""
+    """Model, weights, layers, filters, recipe and grid: everything that determines the pictures."""
 
     format: Literal[1] = 1
     model: Name
@@ -98,14 +98,14 @@ class Job(Frozen):
 
     @functools.cached_property
     def id(self) -> str:
-        """Readable and made from the content: the same job has the same id, so submitting it again resumes it."""
+        """``<model>-<method>-<hash of the content>``: submitting the same job again resumes it."""
         content = self.model_dump(mode="json", exclude={"versions"})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.model}-{self.recipe.method}-{digest[:8]}"
 
     @functools.cached_property
     def tiles(self) -> tuple[tuple[str, int], ...]:
-        """Every (layer, filter) of the job, in order; a tile's place in here is its number in the ledger."""
+        """Every (layer, filter) of the job, in order. The index of a tile is its number in the ledger."""
         return tuple((layer.name, filter_) for layer in self.layers for filter_ in layer.selected)
 
     @functools.cached_property
@@ -118,12 +118,12 @@ class Job(Frozen):
         return next((layer for layer in self.layers if layer.name == name), None)
 
     def to_json(self) -> bytes:
-        """job.json: indented, because people read it."""
+        """The content of ``job.json``, indented for people."""
         return self.model_dump_json(indent=1).encode()
 
 
 class Task(Frozen):
-    """The body of one queue message: which tile to render. References only; the worker reads job.json itself."""
+    """The body of one queue message, which refers to a tile of a job. The worker reads ``job.json`` from the bucket."""
 
     version: Literal[1] = 1
     job: Name
@@ -135,7 +135,7 @@ Record = TypeVar("Record", bound=Frozen)
 
 
 def decode(kind: type[Record], data: bytes | str, what: str) -> Record:
-    """Foreign JSON as a ``kind``; ``what`` names it in the error. Raises CorruptJob."""
+    """Decode foreign JSON as a ``kind``; ``what`` names the data in the error. Raises CorruptJob."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:

@@ -1,35 +1,35 @@
-"""Every object key and every Redis key, and the rule that names must follow.
+"""All object keys and Redis keys, and the pattern of names.
 
-Objects, below the bucket's prefix (the bucket alone can rebuild everything):
+Objects below the bucket's prefix. Everything can be rebuilt from them:
 
     <job>/job.json                      the frozen job
-    <job>/weights/<sha256>              the checkpoint, where the job names a file
+    <job>/weights/<sha256>              the checkpoint, if the job's weights are a file
     <job>/tiles/<layer>/<filter>.png    one tile
-    <job>/frames/<layer>/<filter>.webp  how it came about, where the recipe asks for frames
-    <job>/failed/<layer>/<filter>.json  why a filter has no tile, after its last attempt
+    <job>/frames/<layer>/<filter>.webp  its animation, if the recipe has frames
+    <job>/failed/<layer>/<filter>.json  reason of a failure, after the last attempt
     <job>/layers/<layer>.json           one record per filter
-    <job>/grids/<layer>.png             the sheet of the whole layer
+    <job>/grids/<layer>.png             the contact sheet of the layer
     <job>/index.html                    the gallery
-    <job>/status.json                   how the job stands: running, finished, cancelled or stopped
+    <job>/status.json                   state: running, finished, cancelled or stopped
 
-Redis (losing it loses no picture):
+Redis. A loss costs time and no tile:
 
     filterfarm.render.<job>             list: the job's queue (Celery's; with its unacked and unacked_index)
-    filterfarm.render                   list: nothing of ours; the queue a worker has when there is no job
-    filterfarm:jobs                     set: ids of the jobs that workers serve and the collector looks after
-    filterfarm:collector                lock: the one collector that acts
-    filterfarm:workers                  sorted set: worker name -> when it was last seen (Unix seconds)
-    filterfarm:storage                  hash: worker name, or "collector" -> its trouble with the store
-    filterfarm:<job>:done               bits: tile number -> stored
+    filterfarm.render                   list: always empty; the queue of a worker without a job
+    filterfarm:jobs                     set: ids of the open jobs
+    filterfarm:collector                lock: the active collector
+    filterfarm:workers                  sorted set: worker name -> time of its last heartbeat (Unix seconds)
+    filterfarm:storage                  hash: worker name, or "collector" -> its object store error
+    filterfarm:<job>:done               bits: tile number -> the tile is stored
     filterfarm:<job>:failed             hash: tile number -> reason
-    filterfarm:<job>:attempts           hash: tile number -> renderers it has killed, or errors it has raised
-    filterfarm:<job>:starts             hash: tile number -> how often work on it began and did not end
-    filterfarm:<job>:claim:<number>     text with a time to live: which message's delivery renders the tile now
-    filterfarm:<job>:requeued           bits: tile number -> was enqueued again by the collector
-    filterfarm:<job>:submission         text: which submission of the job is the latest
-    filterfarm:<job>:submitting         flag with a time to live: somebody is enqueueing this job
+    filterfarm:<job>:attempts           hash: tile number -> number of renderers lost and errors raised
+    filterfarm:<job>:starts             hash: tile number -> number of unfinished attempts
+    filterfarm:<job>:claim:<number>     text with a time to live: token of the claim on the tile
+    filterfarm:<job>:requeued           bits: tile number -> the collector has re-enqueued the tile
+    filterfarm:<job>:submission         text: id of the latest submission
+    filterfarm:<job>:submitting         flag with a time to live: the job is being enqueued
     filterfarm:<job>:cancelled          flag: workers drop this job's tasks
-    filterfarm:<job>:synced             number of tiles: the bits above have been read from the bucket
+    filterfarm:<job>:synced             number of tiles, once the state above was read from the bucket
 """
 
 import re
@@ -43,15 +43,15 @@ COLLECTOR_LOCK = "filterfarm:collector"
 WORKERS = "filterfarm:workers"
 STORAGE = "filterfarm:storage"
 
-#: A name becomes a path segment of a key, and of a file where the bucket is a folder: no slash, no leading dot,
-#: and short enough for every file system once ".json" is added.
+#: A name is a segment of a key, and a file name if the bucket is a folder: no slash, no leading dot, and short enough
+#: for every file system with ".json" added.
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` may be a segment of a key."""
+    """True if ``text`` may be a segment of a key."""
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
@@ -61,7 +61,7 @@ def job(job_id: str) -> str:
 
 
 def weights(job_id: str, sha256: str) -> str:
-    """Key of the checkpoint a job was submitted with."""
+    """Key of the checkpoint that the job was submitted with."""
     return f"{job_id}/weights/{sha256}"
 
 
@@ -71,12 +71,12 @@ def tile(job_id: str, layer: str, filter_: int) -> str:
 
 
 def frames(job_id: str, layer: str, filter_: int) -> str:
-    """Key of the animation of how a tile came about."""
+    """Key of a tile's animation."""
     return f"{job_id}/frames/{layer}/{filter_}.webp"
 
 
 def failed(job_id: str, layer: str, filter_: int) -> str:
-    """Key of the reason why a filter has no tile."""
+    """Key of a tile's failure record."""
     return f"{job_id}/failed/{layer}/{filter_}.json"
 
 
@@ -86,7 +86,7 @@ def records(job_id: str, layer: str) -> str:
 
 
 def grid(job_id: str, layer: str) -> str:
-    """Key of a layer's sheet."""
+    """Key of a layer's contact sheet."""
     return f"{job_id}/grids/{layer}.png"
 
 
@@ -96,12 +96,12 @@ def index(job_id: str) -> str:
 
 
 def status(job_id: str) -> str:
-    """Key of the note on how the job ended."""
+    """Key of the job's state."""
     return f"{job_id}/status.json"
 
 
 def parse_filter_key(key: str) -> tuple[str, int] | None:
-    """(layer, filter) of a ``tiles/`` or ``failed/`` key, or None where the key is no such thing."""
+    """(layer, filter) of a ``tiles/`` or ``failed/`` key, or None for other keys."""
     match = re.fullmatch(r"[^/]+/(?:tiles|failed)/([^/]+)/(0|[1-9][0-9]{0,8})\.(?:png|json)", key)
     return (match[1], int(match[2])) if match else None
 

@@ -1,4 +1,4 @@
-"""How the command line sets one field of the recipe."""
+"""The command line option of a field of the recipe."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,21 +6,21 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How the command line sets a field of the recipe. Type, range and default are those of the field."""
+    """The command line option of a field of the recipe, which has its type, range and default."""
 
-    #: the group of ``--help`` that shows it
+    #: group in ``--help``
     panel: Literal["Model and layers", "Objective", "Method", "Picture"]
     help: str
     #: name on the command line; empty: ``--`` and the field's name, with dashes
     flag: str = ""
-    #: what a person writes where that is not the field's value: text, or a file, which the planner reads
+    #: name of the value in help, if it is text or a file from which the planner makes the field's value
     metavar: str = ""
-    #: the values that a person chooses from where they are not those of the field
+    #: values to choose from, if they are not those of the field
     choices: tuple[str, ...] = ()
-    #: what help calls the default where the field has none or None
+    #: default in help, if the field's is None or computed
     default: str = ""
 
     @property
     def key(self) -> str:
-        """The option's name among the options: ``--step-size`` is step_size."""
+        """Name as a Python identifier: ``--step-size`` is step_size."""
         return self.flag.removeprefix("--").replace("-", "_")

@@ -1,4 +1,4 @@
-"""The recipe: everything that decides how a picture is made, checked when made or decoded."""
+"""The recipe: all parameters of rendering, validated when made or decoded."""
 
 from base64 import b64decode
 from dataclasses import replace
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workers.contract.option import Option
 
-#: Larger pictures than this are a slip of the keyboard: one start image would be 200 MB.
+#: Largest side of a picture in pixels. One start image of that size takes 200 MB.
 MAX_SIZE_PX = 4096
 
-#: What the format of animations can hold.
+#: Largest side of an animation in pixels, a limit of WebP.
 MAX_FRAME_PX = 16_383
 
-#: Smaller ones show nothing.
+#: Smallest side of a picture in pixels.
 MIN_SIZE_PX = 8
 
 
@@ -25,17 +25,17 @@ class Frozen(BaseModel):
 
 
 class Preprocess(Frozen):
-    """What the network is fed: (x / 255 - mean) / std per colour channel of a picture x in 0..255; ``raw`` feeds x."""
+    """The network's input for a picture x in 0..255: (x / 255 - mean) / std per colour channel, or x with ``raw``."""
 
     name: Literal["raw", "imagenet", "model"]
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
 
 
-#: Most numbers in a job's directions: they are part of job.json, which is read as a whole.
+#: Largest number of values in a job's directions, which are part of job.json.
 MAX_NUMBERS = 1_000_000
 
-#: Black pixels between the pictures of one tile, where it has several.
+#: Black pixels between the pictures of one tile, if it has several.
 GAP_PX = 2
 
 Size = Annotated[int, Field(ge=MIN_SIZE_PX, le=MAX_SIZE_PX)]
@@ -58,8 +58,8 @@ class Directions(Frozen):
         return self
 
 
-#: method -> what it takes where neither options nor preset say otherwise. 40 steps of 1 are the notebook's; 0.05 is
-#: Lucid's learning rate.
+#: method -> defaults of fields that depend on it. 40 steps of 1 are those of Chollet's notebook, 0.05 is Lucid's
+#: learning rate.
 METHODS: dict[str, dict[str, Any]] = {
     "fourier": {"steps": 64, "step_size": 0.05},
     "notebook": {"steps": 40, "step_size": 1.0},
@@ -77,14 +77,14 @@ _SIZE = Option(flag="--size", panel="Picture", metavar="PIXELS", help="Side in p
 
 
 class Recipe(Frozen):
-    """How a picture is made; every tile of a job is made the same way.
+    """The parameters of rendering, equal for all tiles of a job.
 
     The fields are the only definition of the recipe's options: the command line, its help and its error messages are
     generated from them.
     """
 
     #: notebook: Chollet's "visualizing convnet filters", to the letter. fourier: Lucid's, in decorrelated colour.
-    #: maco: only the phases of the Fourier coefficients are optimised. pixel: as fourier, but each pixel for itself
+    #: maco: only the phases of the Fourier coefficients are optimised. pixel: as fourier, with one parameter per pixel
     method: Annotated[
         Literal["fourier", "notebook", "maco", "pixel"],
         Option(
@@ -94,7 +94,7 @@ class Recipe(Frozen):
         ),
     ] = "fourier"
     #: filter: mean of the filter's map. neuron: one place of that map. direction: mean of a weighted sum of the
-    #: layer's maps. deepdream: mean square of all of the layer's maps
+    #: layer's maps. deepdream: mean square of all maps of the layer
     objective: Annotated[
         Literal["filter", "neuron", "direction", "deepdream"],
         Option(
@@ -103,7 +103,7 @@ class Recipe(Frozen):
             "or the mean square of the whole layer.",
         ),
     ] = "filter"
-    #: minimised on the pre-activation: behind a ReLU there is nothing to minimise
+    #: minimises the pre-activation, because a ReLU's output has no gradient below zero
     negative: Annotated[bool, Option(panel="Objective", help="Minimise the objective.")] = False
     #: row and column of the neuron in the map; None: the middle
     neuron: Annotated[
@@ -143,7 +143,7 @@ class Recipe(Frozen):
     ]
     height_px: Annotated[Size, _SIZE] = 150
     width_px: Annotated[Size, _SIZE] = 150
-    #: the picture has one channel, which the network receives as three equal ones
+    #: the picture has one channel, which is repeated for the network
     grey: Annotated[bool, Option(panel="Picture", help="Pictures of one channel instead of three.")] = False
     steps: Annotated[int, Field(ge=1, le=100_000), Option(panel="Method", help="Gradient steps of each octave.")] = (
         _of_method("steps")
@@ -209,7 +209,7 @@ class Recipe(Frozen):
 
     @property
     def total_steps(self) -> int:
-        """Gradient steps of a tile from its start image on."""
+        """Gradient steps of a tile, of all octaves."""
         return self.octaves * self.steps
 
     @property
@@ -222,13 +222,13 @@ class Recipe(Frozen):
 
     @property
     def work(self) -> float:
-        """Gradient steps of one tile, counted in pictures of full size."""
+        """Cost of one tile in gradient steps of one picture of full size."""
         areas = (height * width / (self.height_px * self.width_px) for height, width in self.octave_px)
         return self.diversity * self.steps * sum(areas)
 
     @property
     def described(self) -> str:
-        """In words: "fourier, 64 steps at 150 px, seed 0"."""
+        """Summary for people, such as "fourier, 64 steps at 150 px, activation, seed 0"."""
         size = f"{self.height_px}" if self.height_px == self.width_px else f"{self.height_px}x{self.width_px}"
         steps = f"{self.octaves} x {self.steps}" if self.octaves > 1 else f"{self.steps}"
         what = "" if self.objective == "filter" else f"{self.objective}, "
@@ -237,7 +237,7 @@ class Recipe(Frozen):
 
     @property
     def tile_px(self) -> tuple[int, int]:
-        """Height and width of a tile, in which several pictures stand side by side."""
+        """Height and width of a tile. With ``diversity`` above 1, it has several pictures side by side."""
         return self.height_px, self.diversity * (self.width_px + GAP_PX) - GAP_PX
 
 

@@ -1,4 +1,4 @@
-"""What is known of one tile beside its pixels: its provenance, kept as PNG text and in the layer's records."""
+"""Records of tiles and failures. A tile's record is stored as text in its PNG and in the records of its layer."""
 
 from typing import Annotated, Literal
 
@@ -7,8 +7,8 @@ from pydantic import Field
 from workers.contract.keys import Name
 from workers.contract.recipe import Frozen
 
-#: live: the filter answered to the start image, or by itself to a later one. rescued: it had to be helped, and answers
-#: to the final image. dead: it answers to nothing that was tried.
+#: live: the filter is active on the start image, or became active without help. rescued: it was inactive, and the
+#: rescue made it active on the final image. dead: it is inactive on every image that was tried.
 Status = Literal["live", "rescued", "dead"]
 
 Precision = Literal["fp32", "bf16"]
@@ -18,36 +18,36 @@ Kernels = Literal["torch", "winograd"]
 
 
 class TileRecord(Frozen):
-    """Provenance of one rendered tile."""
+    """Provenance and measurements of one rendered tile."""
 
     job: Name
     layer: Name
     filter: Annotated[int, Field(ge=0)]
     seed: int
     status: Status
-    #: mean of the filter's map on the start image and on the final image, in the units of the tap
+    #: objective, by default the mean of the filter's map, on the start image and on the final image; unit of the tap
     start_activation: float
     activation: float
-    #: the same on the stored picture itself, 8 bits and all, read back
+    #: the same on the stored picture of 8 bits per channel
     stored_activation: float
-    #: gradient steps from its start image on, of all octaves
+    #: number of gradient steps, of all octaves
     steps: int
-    #: how many other start images were tried
+    #: number of further start images that were tried
     restarts: Annotated[int, Field(ge=0)]
-    #: device seconds of the batches the tile was rendered in, divided by the tiles in each; restarts count
+    #: sum over the batches with this tile, restarts included, of seconds on the device divided by the batch size
     seconds: Annotated[float, Field(ge=0)]
-    #: how often rendering was begun for this tile, this time included
+    #: number of attempts at this tile, this one included
     attempts: Annotated[int, Field(ge=1)]
     device: str
-    #: what the network computed in while the picture climbed; activations are evaluated in fp32 either way
+    #: precision of the network during optimisation; recorded activations are always measured in fp32
     precision: Precision = "fp32"
-    #: which convolutions rendered the tile
+    #: implementation of the convolutions during optimisation
     kernels: Kernels = "torch"
     versions: dict[str, str]
 
 
 class FailureRecord(Frozen):
-    """Why a filter has no tile, after its last attempt."""
+    """Reason for which a filter has no tile, after the last attempt."""
 
     job: Name
     layer: Name

@@ -1,4 +1,4 @@
-"""Tiles to PNG and back, with their provenance inside the file."""
+"""Encodes a tile and its record as PNG, and decodes them."""
 
 import io
 import zlib
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 #: The PNG text field that holds the record as JSON.
 TEXT_KEY = "filterfarm"
 
-#: How long a frame of an animation is shown, and the last one.
+#: Durations in milliseconds of a frame of an animation, and of the last one.
 _FRAME_MS, _REST_MS = 100, 1500
 
-#: A PNG is never much larger than its pixels; what is, is no tile.
+#: Bytes by which a tile's PNG may exceed its pixels.
 _OVERHEAD_BYTES = 65_536
 
 
 def max_bytes(size_px: tuple[int, int]) -> int:
-    """The most bytes a tile's PNG of that height and width can have."""
+    """Upper bound in bytes of the PNG of a tile of that height and width."""
     return size_px[0] * size_px[1] * 4 + _OVERHEAD_BYTES
 
 
 def encode_tile(pixels: "NDArray[np.uint8]", record: TileRecord) -> bytes:
-    """PNG of ``pixels`` ((H, W, 3) uint8 RGB) that carries ``record``."""
+    """PNG of ``pixels`` ((H, W, 3) uint8 RGB) with ``record`` as text."""
     text = PngImagePlugin.PngInfo()
     text.add_text(TEXT_KEY, record.model_dump_json())
     out = io.BytesIO()
-    # Huffman only: noise-like pictures have no repeats to find, and this is 3x cheaper and no larger.
+    # Huffman coding alone: noise-like pictures have no repetitions, and this takes a third of the time.
     Image.fromarray(pixels).save(out, "PNG", pnginfo=text, compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
     return out.getvalue()
 
 
 def encode_frames(frames: "Sequence[NDArray[np.uint8]]") -> bytes:
-    """Animated WebP of frames ((H, W, 3) uint8 RGB each, of one size), which rests on the last one."""
+    """Animated WebP of frames ((H, W, 3) uint8 RGB each, of one size); the last one is shown longest."""
     pictures = [Image.fromarray(frame) for frame in frames]
     pauses_ms = [_FRAME_MS] * (len(pictures) - 1) + [_REST_MS]
     out = io.BytesIO()
@@ -52,9 +52,9 @@ def encode_frames(frames: "Sequence[NDArray[np.uint8]]") -> bytes:
 
 
 def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint8]", TileRecord]:
-    """The pixels ((H, W, 3) uint8 RGB) and the record of the PNG of a tile of ``size_px``, height and width.
+    """Pixels ((H, W, 3) uint8 RGB) and record of a tile; ``size_px``: its expected height and width.
 
-    Raises CorruptTile for anything else, before anything large is decoded.
+    Raises CorruptTile for other data, before a picture of another size is decoded, and CorruptJob for a bad record.
     """
     if len(data) > max_bytes(size_px):
         raise CorruptTile(f"a tile of {len(data)} bytes is too long for {_text(size_px)}")
@@ -66,14 +66,14 @@ def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint
             text = image.info.get(TEXT_KEY, "")
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise CorruptTile(f"a tile is no readable PNG: {one_line(error, 100)}") from error
-    return pixels, decode(TileRecord, text, "a tile's provenance")
+    return pixels, decode(TileRecord, text, "a tile's record")
 
 
 def decode_tile_of(job: Job, layer: str, filter_: int, data: bytes) -> tuple["NDArray[np.uint8]", TileRecord]:
-    """The same of the tile that a job has of one filter; raises CorruptTile for another's tile too."""
+    """Like ``decode_tile``, for the tile of one filter of a job. Raises CorruptTile also if it is another tile."""
     pixels, record = decode_tile(data, job.recipe.tile_px)
     if (record.job, record.layer, record.filter) != (job.id, layer, filter_):
-        raise CorruptTile(f"it says it is {record.job} {record.layer}/{record.filter}")
+        raise CorruptTile(f"its record names {record.job} {record.layer}/{record.filter}")
     return pixels, record
 
 

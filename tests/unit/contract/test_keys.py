@@ -67,7 +67,7 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
     }
     # When the names in them are put back
     # Then they are the docstring's list
-    assert {as_pattern(key) for key in made} == listed("Objects,")
+    assert {as_pattern(key) for key in made} == listed("Objects below")
 
 
 def test_every_redis_key_that_is_made_somewhere_is_listed() -> None:
@@ -80,7 +80,7 @@ def test_every_redis_key_that_is_made_somewhere_is_listed() -> None:
     made |= {keys.redis(JOB, field) for field in fields}
     # When the names in them are put back
     # Then they are the docstring's list
-    assert {as_pattern(key) for key in made} == listed("Redis (")
+    assert {as_pattern(key) for key in made} == listed("Redis. A loss")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name)[:20])

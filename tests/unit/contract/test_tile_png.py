@@ -185,7 +185,7 @@ def test_a_picture_without_a_whole_record_is_refused(text: str | None) -> None:
     # Given
     data = png(Image.fromarray(noise()), text)
     # When / Then
-    with pytest.raises((CorruptTile, CorruptJob), match="a tile's provenance"):
+    with pytest.raises((CorruptTile, CorruptJob), match="a tile's record"):
         decode_tile(data, (SIZE_PX, SIZE_PX))
 
 
@@ -199,5 +199,5 @@ def test_a_record_that_breaks_its_rules_is_refused(change: dict[str, object]) ->
     if "extra" in change:
         text = text[:-1] + ',"extra":1}'
     # When / Then
-    with pytest.raises((CorruptTile, CorruptJob), match="a tile's provenance"):
+    with pytest.raises((CorruptTile, CorruptJob), match="a tile's record"):
         decode_tile(png(Image.fromarray(noise()), text), (SIZE_PX, SIZE_PX))
