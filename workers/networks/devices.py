@@ -1,4 +1,4 @@
-"""Which devices this machine can render on. ``python -m workers.networks.devices`` prints them, one a line."""
+"""The devices of this machine. ``python -m workers.networks.devices`` prints them, one per line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +9,24 @@ from torch import nn
 
 from workers.contract.records import Precision
 
-#: The first CUDA devices with bf16 in hardware: Ampere's.
+#: Compute capability of Ampere, the first CUDA devices with bf16 in hardware.
 _AMPERE = (8, 0)
 
 
 def available() -> list[str]:
-    """Every accelerator of this machine, best first, or ["cpu"] where there is none."""
+    """Every accelerator of this machine, best first; ["cpu"] if there is none."""
     if torch.cuda.is_available():
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
 
 
 def describe(device: torch.device) -> str:
-    """What people call the device: "NVIDIA L4", "cpu"."""
+    """Name of the device for people: "NVIDIA L4", "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What a recipe's precision means on a device: ``auto`` takes bf16 only where that is faster."""
+    """The precision to render with on a device: ``auto`` is bf16 where the device is faster in it, otherwise fp32."""
     if wanted != "auto":
         return wanted
     return "bf16" if _is_faster_in_bf16(device) else "fp32"
@@ -34,7 +34,7 @@ def precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> 
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Within it, CUDA's convolutions in float32 are that, and not TF32, which torch takes by itself from Ampere on."""
+    """Context in which CUDA's float32 convolutions do not use TF32, torch's default from Ampere on."""
     cudnn = torch.backends.cudnn
     before, cudnn.allow_tf32 = cudnn.allow_tf32, False
     try:
@@ -44,39 +44,39 @@ def exact() -> Iterator[None]:
 
 
 def check(device: torch.device) -> None:
-    """Convolve something on the device, there and back; raises what torch does where that is impossible.
+    """Compute a small convolution and its gradient on the device.
 
-    A GPU may be listed and yet compute nothing: it has failed, its memory is all taken, or torch is too old for it.
+    Raises torch's errors, and ArithmeticError if the gradient is wrong. A listed GPU may be unusable: it has failed,
+    its memory is full, or this build of torch does not support it.
     """
     conv = nn.Conv2d(3, 4, 3, bias=False).to(device)
     nn.init.ones_(conv.weight)
     picture = torch.ones((1, 3, 8, 8), device=device, requires_grad=True)
     conv(picture).sum().backward()
     gradient = float(torch.linalg.vector_norm(picture.grad, ord=1))
-    if gradient != 4 * 6 * 6 * 27:  # each of 36 values of four maps sees 27 numbers
+    if gradient != 4 * 6 * 6 * 27:  # 4 maps of 6 x 6 values, with 27 inputs each
         raise ArithmeticError(f"the gradient of a sum of convolutions of ones is {gradient:g}, not {4 * 6 * 6 * 27}")
 
 
 def is_full(error: Exception) -> bool:
-    """Whether the error says that the device's memory does not suffice.
+    """True if the error means that the device is out of memory.
 
-    CUDA has one of its own for it; MPS and the CPU's allocator raise RuntimeError with these words.
+    CUDA raises OutOfMemoryError; MPS and the CPU's allocator raise RuntimeError with these words.
     """
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def has_failed(error: Exception) -> bool:
-    """Whether the error is a device's own, after which every later call of this process would fail as well."""
+    """True for a fault of the device, after which every later call of this process fails too."""
     return isinstance(error, torch.AcceleratorError) and not is_full(error)
 
 
 def _is_faster_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
-    # The matrix unit alone: by AVX-512's bf16 VGG16's deepest layer takes 36 ms on an Intel processor that takes 38 in
-    # fp32, and other networks' depthwise convolutions take longer. Elsewhere torch emulates it. Having the unit is not
-    # all: the system has to let a process use it.
+    # On CPUs only AMX is faster in bf16. AVX-512's bf16 gains 5 % in VGG16's deepest layer (36 ms instead of 38) and
+    # loses in depthwise convolutions; other CPUs emulate it. The operating system must grant AMX to the process.
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 

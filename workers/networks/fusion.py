@@ -1,4 +1,4 @@
-"""The network before a layer in its fastest form; except for rounding, the results are the network's.
+"""Fuses operations of the network before a layer. Results differ from the original network's by rounding only.
 
 A batch-norm that follows a convolution is multiplied into the convolution's weights. On a CPU, many 3 x 3 convolutions,
 with the ReLUs that follow them, are replaced by compiled ones. Layer extractors of one network share the results.
@@ -21,16 +21,16 @@ from workers.networks.gradient_override import relu_ceiling
 
 
 class FusedConvolutions:
-    """The fused convolutions of one network, each made when a layer extractor first needs it."""
+    """The fused convolutions of one network, created on first use and shared by its layer extractors."""
 
     def __init__(self) -> None:
         #: (module name, whether its batch-norm is folded in, precision) -> the fused convolution
         self._fused: dict[tuple[str, bool, Precision], nn.Module] = {}
 
     def optimize(self, upstream: fx.GraphModule, precision: Precision, *, relus: bool = True) -> fx.GraphModule:
-        """The same operations on float32, or all in bfloat16; changes nothing in ``upstream``.
+        """A fused copy of ``upstream`` in float32, or entirely in bfloat16; ``upstream`` is unchanged.
 
-        Without ``relus``, every activation function remains an operation of its own.
+        If ``relus`` is False, activation functions are not fused.
         """
         graph = fx.Graph()
         graph.output(graph.graph_copy(upstream.graph, {}))
@@ -41,10 +41,10 @@ class FusedConvolutions:
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in list(graph.nodes):
             conv = _module(fast, node)
-            # A convolution that runs twice may be followed by two different norms.
+            # A convolution that is called twice may be followed by two different norms.
             if isinstance(conv, _ConvNd) and not conv.transposed and calls[node.target] == 1:
                 self._fuse(fast, node, conv, precision, relus=relus)
-        for node in reversed(list(graph.nodes)):  # the parameters of functional norms
+        for node in reversed(list(graph.nodes)):  # unused parameters of functional norms
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
         fast.recompile()
@@ -53,21 +53,21 @@ class FusedConvolutions:
     def _fuse(
         self, upstream: fx.GraphModule, node: fx.Node, conv: _ConvNd, precision: Precision, *, relus: bool
     ) -> None:
-        """Replace a convolution and the norm and ReLU that follow it, as far as one operation can do all."""
+        """Fuse a convolution with the norm and ReLU that follow it, as far as one operation can compute them."""
         norm = _only_reader(node)
         norm = norm if norm is not None and graphs.is_norm(upstream, norm) else None
         fused = self._fused_conv(str(node.target), conv, upstream, norm, precision)
         _absorb(node, norm)
         relu = _only_reader(node)
         ceiling = relu_ceiling(upstream, relu) if relus and relu is not None else None
-        with_relu = getattr(fused, "with_relu", None)  # compiled convolutions have it
+        with_relu = getattr(fused, "with_relu", None)  # compiled convolutions have this method
         if with_relu is not None and ceiling is not None:
             fused = with_relu(ceiling)
             _absorb(node, relu)
         upstream.add_submodule(str(node.target), fused)
 
     def _in_bf16(self, upstream: fx.GraphModule) -> fx.GraphModule:
-        """A copy with all other tensors in bfloat16 too."""
+        """A copy in bfloat16 that shares the fused convolutions of that precision."""
         shared = {id(module): module for (_, _, precision), module in self._fused.items() if precision == "bf16"}
         return copy.deepcopy(upstream, shared).to(torch.bfloat16)
 
@@ -85,7 +85,7 @@ class FusedConvolutions:
 
 
 def _module(upstream: fx.GraphModule, node: fx.Node) -> nn.Module:
-    """The module that a node calls; an identity if it calls none."""
+    """The module that a node calls, or an identity."""
     return upstream.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
 
 

@@ -1,7 +1,7 @@
-"""Gradients through units where their activation function has none, for pictures that would not change otherwise.
+"""Gradients through inactive and saturated units, where the derivative of the activation function is zero.
 
-After Lucid's ``redirected_relu_grad``, which looks at the whole batch instead (github.com/tensorflow/lucid:
-``misc/redirected_relu_grad.py``).
+After Lucid's ``redirected_relu_grad`` (github.com/tensorflow/lucid: ``misc/redirected_relu_grad.py``), which decides
+per batch. Here each picture is decided by itself.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 
 class GradientOverride(NamedTuple):
-    """Which pictures of a batch get a gradient through units where their activation function has none."""
+    """Which pictures of a batch get a gradient through units whose derivative is zero."""
 
-    #: (B,) bool: these get a gradient through every inactive unit
+    #: (B,) bool: pictures that get a gradient through every inactive unit
     dead_pictures: torch.Tensor
-    #: all pictures get a gradient through inactive or saturated units if changing these increases the objective: the
-    #: share of the largest such gradient, from 0 to 1
+    #: for all pictures, 0..1: scale of the gradient through inactive and saturated units whose change increases the
+    #: objective
     helpful: float = 0.0
 
 
@@ -26,7 +26,7 @@ class _Curve(NamedTuple):
     """An activation function whose derivative is 0 up to ``floor`` and from ``ceiling`` on."""
 
     value: Callable[[torch.Tensor], torch.Tensor]
-    #: its derivative between the two
+    #: its derivative between floor and ceiling
     slope: Callable[[torch.Tensor], torch.Tensor]
     floor: float
     ceiling: float
@@ -43,9 +43,9 @@ _CALLS: dict[Any, _Curve] = {
     F.relu6: _RELU6, F.hardswish: _HARDSWISH,
 }  # fmt: skip
 
-#: The derivative that replaces 0. For dead pictures its size is of no importance, because the step is normalised.
-#: Helpful gradients pass unchanged through the last activation, whose channels are all that the filter sees; through
-#: many activations in a row, as much as that would outweigh the gradient through active units.
+#: The derivatives that replace 0. For dead pictures the size does not matter, because the step is normalised. Helpful
+#: gradients pass unchanged through the last activation, which feeds the filter. With that factor at every activation
+#: they would outweigh the gradient through active units.
 _SLOPE, _LAST_SLOPE = 0.1, 1.0
 
 
@@ -90,14 +90,14 @@ class _Override(torch.autograd.Function):
 
 
 def with_gradient_override(upstream: fx.GraphModule) -> fx.GraphModule:
-    """The same operations on the same parameters, whose activations follow a GradientOverride."""
+    """A copy with shared parameters whose activation functions apply a GradientOverride."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(upstream.graph, {}))
     overridden = fx.GraphModule(upstream, graph)
     flat = [(node, curve) for node in graph.nodes if (curve := _curve(overridden, node)) is not None]
-    for place, (node, curve) in enumerate(flat, start=1):
-        name = f"overridden_{place}"
-        overridden.add_submodule(name, _OverriddenActivation(curve, _LAST_SLOPE if place == len(flat) else _SLOPE))
+    for number, (node, curve) in enumerate(flat, start=1):
+        name = f"overridden_{number}"
+        overridden.add_submodule(name, _OverriddenActivation(curve, _LAST_SLOPE if number == len(flat) else _SLOPE))
         with graph.inserting_before(node):
             node.replace_all_uses_with(graph.call_module(name, (node.all_input_nodes[0],)))
         graph.erase_node(node)
@@ -106,7 +106,7 @@ def with_gradient_override(upstream: fx.GraphModule) -> fx.GraphModule:
 
 
 def relu_ceiling(upstream: fx.GraphModule, node: fx.Node) -> float | None:
-    """The upper limit of a node that is a ReLU, infinity for a plain one; None if it is no ReLU."""
+    """Upper limit of a ReLU node's output: 6 for ReLU6, infinity for ReLU; None for any other node."""
     curve = _curve(upstream, node)
     return curve.ceiling if curve in (_RELU, _RELU6) else None
 
@@ -119,7 +119,7 @@ def _curve(upstream: fx.GraphModule, node: fx.Node) -> _Curve | None:
 
 
 def set_gradient_override(overridden: fx.GraphModule, override: GradientOverride) -> None:
-    """Set the override for the next passes of what :func:`with_gradient_override` returned."""
+    """Set the override of a module from :func:`with_gradient_override` for its next calls."""
     for module in overridden.modules():
         if isinstance(module, _OverriddenActivation):
             module.override = override

@@ -1,7 +1,7 @@
-"""A network cut at one layer: everything before it, and of the layer itself only the requested filters.
+"""A network cut at one layer: everything before it, and only the requested filters of the layer itself.
 
-Of a last layer of 512 filters a batch of 16 tiles computes 16: the layer's weight rows are sliced, and with them every
-per-channel parameter of the batch-norm and activation that follow it.
+A batch of 16 tiles computes 16 of a layer's 512 filters: rows of its weights are selected, and of every per-channel
+parameter of the batch-norm and activation function that follow it.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from workers.networks.subgraphs import part, subgraph
 class LayerExtractor(nn.Module):
     """A frozen network up to one layer.
 
-    ``LayerExtractor(model, graph, layer, tap)`` keeps references to the model's parameters and changes nothing
-    in it. With ``precision`` bf16 it computes its convolutions in bfloat16 while autograd is on, from a copy of the
-    parameters; under ``torch.no_grad``, where activations are evaluated, always in float32 (and not in TF32).
-    Extractors of one network may share their ``fused`` convolutions.
+    ``graph`` is the model's trace, ``layer`` a dotted module name, ``tap`` "conv" or "activation". The model's
+    parameters are shared and unchanged. With ``precision`` "bf16", convolutions use a bfloat16 copy of them while
+    autograd is on; under ``torch.no_grad``, when activations are recorded, everything is float32 without TF32.
+    Extractors of one network may share their ``fused`` convolutions. Raises UnknownLayer.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LayerExtractor(nn.Module):
         chain = graphs.tapped(model, conv, tap)
         before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
         upstream = subgraph(model, graph, upto=conv.all_input_nodes[0])
-        #: whether no other convolution lies before the layer
+        #: True if no convolution precedes the layer
         self.stem = not any(
             isinstance(upstream.get_submodule(node.target), _ConvNd)
             for node in upstream.graph.nodes
@@ -56,25 +56,25 @@ class LayerExtractor(nn.Module):
         self._upstream_bf16 = self._fused.optimize(upstream, "bf16") if precision == "bf16" else None
         self._overridden: fx.GraphModule | None = None
         self._conv: _ConvNd = model.get_submodule(layer)  # type: ignore[assignment]  # find() checked it
-        #: whether each filter reads a single group of the channels before it
+        #: True if each filter reads only one group of the input channels
         self.grouped = self._conv.groups > 1
-        #: the batch-norm, or nothing
+        #: the batch-norm, or an identity
         self._norm = part(model, before)
-        #: the activation function, or nothing
+        #: the activation function, or an identity
         self._activation = part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
-        #: size of a picture -> of the layer's map
+        #: (height, width) of a picture -> of the layer's map
         self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
-        #: sizes of pictures that the network does not accept
+        #: sizes of pictures, (height, width), that the network does not accept
         self._refused: set[tuple[int, int]] = set()
-        #: (C,) bool: nothing can excite the filter, because its batch-norm never saw it vary or multiplies it away
+        #: (C,) bool: no picture can excite the filter, because its batch-norm has zero variance or zero gain
         self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
 
     def features(self, pictures: torch.Tensor, override: GradientOverride | None) -> torch.Tensor:
         """The layer's input, (B, C, H, W), for network input (B, 3, H, W); in bfloat16 if that is its precision.
 
-        All channels that a filter reads may be inactive; a depthwise filter reads a single one. The picture then has a
-        gradient only with an ``override``. The values are the same with and without.
+        If all channels that a filter reads are inactive (a depthwise filter reads only one), the picture has a gradient
+        only with an ``override``. An override does not change values.
         """
         if not torch.is_grad_enabled():
             return self._upstream(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
@@ -98,7 +98,7 @@ class LayerExtractor(nn.Module):
         return self._map_px[height, width]
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the network accepts pictures of that size up to the layer; window attention does not accept all."""
+        """True if the network accepts pictures of that size up to the layer; window attention restricts sizes."""
         if (height, width) not in self._refused:
             try:
                 self.map_px(height, width)
@@ -110,17 +110,17 @@ class LayerExtractor(nn.Module):
 
     @property
     def kernels(self) -> Kernels:
-        """The convolutions that tiles are rendered with: ``winograd`` if any before the layer is compiled."""
+        """The convolutions that render tiles: "winograd" if at least one before the layer is compiled, else "torch"."""
         upstream = self._upstream_bf16 or self._upstream
         compiled = any(getattr(module, "kernels", "") == "winograd" for module in upstream.modules())
         return "winograd" if compiled else "torch"
 
     def slice(self, filters: torch.Tensor) -> "FilterExtractor":
-        """The network up to the maps of ``filters``: (B,) int64, one for each picture of the batch."""
+        """The extractor of ``filters``, (B,) int64: one for each picture of the batch."""
         return FilterExtractor(self, filters)
 
 
-#: A gain or variance below this is none: trained networks have them at exactly 0, or far above.
+#: Gains and variances below this count as zero. In trained networks they are exactly 0 or far larger.
 _INERT = 1e-6
 
 
@@ -137,20 +137,20 @@ class FilterExtractor:
             for which in (distinct, filters)
         )
         self._inputs, groups = _group_inputs(extractor._conv, distinct)
-        #: has the network's parameters, which each call replaces by those above
+        #: shares the network's parameters; each call substitutes the selected rows
         self._conv = copy.copy(extractor._conv)
         self._conv.groups = groups
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Maps (B, H', W') for network input (B, 3, H, W), both in the network's dtype; picture b sees filter b."""
+        """Maps (B, H', W') for network input (B, 3, H, W), in its dtype; map b is filter b's of picture b."""
         return self.both(pictures)[0]
 
     def both(
         self, pictures: torch.Tensor, override: GradientOverride | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same maps, and their pre-activations: (B, H', W') each."""
+        """The maps and their pre-activations, (B, H', W') each."""
         with self._exactly():
-            # The norm and activation see pictures as channels: each with its own filter's parameters.
+            # Pictures become channels of the norm and activation, so that each has its own filter's parameters.
             maps = self._convolved(pictures, override)
             maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
             after, before = self._followed(maps.to(pictures.dtype), *self._own)
@@ -159,9 +159,9 @@ class FilterExtractor:
     def whole(
         self, pictures: torch.Tensor, override: GradientOverride | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps of all of the filters for each picture, after and before the activation function.
+        """The maps of all ``filters`` for each picture, and their pre-activations.
 
-        (B, K, H', W') each, with the filters in ascending order and without repeats.
+        (B, K, H', W') each; the K filters are in ascending order and without repeats.
         """
         with self._exactly():
             return self._followed(self._convolved(pictures, override).to(pictures.dtype), *self._all)
@@ -186,7 +186,7 @@ class FilterExtractor:
 
 
 def _called(module: nn.Module, tensors: dict[str, torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
-    """The module applied to maps, with ``tensors`` in place of its own; without any it is called directly: faster."""
+    """The module's output for maps, with ``tensors`` in place of its own. Without any, a direct call is faster."""
     return functional_call(module, tensors, (maps,)) if tensors else module(maps)  # type: ignore[no-any-return]
 
 
@@ -198,7 +198,7 @@ def _inert(statistics: tuple[torch.Tensor, torch.Tensor] | None, channels: int) 
 
 
 def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, torch.Tensor]:
-    """Every per-channel tensor of ``module``, cut down to the rows of ``filters``."""
+    """Name -> rows of ``filters`` of every per-channel tensor of ``module``."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {
         name: tensor[filters.to(tensor.device)]
@@ -208,7 +208,7 @@ def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, 
 
 
 def _group_inputs(conv: _ConvNd, filters: torch.Tensor) -> tuple[torch.Tensor | None, int]:
-    """The input channels that filters of a grouped convolution read, filter by filter, and the number of groups."""
+    """Input channels that K filters of a grouped convolution read, (K * channels per group,); number of groups."""
     if conv.groups == 1:
         return None, 1
     per_group_in, per_group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups

