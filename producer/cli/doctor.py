@@ -1,13 +1,12 @@
-"""``filterfarm doctor``: what is missing or unreachable on this machine, and the way out."""
+"""``filterfarm doctor``: checks this machine and the farm, and says how to fix what fails."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from workers.clients.broker import broker_errors, connect
 from workers.clients.presence import WORKER_SEEN_S, Presence
+from workers.clients.processes import list_devices
 from workers.clients.storage import Store
 from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, ServerFailed
 from workers.contract.settings import Settings
@@ -17,7 +16,7 @@ _PACKAGES = ("filterfarm", "torch", "torchvision", "timm", "celery", "kombu", "r
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at; ``code`` is ExitCode.OK where all is well."""
+    """Result of one check; ``code`` is ExitCode.OK if it passed."""
 
     what: str
     text: str
@@ -25,9 +24,9 @@ class Finding:
 
 
 def examine(environ: Mapping[str, str]) -> list[Finding]:
-    """Look at packages, devices, embedded servers, and the farm that the environment names."""
+    """Check packages, devices, embedded servers, and the farm that ``environ`` names."""
     servers = _look("embedded servers", _servers)
-    findings = [_look("packages", _packages), _look("devices", _devices), servers]
+    findings = [_look("packages", _packages), _look("devices", lambda: ", ".join(list_devices())), servers]
     try:
         settings = Settings.from_environ(environ)
     except BadSettings as error:
@@ -37,7 +36,7 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
             "not configured; 'filterfarm run' needs none. For a fleet set FILTERFARM_BROKER_URL and FILTERFARM_BUCKET"
         )
         return [*findings, Finding(what="fleet", text=text)]
-    # A farm has servers of its own: machines of a fleet are installed without the extra "local".
+    # A farm has its own servers, so that machines of a fleet are installed without the extra "local".
     findings[-1] = replace(servers, code=ExitCode.OK)
     findings.append(_look("bucket", lambda: _bucket(settings)))
     findings.append(_look("broker", lambda: _broker(settings)))
@@ -55,16 +54,7 @@ def _packages() -> str:
     try:
         return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     except PackageNotFoundError as error:
-        raise ServerFailed(f"the package {error.name} is missing; install filterfarm with pip once more") from error
-
-
-def _devices() -> str:
-    asked = subprocess.run(
-        [sys.executable, "-m", "workers.networks.devices"], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        raise BadSettings(f"torch does not load: {asked.stderr.strip().splitlines()[-1]}; install filterfarm once more")
-    return ", ".join(asked.stdout.split())
+        raise ServerFailed(f"the package {error.name} is missing; reinstall filterfarm with pip") from error
 
 
 def _servers() -> str:
@@ -86,7 +76,7 @@ def _broker(settings: Settings) -> str:
         policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
     if policy not in {"noeviction", "unknown"}:
         raise BadSettings(
-            f"Redis at {settings.public_broker_url} may throw messages away (maxmemory-policy {policy}); "
+            f"Redis at {settings.public_broker_url} may evict messages (maxmemory-policy {policy}); "
             "set it to noeviction"
         )
     return f"{settings.public_broker_url} answers; workers seen: {workers}"

@@ -1,4 +1,4 @@
-"""The commands of a farm and of the jobs in it: its processes, how a job stands, what becomes of its pictures."""
+"""Commands of a farm: its processes, and the state, download and quality of its jobs."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _DATA = click.option(
 
 
 def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "LocalStore | None":
-    """The data folder that a command reads, or None where it reads the bucket; raises NoJob for a job it lacks."""
+    """The data folder to read jobs from, or None for the bucket. Raises NoJob if the folder lacks one of ``jobs``."""
     from producer.jobs.local_store import LocalStore
 
     if data is None and settings.names_farm:
@@ -41,7 +41,7 @@ def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "Local
 
 @click.command()
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
-@click.option("--batch", type=int, help="Tiles rendered at once; 0 leaves it to the device.")
+@click.option("--batch", type=int, help="Tiles rendered at once; 0 chooses the fastest that fit into memory.")
 @click.option("--all-gpus", is_flag=True, help="One process for each GPU.")
 def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     """Render tiles until stopped. SIGTERM finishes the batch on the device and requeues the rest."""
@@ -54,7 +54,7 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     with broker_errors(settings):
         check_clock(farm.ledger.client, settings.visibility_timeout_s)
     arguments = ["--all-gpus"] if all_gpus else []
-    # Becomes the supervisor: signals reach it directly.
+    # This process becomes the supervisor, so that signals reach it directly.
     environ = {**os.environ, **settings.to_environ()}
     os.execve(sys.executable, [sys.executable, "-m", "workers.runtime.supervisor", *arguments], environ)  # noqa: S606
 
@@ -84,7 +84,7 @@ def collector() -> None:
 @_DATA
 @as_json
 def status(job: str | None, data: Path | None, json_: bool) -> None:
-    """Show how JOB stands and what it waits for; without JOB, list all jobs."""
+    """Show the state of JOB and what it waits for. Without JOB, list all jobs."""
     from producer.cli import text
     from producer.jobs.inventory import load_job, readable_jobs
     from producer.jobs.progress import summary
@@ -114,7 +114,7 @@ def status(job: str | None, data: Path | None, json_: bool) -> None:
 
 
 def _status_of(job: str, settings: "Settings") -> "JobStatus":
-    """One job, also while the store is out of reach: the ledger knows the most of it."""
+    """State of one job. If the object store is unreachable, from the ledger alone."""
     from producer.jobs.inventory import load_job
     from producer.jobs.session import open_session
     from producer.jobs.status import job_status, status_without_storage
@@ -175,7 +175,7 @@ def fetch(job: str, folder: Path, data: Path | None) -> None:
 @click.command()
 @click.argument("job")
 def cancel(job: str) -> None:
-    """Stop JOB: workers drop its tasks. Its tiles stay, and submitting it again resumes it."""
+    """Stop JOB: workers drop its tasks. Its tiles are kept, and submitting it again resumes it."""
     from producer.jobs.inventory import load_job, write_status
     from producer.jobs.session import open_session, read_settings
     from workers.clients.broker import broker_errors
@@ -195,7 +195,7 @@ def cancel(job: str) -> None:
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
 @as_json
 def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
-    """Measure how good JOB's pictures are. Each stored tile is shown to the network once more."""
+    """Measure the quality of JOB's pictures. The network evaluates each stored tile."""
     from producer.cli import quality_text
     from producer.jobs.inventory import load_job
     from producer.jobs.session import open_store, read_settings

@@ -1,4 +1,4 @@
-"""The commands that make jobs: what a model has, what a job would cost, rendering it here or on the farm."""
+"""Commands that make jobs: layers of a model, plan of a job, rendering on this machine or on the farm."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ def layers(model: str | None, size: str, json_: bool) -> None:
 @job_options
 @as_json
 def plan(options: Options, json_: bool) -> None:
-    """Show what a job would render and what it would cost, and do nothing."""
+    """Show what a job would render and cost. Renders nothing."""
     _print_plan(options, json_)
 
 
@@ -60,7 +60,7 @@ def plan(options: Options, json_: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.", panel="Command")
 @as_json
 def run(options: Options, data: Path, device: str | None, batch: int | None, dry_run: bool, json_: bool) -> None:
-    """Render a job on this machine, with servers of its own. Ctrl-C stops it; the same command resumes."""
+    """Render a job on this machine with embedded servers. Ctrl-C stops it; the same command resumes."""
     if dry_run:
         _print_plan(options, json_)
         return
@@ -84,7 +84,7 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.", panel="Command")
 @as_json
 def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
-    """Put a job into the farm and print its id. The same job again resumes."""
+    """Submit a job to the farm and print its id. Submitting it again resumes it."""
     if dry_run:
         _print_plan(options, json_)
         return

@@ -1,4 +1,4 @@
-"""The options that commands share: those of a job (``run``, ``plan``, ``submit``), and ``--json``."""
+"""Options that commands share: those of a job (``run``, ``plan``, ``submit``), and ``--json``."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from workers.contract.recipe import options as recipe_options
 
 Command = Callable[..., Any]
 
-#: Where ``filterfarm run`` keeps its bucket where no --data is given.
+#: Default data folder of ``filterfarm run``.
 DATA = Path("filterfarm-data")
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.", panel="Command")
@@ -27,7 +27,7 @@ _PANELS = ("Model and layers", "Objective", "Method", "Picture", "Sheet", "This 
 
 
 def job_options(command: Command) -> Command:
-    """Give a command MODEL and the job options; it receives them as one ``options``."""
+    """Decorator that adds MODEL and the job options; the command receives them as one ``options``."""
 
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
@@ -106,7 +106,7 @@ def _kind(option: Option, field: FieldInfo) -> dict[str, Any]:
 
 
 def _default(option: Option, field: FieldInfo) -> str:
-    """What help calls the default: where methods differ in it, that of each."""
+    """The default for ``--help``; that of each method if it depends on the method."""
     if option.key in METHODS["fourier"]:
         return ", ".join(f"{method} {values[option.key]:g}" for method, values in METHODS.items())
     if option.default or field.default is None or field.default is False:
@@ -115,7 +115,7 @@ def _default(option: Option, field: FieldInfo) -> str:
 
 
 def _limits(field: FieldInfo) -> str:
-    """The range of a number, as in "1 to 16"; empty where it has none or no upper limit."""
+    """The range of a number, as in "1 to 16"; empty without an upper limit."""
     low = high = ""
     for limit in field.metadata:
         if isinstance(limit, Ge | Gt):

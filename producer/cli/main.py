@@ -1,4 +1,4 @@
-"""The ``filterfarm`` command: parse, one call, print. Data goes to standard output, everything else to the error."""
+"""The ``filterfarm`` command. Data goes to standard output, everything else to standard error."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ _EPILOG = """Examples:
   filterfarm run vgg16 --layers block1_conv1 --filters 0-63 --size 64 --grid 8x8 --margin 5
   filterfarm layers vgg16
   filterfarm plan inception_v3 --size 299
-  filterfarm quality JOB              measures how good its pictures are
+  filterfarm quality JOB              measures the quality of its pictures
 
 On a fleet, with FILTERFARM_BROKER_URL, FILTERFARM_BUCKET and the AWS variables set:
   filterfarm worker --all-gpus        on every GPU machine
@@ -25,7 +25,7 @@ On a fleet, with FILTERFARM_BROKER_URL, FILTERFARM_BUCKET and the AWS variables 
 
 
 class _Group(click.RichGroup):
-    """Prints its epilog as it is written: rich-click would fill the lines of the examples."""
+    """Prints its epilog verbatim; rich-click would reflow the examples."""
 
     def format_epilog(self, ctx: click.Context, formatter: HelpFormatter) -> None:
         """Write the epilog."""
@@ -71,7 +71,7 @@ def main() -> int:
         click.echo("filterfarm: stopped; the same command resumes", err=True)
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader of standard output has exited, as head does. Python must not fail to flush it at exit.
+        # The reader of standard output has exited, as head does. Without this, Python's flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(ExitCode.OK)
 

@@ -1,4 +1,4 @@
-"""What ``filterfarm quality`` prints: the figures of each layer and of the whole job."""
+"""Output of ``filterfarm quality``: statistics of each layer and of the whole job, as table or JSON."""
 
 import math
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ matched   tiles whose most alike among the other job's is that of the same filte
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a set of tiles amounts to; shares are in 0..1, None where there is nothing to take them of."""
+    """Statistics of a set of tiles. Shares are in 0..1; None if there are no tiles to compute one from."""
 
     planned: int
     measured: int
-    #: tiles that are stored and do not read
+    #: stored tiles that cannot be read
     broken: int
     dead: float | None
     grey: float | None
     rescued: float | None
     gain: float | None
-    #: how many tiles had a start activation above 0, and are what gain is of
+    #: number of tiles with a start activation above 0; ``gain`` is their median
     gain_of: int
     self_identification: float | None
     selectivity: float | None
@@ -47,9 +47,9 @@ class Figures:
 
 
 def figures(layers: Sequence[LayerQuality]) -> Figures:
-    """The figures of the tiles of some layers."""
+    """The statistics of all tiles of ``layers``."""
     every = [tile for layer in layers for tile in layer.tiles]
-    # An excitable filter's grey tile counts: as one that fails.
+    # Grey tiles of filters that can be excited count as failures.
     alive = [tile for tile in every if not tile.inert]
     gains = [tile.activation / tile.start_activation for tile in alive if tile.start_activation > 0]
     return Figures(
@@ -70,7 +70,7 @@ def figures(layers: Sequence[LayerQuality]) -> Figures:
 
 
 def as_json(job: Job, layers: Sequence[LayerQuality], against: Job | None) -> dict[str, Any]:
-    """The figures, and each tile's, for scripts; infinite selectivity, which JSON does not know, is null."""
+    """The statistics and each tile's values for ``--json``. Infinite selectivity is null: JSON has no infinity."""
     return {
         "job": job.id,
         "against": against.id if against else None,
@@ -88,7 +88,7 @@ def as_json(job: Job, layers: Sequence[LayerQuality], against: Job | None) -> di
 
 
 def as_table(layers: Sequence[LayerQuality], *, against: bool) -> str:
-    """A row for each layer and one for all, and what the columns mean."""
+    """A table with a row per layer and one for all, and a legend of its columns."""
     head = ("layer", "tiles", "dead", "grey", "rescued", "gain", "self-id", "select.", "high-f.")
     rows = [head + (("alike", "matched") if against else ())]
     rows += [_row(layer.layer, figures([layer]), against=against) for layer in layers]

@@ -1,4 +1,4 @@
-"""What the command line prints: plain text for people, dictionaries for --json."""
+"""Output of the commands: plain text, and dictionaries for ``--json``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from workers.contract.job import Job
 
 
 def layers(plans: list[LayerPlan], *, steps: int) -> str:
-    """A table of layers with totals; GFLOP are those of ``steps`` gradient steps of one tile."""
+    """A table of layers with totals. GFLOP are for ``steps`` gradient steps of one tile."""
     unit = "GFLOP/tile/step" if steps == 1 else "GFLOP/tile"
     rows = [("layer", "alias", "filters", "output", unit)]
     rows += [
@@ -29,7 +29,7 @@ def layers(plans: list[LayerPlan], *, steps: int) -> str:
 
 
 def plan(job: Job, plans: list[LayerPlan]) -> str:
-    """What the job renders and costs."""
+    """A table of what the job renders and costs."""
     rows = [("layer", "alias", "filters", "rendered", "output", "GFLOP/tile")]
     for layer, entry in zip(job.layers, plans, strict=True):
         rows.append(
@@ -53,7 +53,7 @@ def plan(job: Job, plans: list[LayerPlan]) -> str:
 
 
 def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
-    """The plan for scripts."""
+    """The plan for ``--json``."""
     per_layer = [
         {
             "name": layer.name,
@@ -79,7 +79,7 @@ def plan_as_json(job: Job, plans: list[LayerPlan]) -> dict[str, Any]:
 
 
 def status(one: JobStatus, *, queue: bool = True) -> str:
-    """Everything about one job; without ``queue``, nothing of its messages and workers."""
+    """The state of one job; without ``queue``, its messages and workers are left out."""
     rows = [("layer", "stored", "failed", "planned")]
     rows += [(entry.layer, str(entry.stored), str(entry.failed), str(entry.planned)) for entry in one.layers]
     lines = [summary(one, None), table(rows)]
@@ -93,7 +93,7 @@ def status(one: JobStatus, *, queue: bool = True) -> str:
 
 
 def finding(result: Finding) -> str:
-    """One line of the doctor's."""
+    """One line of ``filterfarm doctor``."""
     return f"{'ok     ' if not result.code else 'PROBLEM'} {result.what}: {result.text}"
 
 
@@ -102,7 +102,7 @@ def _output(plan: LayerPlan) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]], *, names: int = 2) -> str:
-    """Columns as wide as their longest cell: the first ``names`` to the left, numbers to the right."""
+    """Rows as aligned text: the first ``names`` columns to the left, the others, numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_row(row, widths, names) for row in rows)
 

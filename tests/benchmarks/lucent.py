@@ -15,7 +15,7 @@ from torch import fx, nn
 from torchvision.transforms import Normalize
 
 from workers.contract.recipe import Preprocess
-from workers.networks import tracing as graphs
+from workers.networks import tracing
 from workers.networks.subgraphs import subgraph
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _Cut(nn.Module):
 
     def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str) -> None:
         super().__init__()
-        self.maps = subgraph(model, graph, upto=graphs.tapped(model, graphs.find(model, graph, layer), tap)[-1])
+        self.maps = subgraph(model, graph, upto=tracing.tapped(model, tracing.find(model, graph, layer), tap)[-1])
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Network input (B, 3, H, W) to maps (B, C, H', W')."""

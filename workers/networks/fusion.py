@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from workers.contract.records import Precision
 from workers.kernels import loader as kernels
-from workers.networks import tracing as graphs
+from workers.networks import tracing
 from workers.networks.gradient_override import relu_ceiling
 
 
@@ -36,7 +36,7 @@ class FusedConvolutions:
         graph.output(graph.graph_copy(upstream.graph, {}))
         fast = fx.GraphModule(upstream, graph)
         for node in list(graph.nodes):
-            if graphs.is_pass_through(fast, node):
+            if tracing.is_pass_through(fast, node):
                 _absorb(node.all_input_nodes[0], node)
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in list(graph.nodes):
@@ -55,7 +55,7 @@ class FusedConvolutions:
     ) -> None:
         """Fuse a convolution with the norm and ReLU that follow it, as far as one operation can compute them."""
         norm = _only_reader(node)
-        norm = norm if norm is not None and graphs.is_norm(upstream, norm) else None
+        norm = norm if norm is not None and tracing.is_norm(upstream, norm) else None
         fused = self._fused_conv(str(node.target), conv, upstream, norm, precision)
         _absorb(node, norm)
         relu = _only_reader(node)
@@ -112,7 +112,7 @@ def _statistics(
     bound = inspect.signature(F.batch_norm).bind(*norm.args, **norm.kwargs)
     bound.apply_defaults()
     mean, variance, gain, offset = (
-        None if node is None else graphs.attribute(upstream, node)
+        None if node is None else tracing.attribute(upstream, node)
         for node in (bound.arguments[name] for name in ("running_mean", "running_var", "weight", "bias"))
     )
     return mean, variance, gain, offset, float(bound.arguments["eps"])  # type: ignore[return-value]  # a norm has them

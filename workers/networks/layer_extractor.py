@@ -13,8 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.records import Kernels, Precision
-from workers.networks import devices
-from workers.networks import tracing as graphs
+from workers.networks import devices, tracing
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.gradient_override import GradientOverride, set_gradient_override, with_gradient_override
 from workers.networks.subgraphs import part, subgraph
@@ -39,9 +38,9 @@ class LayerExtractor(nn.Module):
         fused: FusedConvolutions | None = None,
     ) -> None:
         super().__init__()
-        conv = graphs.find(model, graph, layer)
-        chain = graphs.tapped(model, conv, tap)
-        before = chain[:-1] if graphs.is_activation(model, chain[-1]) else chain
+        conv = tracing.find(model, graph, layer)
+        chain = tracing.tapped(model, conv, tap)
+        before = chain[:-1] if tracing.is_activation(model, chain[-1]) else chain
         upstream = subgraph(model, graph, upto=conv.all_input_nodes[0])
         #: True if no convolution precedes the layer
         self.stem = not any(
@@ -68,7 +67,7 @@ class LayerExtractor(nn.Module):
         #: sizes of pictures, (height, width), that the network does not accept
         self._refused: set[tuple[int, int]] = set()
         #: (C,) bool: no picture can excite the filter, because its batch-norm has zero variance or zero gain
-        self.inert = _inert(graphs.norm_statistics(model, before), self.channels)
+        self.inert = _inert(tracing.norm_statistics(model, before), self.channels)
 
     def features(self, pictures: torch.Tensor, override: GradientOverride | None) -> torch.Tensor:
         """The layer's input, (B, C, H, W), for network input (B, 3, H, W); in bfloat16 if that is its precision.

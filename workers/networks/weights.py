@@ -20,8 +20,7 @@ from torchvision.models import get_model_weights
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
 from workers.contract.job import Weights
 from workers.contract.recipe import Preprocess
-from workers.networks import registry
-from workers.networks import tracing as graphs
+from workers.networks import registry, tracing
 
 #: Keys of the parameters in checkpoints that also hold optimiser state and epoch.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -131,7 +130,7 @@ def _unwrap(loaded: Any, name: str) -> dict[str, torch.Tensor]:
 
 def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> None:
     """Load ``parameters`` into ``model``. A missing or different classifier is accepted: no tile depends on it."""
-    needed = graphs.is_needed(model, graphs.trace(model))
+    needed = tracing.is_needed(model, tracing.trace(model))
     expected = model.state_dict()
     # Modules that no tile depends on.
     unneeded = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))

@@ -11,8 +11,7 @@ import torch
 from torch import fx, nn
 
 from workers.contract.recipe import Recipe
-from workers.networks import devices
-from workers.networks import tracing as graphs
+from workers.networks import devices, tracing
 from workers.networks.layer_extractor import LayerExtractor
 from workers.networks.subgraphs import subgraph
 from workers.rendering import images
@@ -36,7 +35,7 @@ class LayerProbe:
     def __init__(
         self, model: nn.Module, graph: fx.Graph, layer: str, recipe: Recipe, device: torch.device, *, batch: int = 16
     ) -> None:
-        chain = graphs.tapped(model, graphs.find(model, graph, layer), recipe.tap)
+        chain = tracing.tapped(model, tracing.find(model, graph, layer), recipe.tap)
         self._maps = subgraph(model, graph, upto=chain[-1])
         self._recipe, self._device, self._batch = recipe, device, batch
         #: (C,) bool: no picture can excite the filter; see LayerExtractor.inert

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from workers.clients.logs import log_to_stderr
+from workers.clients.processes import list_devices
 from workers.clients.signals import stop_on_signals
-from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError
+from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
 from workers.runtime.batch_size import max_batch_size
 
@@ -64,12 +65,7 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
 
 
 def _devices(settings: Settings, all_gpus: bool) -> list[str]:
-    asked = subprocess.run(
-        [sys.executable, "-m", "workers.networks.devices"], capture_output=True, text=True, check=False
-    )
-    here = asked.stdout.split()
-    if asked.returncode or not here:
-        raise BadSettings(f"cannot ask torch for devices: {asked.stderr.strip().splitlines()[-1:]}")
+    here = list_devices()
     return here if all_gpus else [settings.choose_device(here)]
 
 
