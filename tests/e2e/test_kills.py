@@ -157,7 +157,7 @@ def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet
     farm.start("collector")
     batch_s = 3 * VISIBILITY_TIMEOUT_S + 1
     workers = [farm.start_slow_worker(batch_s=batch_s), farm.start_slow_worker(batch_s=batch_s)]
-    wait_for("both workers", lambda: all("ready" in farm.log(worker) for worker in workers), 60)
+    wait_for("both workers", lambda: all(map(farm.is_ready, workers)), 60)
 
     # When a job of one batch takes three times the visibility timeout
     job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-3")["job"]

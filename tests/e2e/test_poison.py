@@ -1,4 +1,4 @@
-"""Filters that take the renderer with them, and messages and objects that mean harm."""
+"""Filters that crash the renderer, and hostile objects in the bucket."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from workers.networks import registry
 LAYER = "features.0"
 NAN_FILTER = 11
 
-#: filter -> what its rendering does, and the reason that is recorded
+#: filter -> code that its rendering runs, and the reason that is recorded
 POISONS = {
     1: ("ctypes.string_at(0)", "renderer died: signal 11 (3 attempts)"),
     6: ("os.abort()", "renderer died: signal 6 (3 attempts)"),
@@ -27,7 +27,7 @@ POISONS = {
 
 
 def checkpoint_with_nan(folder: Path) -> Path:
-    """A checkpoint of which one filter's weights are no numbers."""
+    """A checkpoint in which the weights of one filter are NaN."""
     state = registry.build("squeezenet1_1", seed=3).state_dict()
     state[f"{LAYER}.weight"][NAN_FILTER] = float("nan")
     torch.save(state, folder / "nan.pth")
@@ -35,20 +35,20 @@ def checkpoint_with_nan(folder: Path) -> Path:
 
 
 def render_with(farm: Fleet, poisons: dict[int, tuple[str, str]], timeout_s: float) -> None:
-    # Given a worker whose renderer some filters crash, and a checkpoint in which another is not finite
+    # Given a worker whose renderer some filters crash, and a checkpoint in which the weights of another are NaN
     body = "\n".join(f"if {filter_} in filters: {deed}" for filter_, (deed, _) in poisons.items())
     farm.start("collector")
     worker = farm.start("worker", "--batch", "8", FILTERFARM_HANG_S="30", **into_renderer(farm.folder / "poison", body))
     checkpoint = checkpoint_with_nan(farm.folder)
 
-    # When a job of theirs and their neighbours is rendered
+    # When a job with these filters and others is rendered
     recipe = ("--layers", LAYER, "--filters", "0-15", "--size", "32", "--steps", "2", "--method", "notebook")
     job_id = farm.submit("squeezenet1_1", "--weights", str(checkpoint), *recipe)["job"]
     wait_for("a Celery process", lambda: descendants(worker.pid), 60)
     celery = descendants(worker.pid)[0]
     wait_for("the job to end", lambda: has_ended(farm, job_id), timeout_s)
 
-    # Then exactly they have failed, and every neighbour is there
+    # Then exactly these have failed, and every other tile is stored
     status = farm.status(job_id)
     reasons = {f"{LAYER}/{filter_}": reason for filter_, (_, reason) in poisons.items()}
     nan_reason = status["reasons"].pop(f"{LAYER}/{NAN_FILTER}")
@@ -57,12 +57,12 @@ def render_with(farm: Fleet, poisons: dict[int, tuple[str, str]], timeout_s: flo
     assert (status["stored"], status["failed"]) == (16 - len(poisons) - 1, len(poisons) + 1)
     check_everything(farm, job_id, failed=[(LAYER, filter_) for filter_ in (*poisons, NAN_FILTER)])
 
-    # And the bucket says why, too
+    # And the failure records in the bucket hold the same reasons
     objects = farm.objects()
     for filter_, (_, reason) in poisons.items():
         assert json.loads(objects[keys.failed(job_id, LAYER, filter_)][1])["reason"] == reason
 
-    # And the worker is the one it was
+    # And the worker processes are the same as before
     assert worker.poll() is None
     assert descendants(worker.pid)[0] == celery
 
@@ -78,31 +78,18 @@ def test_a_filter_that_never_ends_fails_alone_with_its_reason(farm: Fleet) -> No
     render_with(farm, {4: endless}, 400)
 
 
-def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Fleet) -> None:
-    # Given a farm, and a job that is rendered but not assembled
+def test_hostile_objects_in_the_bucket_are_refused_and_change_nothing(farm: Fleet) -> None:
+    # Given a job that is rendered but not assembled
     worker = farm.start("worker", "--batch", "4")
-    recipe = (
-        "--weights",
-        "none",
-        "--layers",
-        LAYER,
-        "--filters",
-        "0-3",
-        "--size",
-        "16",
-        "--steps",
-        "2",
-        "--method",
-        "notebook",
-    )
-    good = farm.submit("squeezenet1_1", *recipe)["job"]
+    tiles = ("--weights", "none", "--layers", LAYER, "--filters", "0-3")
+    good = farm.submit("squeezenet1_1", *tiles, "--size", "16", "--steps", "2", "--method", "notebook")["job"]
     wait_for("all tiles", lambda: stored(farm, good) == 4, 90)
 
-    # When a tile is replaced by a picture that unpacks to 400 MB
+    # When a tile is replaced by a PNG that decompresses to 400 MB
     bomb = io.BytesIO()
     Image.fromarray(np.zeros((20_000, 20_000), np.uint8)).save(bomb, "PNG", optimize=True)
     farm.put(keys.tile(good, LAYER, 2), bomb.getvalue())
-    # And jobs lie in the bucket that name code, a path, a version from the future, or 10 kB of layer
+    # And there are jobs in the bucket that name code, a path, a future version, or a layer of 10 kB
     job = json.loads(farm.objects()[keys.job(good)][1])
     foreign = {
         "evil-code": {**job, "model": "os:system"},
@@ -117,9 +104,9 @@ def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Flee
     before = farm.objects()
     collector = farm.start("collector")
 
-    # Then the good job ends whole
+    # Then the good job completes
     wait_for("the job to end", lambda: has_ended(farm, good), 90)
-    # And each bad one is given up with one line of a readable length
+    # And each bad one is ignored with one line of less than 1000 characters
     for name in foreign:
         wait_for(f"{name} to be refused", lambda name=name: has_ended(farm, name), 30)  # type: ignore[misc]
     lines = [line for line in farm.log(collector).splitlines() if "ignoring unreadable job=" in line]
@@ -129,7 +116,7 @@ def test_what_means_harm_in_the_bucket_is_refused_and_changes_nothing(farm: Flee
     assert collector.poll() is None
     assert worker.poll() is None
 
-    # And nothing was written but what the good job needed
+    # And no object was written but those of the good job
     after = farm.objects()
     assert {key for key in after if key not in before} == {
         keys.grid(good, LAYER), keys.records(good, LAYER), keys.index(good)

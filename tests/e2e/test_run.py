@@ -1,4 +1,4 @@
-"""``filterfarm run``: everything on this machine, and what is left behind when it is stopped or killed."""
+"""``filterfarm run``: its data folder, and its processes when it is stopped or killed."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.e2e.fleet import COMMAND, descendants, is_running, run, wait_for
+from tests.e2e.fleet import COMMAND, ONE_THREAD, descendants, is_running, run, wait_for
 from workers.contract.errors import ExitCode
 from workers.contract.tile_png import decode_tile
 
@@ -15,16 +15,17 @@ ARGUMENTS = ("run", *JOB, "--method", "notebook", "--steps", "60", "--batch", "4
 
 
 def _environ(folder: Path) -> dict[str, str]:
-    # Settings of a fleet, which a run must not touch.
+    # Settings of a fleet, which a run must not use.
     elsewhere = {"FILTERFARM_BROKER_URL": "redis://127.0.0.1:9/0", "FILTERFARM_BUCKET": "s3://elsewhere"}
-    return {"HOME": str(folder), "PATH": os.environ["PATH"], "AWS_ACCESS_KEY_ID": "theirs", **elsewhere}
+    own = {"HOME": str(folder), "PATH": os.environ["PATH"], **ONE_THREAD}
+    return {**own, "AWS_ACCESS_KEY_ID": "theirs", **elsewhere}
 
 
 def _start(folder: Path) -> "subprocess.Popen[bytes]":
     with (folder / "run.log").open("ab") as log:
         return subprocess.Popen(
             [COMMAND, *ARGUMENTS], cwd=folder, env=_environ(folder), stdout=log, stderr=log, start_new_session=True,
-            # Tests that a shell runs in the background inherit that Ctrl-C is ignored; at a terminal it is not.
+            # A shell starts background processes with SIGINT ignored; a terminal does not.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
@@ -33,12 +34,12 @@ def _tiles(folder: Path) -> list[Path]:
     return sorted((folder / "filterfarm-data" / "bucket").glob("*/tiles/*/*.png"))
 
 
-def test_a_run_renders_into_a_plain_folder_and_says_where(tmp_path: Path) -> None:
+def test_a_run_renders_into_a_plain_folder_and_reports_it(tmp_path: Path) -> None:
     # When a job is run with the notebook's sheet
     arguments = ("run", *JOB, "--steps", "2", "--grid", "8x8", "--data", str(tmp_path / "here"), "--json")
     done = run(*arguments, environ=_environ(tmp_path))
 
-    # Then it ends well, and the bucket is a folder with the same keys as a fleet's
+    # Then it succeeds, and the bucket is a folder with the same keys as that of a fleet
     assert done.returncode == ExitCode.OK, done.stderr
     result = json.loads(done.stdout)
     folder = Path(result["folder"])
@@ -49,12 +50,12 @@ def test_a_run_renders_into_a_plain_folder_and_says_where(tmp_path: Path) -> Non
     assert result["grids"] == [str(folder / "grids" / "features.0.png")]
     assert (result["state"], result["stored"], result["failed"]) == ("finished", 32, 0)
 
-    # And no secret is where others can read it
+    # And no other user can read the secrets
     assert (tmp_path / "here" / "queue" / "valkey.conf").stat().st_mode & 0o077 == 0
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> None:
-    # Given a run under way
+    # Given a run in progress
     process = _start(tmp_path)
     wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 4, 90)
     children = descendants(process.pid)
@@ -62,16 +63,16 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     # When it gets Ctrl-C
     process.send_signal(signal.SIGINT)
 
-    # Then it ends with the code for that, in one line, and leaves no process
+    # Then it ends with its exit code and one line, and none of its processes remains
     assert process.wait(60) == ExitCode.INTERRUPTED
     log = (tmp_path / "run.log").read_text()
     assert "Traceback" not in log
-    assert log.strip().splitlines()[-1] == "filterfarm: stopped; the same command resumes"
+    assert "the same command resumes" in log.strip().splitlines()[-1]
     assert not [pid for pid in children if is_running(pid)]
     before = {path: path.stat().st_mtime_ns for path in _tiles(tmp_path)}
     assert 4 <= len(before) < 32
 
-    # And the same command finishes the rest, and only the rest
+    # And the same command renders the missing tiles and no others
     assert _start(tmp_path).wait(180) == ExitCode.OK
     assert len(_tiles(tmp_path)) == 32
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -80,18 +81,18 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
 
 
 def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp_path: Path) -> None:
-    # Given a run under way
+    # Given a run in progress
     process = _start(tmp_path)
     wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 4, 90)
     children = descendants(process.pid)
     assert len(children) >= 8  # queue, store, collector, worker, each with a process guard; Celery and renderer
 
-    # When it is killed, which runs no clean-up
+    # When it gets SIGKILL, so that it cannot stop its processes
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    # Then everything it started ends by itself, well within the time a drain takes
-    wait_for("all children to be gone", lambda: not [pid for pid in children if is_running(pid)], 40)
+    # Then every process it started ends
+    wait_for("all descendants to end", lambda: not [pid for pid in children if is_running(pid)], 60)
     before = {path: path.stat().st_mtime_ns for path in _tiles(tmp_path)}
 
     # And the same command resumes
@@ -100,19 +101,17 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_the_same_command_resumes(tmp
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
-    # Given a run under way whose main process is suspended: it cannot end, and so holds the folder's lock
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    # Given a run in progress whose main process is suspended: it cannot end, and so holds the folder's lock
     process = _start(tmp_path)
     wait_for("the first tiles", lambda: len(_tiles(tmp_path)) >= 1, 90)
-    command = [COMMAND, *ARGUMENTS, "--seed", "1", "--steps", "2"]
+    command = [*ARGUMENTS, "--seed", "1", "--steps", "2"]
     jobs = sorted((tmp_path / "filterfarm-data" / "bucket").iterdir())
     process.send_signal(signal.SIGSTOP)
 
     # When another is started in the same folder
     try:
-        refused = subprocess.run(
-            command, cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True, timeout=120, check=False
-        )
+        refused = run(*command, cwd=tmp_path, environ=_environ(tmp_path))
     finally:
         process.send_signal(signal.SIGCONT)
 
@@ -123,8 +122,6 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path: Path) -> None:
 
     # And the first one ends well, after which the folder is free for the same command
     assert process.wait(120) == ExitCode.OK, (tmp_path / "run.log").read_text()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=_environ(tmp_path), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run(*command, cwd=tmp_path, environ=_environ(tmp_path))
     assert done.returncode == ExitCode.OK, done.stderr
     assert len(_tiles(tmp_path)) == 64

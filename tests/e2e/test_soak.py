@@ -1,4 +1,4 @@
-"""A farm at work for a long time: nothing grows. SOAK_MINUTES says how long; a try of 3 shows that the test works."""
+"""A farm that renders for SOAK_MINUTES (3 for a try): memory and descriptors of its processes must not grow."""
 
 import os
 import statistics
@@ -13,22 +13,11 @@ from tests.e2e.whole import has_ended
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 
-#: What may be added between the second quarter and the last: noise of allocators, and of connections that come and go.
+#: Allowed growth between the second quarter and the last: allocator noise, and connections that open and close.
 MORE_MB, MORE_DESCRIPTORS = 40.0, 8
 
-RECIPE = (
-    "squeezenet1_1",
-    "--weights",
-    "none",
-    "--layers",
-    "features.0",
-    "--size",
-    "32",
-    "--method",
-    "notebook",
-    "--steps",
-    "4",
-)
+TILES = ("squeezenet1_1", "--weights", "none", "--layers", "features.0")
+RECIPE = (*TILES, "--size", "32", "--method", "notebook", "--steps", "4")
 
 
 def usage(pid: int) -> tuple[float, int]:
@@ -39,7 +28,7 @@ def usage(pid: int) -> tuple[float, int]:
 
 
 def watched(worker: "subprocess.Popen[bytes]", collector: "subprocess.Popen[bytes]") -> dict[str, int]:
-    """What each process is called -> its id."""
+    """Name of each process -> its id."""
     celery = descendants(worker.pid)[0]
     children = {(Path("/proc") / str(pid) / "cmdline").read_bytes(): pid for pid in descendants(celery)}
     renderer = next(pid for command, pid in children.items() if b"spawn_main" in command)
@@ -65,8 +54,8 @@ def test_nothing_grows_while_a_farm_works(farm: Fleet) -> None:
         for name, pid in processes.items():
             samples[name].append(usage(pid))
 
-    # Then they are the same processes, and none of them holds more memory or descriptors than after its warm-up
-    assert seed >= 8, "too few jobs to tell growth from warming up; give it longer"
+    # Then they are the same processes, and none holds more memory or descriptors than after its warm-up
+    assert seed >= 8, "too few jobs to tell growth from the warm-up; raise SOAK_MINUTES"
     assert watched(worker, collector) == processes
     quarter = len(samples["celery"]) // 4
     report = {}
@@ -79,9 +68,9 @@ def test_nothing_grows_while_a_farm_works(farm: Fleet) -> None:
         assert more_descriptors <= MORE_DESCRIPTORS, report
     (farm.folder / "report").write_text("\n".join([f"{seed} jobs", *(f"{k}: {v}" for k, v in report.items())]))
 
-    # And no message is left with anybody
+    # And no message is left
     assert farm.redis.hlen("unacked") == 0
     assert farm.redis.zcard("unacked_index") == 0
     assert farm.outstanding() == 0
-    # And whatever is left in Redis belongs to a job
+    # And all keys in Redis are ours or Kombu's
     assert all(b"filterfarm" in key or b"_kombu" in key for key in farm.redis.scan_iter())

@@ -1,4 +1,4 @@
-"""A submission that is killed half-way is made whole when it is repeated."""
+"""A submission that is killed halfway is completed when it is repeated."""
 
 import signal
 import time
@@ -7,22 +7,22 @@ import pytest
 
 from tests.e2e.fleet import Fleet
 
-#: So many messages that they go in more than one piece.
+#: So many messages that they are published in several chunks.
 MANY = ("squeezenet1_1", "--weights", "none", "--size", "32", "--layers", "features.1[0-2].*", "--steps", "1")
 
 
 @pytest.mark.faults
-def test_a_submission_that_was_killed_half_way_is_made_whole_when_it_is_repeated(farm: Fleet) -> None:
-    # Given a submission that was killed in the middle of its messages
+def test_a_submission_that_was_killed_halfway_is_completed_when_it_is_repeated(farm: Fleet) -> None:
+    # Given a submission that was killed while it published its messages
     process = farm.start("submit", *MANY)
     deadline = time.monotonic() + 90
-    while not list(farm.redis.scan_iter("filterfarm.render.*")):  # without a pause: it takes half a second
+    while not list(farm.redis.scan_iter("filterfarm.render.*")):  # no pause: publishing takes half a second
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
     process.wait()
     sent = farm.outstanding()
 
-    # When its status is asked for, then that counts what is there
+    # When its status is read, then it counts the published messages
     (job,) = (bytes(name).decode() for name in farm.redis.sscan_iter("filterfarm:jobs"))
     assert farm.status(job)["queued"] == sent
 

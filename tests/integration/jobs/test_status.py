@@ -1,4 +1,4 @@
-"""What is said of a job: from the ledger and the bucket, on real servers, and always the truth."""
+"""Status of a job, read from the ledger and the bucket of real servers."""
 
 import time
 
@@ -23,7 +23,7 @@ JOB = sample_job("features.0", "features.2")
 
 @pytest.fixture
 def running(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> Ledger:
-    """A job of eight tiles on a farm at work: three stored, one failed, one with the worker, three queued."""
+    """Ledger of a running job of eight tiles: three stored, one failed, one with the worker, three queued."""
     submit(JOB, None, store=store, ledger=ledger, app=app)
     finish_tiles(JOB, {0, 1, 4}, store, ledger)
     fail(JOB, 5, store, ledger)
@@ -42,32 +42,32 @@ def counts(status: JobStatus) -> tuple[int, ...]:
     return status.planned, status.stored, status.failed, status.queued, status.in_flight, status.requeued
 
 
-def test_a_running_job_is_told_with_all_that_is_known_of_it(running: Ledger, store: Store) -> None:
-    # Given a job in the middle of everything
+def test_the_status_of_a_running_job_holds_every_count(running: Ledger, store: Store) -> None:
+    # Given a running job
     # When it is asked for
     status = job_status(JOB, store, running)
-    # Then each number is right, and it waits for nothing
+    # Then each count is correct, and it waits for nothing
     assert counts(status) == (8, 3, 1, 3, 1, 2)
     assert (status.state, status.workers, status.waiting_for) == ("running", 1, "")
     assert status.reasons == {"features.2/1": "out of paint"}
-    # And the text says all of it too
+    # And the text shows all of it
     shown = text.status(status)
     assert "running, 3 of 8 tiles, 1 failed, 2 re-enqueued" in shown
     assert "queued: 3; in flight: 1; re-enqueued: 2; workers seen: 1" in shown
     assert "failed features.2/1: out of paint" in shown
 
 
-def test_a_job_without_a_worker_or_a_collector_says_so(
+def test_a_job_without_a_worker_or_a_collector_reports_it(
     running: Ledger, store: Store, redis_client: "redis.Redis"
 ) -> None:
     # Given a worker that was last seen 40 s ago
     redis_client.zadd(keys.WORKERS, {"cpu-1@here": time.time() - 40})
-    # When the job is asked for, then it waits for one
+    # When the status is read, then the job waits for a worker
     assert "a worker: none has been seen for 40 s" in job_status(JOB, store, running).waiting_for
-    # And with neither messages nor a collector, it waits for that
+    # And with neither messages nor a collector, it waits for a collector
     redis_client.delete(keys.COLLECTOR_LOCK, "unacked", keys.queue(JOB.id))
     assert "a collector, to re-enqueue lost tiles" in job_status(JOB, store, running).waiting_for
-    # And with nothing left to render, for one to assemble the sheets
+    # And with all tiles stored, for a collector to assemble the sheets
     finish_tiles(JOB, set(range(8)), store, running)
     assert "a collector, to assemble the sheets" in job_status(JOB, store, running).waiting_for
     # And once it has ended, for nothing
@@ -79,28 +79,28 @@ def test_a_job_without_a_worker_or_a_collector_says_so(
     ("error", "state"),
     [(StorageDenied("refused"), "failed"), (NoBucket("refused"), "failed"), (StorageUnreachable("refused"), "running")],
 )
-def test_a_farm_that_cannot_reach_its_store_says_so_of_every_running_job(
+def test_an_object_store_error_is_reported_for_every_running_job(
     running: Ledger, store: Store, error: StorageDenied | NoBucket | StorageUnreachable, state: str
 ) -> None:
-    # Given a collector that hears errors from the store
+    # Given a collector that gets errors from the store
     presence = Presence(running.client)
     presence.report_storage_error(COLLECTOR, error)
-    # When the job is asked for, by somebody whom the store lets in
+    # When the status is read by a client with access to the store
     status = job_status(JOB, store, running)
-    # Then it says what keeps it, and has failed only where somebody has to do something
+    # Then it reports the error, and the state is failed only if an action is needed
     assert (status.state, status.waiting_for) == (state, "object store error: refused")
     assert counts(status) == (8, 3, 1, 3, 1, 2)
-    # And by somebody whom it does not, all the same
+    # And a client without access gets the same
     unaided = status_without_storage(JOB.id, running, error)
     assert unaided is not None
     assert (unaided.state, unaided.waiting_for) == (state, "object store error: refused")
     assert counts(unaided) == counts(status)
-    # And who waited for a job that has failed so hears why
+    # And a command that waits for a failed job raises the reason
     if state == "failed":
         assert f"{JOB.id}: failed: object store error: refused, 3 of 8 tiles" in text.status(status)
         with pytest.raises(StorageDenied, match="object store error: refused"):
             require_complete(status)
-    # And when it is over, it runs again
+    # And once the error is gone, the job is running again
     presence.report_storage_error(COLLECTOR, None)
     assert (job_status(JOB, store, running).state, job_status(JOB, store, running).waiting_for) == ("running", "")
 

@@ -1,4 +1,4 @@
-"""Submitting: what is planned minus what is stored becomes one message each, once."""
+"""Submission: each planned tile that is not stored becomes one message, once."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ JOB = sample_job("features.0", "features.2")
 
 
 def fail(job: Job, number: int, store: Store, ledger: Ledger, reason: str = "out of paint") -> None:
-    """Do what a worker does with a filter that cannot be rendered."""
+    """Record a failed filter, as a worker does."""
     layer, filter_ = job.tiles[number]
     record = FailureRecord(job=job.id, layer=layer, filter=filter_, reason=reason, attempts=3)
     store.put(keys.failed(job.id, layer, filter_), record.model_dump_json().encode(), "application/json")
@@ -44,35 +44,35 @@ def queued(client: "redis.Redis") -> list[tuple[str, int]]:
 def test_a_new_job_is_stored_registered_and_enqueued(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
-    # Given a job nobody has seen
+    # Given a new job
     # When it is submitted
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
     # Then all of it is enqueued, in order
     assert (result.job, result.planned, result.stored, result.enqueued) == (JOB.id, 8, 0, 8)
     assert queued(redis_client) == list(JOB.tiles)
-    # And the bucket holds the job, to the letter, and that it runs
+    # And the bucket holds the job byte by byte, and its state
     assert store.get(keys.job(JOB.id)) == JOB.to_json()
     assert read_state(store, JOB.id) == "running"
-    # And the collector knows it, and may look after it
+    # And the ledger is ready for the collector
     assert ledger.jobs() == {JOB.id}
     assert ledger.is_synced(JOB.id)
     assert not ledger.is_submitting(JOB.id)
 
 
 def test_submitting_twice_enqueues_once(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
-    # Given a job whose messages are on their way
+    # Given a job whose messages are queued
     submit(JOB, None, store=store, ledger=ledger, app=app)
-    # When it is submitted again, by a later version too
+    # When it is submitted again, also by a later version
     again = submit(JOB, None, store=store, ledger=ledger, app=app)
     later = submit(JOB.model_copy(update={"versions": {"filterfarm": "99"}}), None, store=store, ledger=ledger, app=app)
-    # Then nothing is enqueued, and the job stays as it was first submitted
+    # Then nothing is enqueued, and the job is stored as first submitted
     assert (again.enqueued, later.enqueued) == (0, 0)
     assert queued(redis_client) == list(JOB.tiles)
     assert store.get(keys.job(JOB.id)) == JOB.to_json()
 
 
 def test_stored_tiles_are_not_enqueued(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
-    # Given a job that was stopped after three tiles, and a Redis that knows nothing of it
+    # Given a job of which three tiles are stored, and an empty Redis
     finish_tiles(JOB, {0, 3, 5}, store, ledger)
     redis_client.flushall()
     # When it is submitted
@@ -80,24 +80,24 @@ def test_stored_tiles_are_not_enqueued(store: Store, ledger: Ledger, app: Celery
     # Then the other five are enqueued
     assert (result.stored, result.enqueued) == (3, 5)
     assert queued(redis_client) == [JOB.tiles[number] for number in (1, 2, 4, 6, 7)]
-    # And the ledger knows the three
+    # And the ledger lists the three
     assert ledger.done(JOB.id) == {0, 3, 5}
 
 
-def test_a_job_that_is_all_there_enqueues_nothing(
+def test_a_complete_job_enqueues_nothing(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
     # Given a job of which every tile is stored
     finish_tiles(JOB, set(range(8)), store, ledger)
     # When it is submitted
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then nothing is enqueued, and the collector will look at it
+    # Then nothing is enqueued, and the job is open for the collector
     assert (result.stored, result.enqueued) == (8, 0)
     assert queued(redis_client) == []
     assert ledger.jobs() == {JOB.id}
 
 
-def test_failed_filters_are_tried_again(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
+def test_failed_filters_are_retried(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis") -> None:
     # Given a job that has ended with a failed filter
     finish_tiles(JOB, set(range(8)) - {2}, store, ledger)
     fail(JOB, 2, store, ledger)
@@ -105,26 +105,26 @@ def test_failed_filters_are_tried_again(store: Store, ledger: Ledger, app: Celer
     store.put(keys.records(JOB.id, "features.2"), b"{}", "application/json")
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then that filter alone is enqueued, and nothing says any more that it failed
+    # Then that filter alone is enqueued, and its failure is deleted
     assert (result.stored, result.enqueued) == (7, 1)
     assert queued(redis_client) == [JOB.tiles[2]]
     assert ledger.failed(JOB.id) == {}
     assert inventory(JOB, store)[1] == {}
-    # And its layer's records will be made anew, the other layer's not
+    # And the records of its layer are deleted, those of the other layer are not
     assert not store.exists(keys.records(JOB.id, "features.0"))
     assert store.exists(keys.records(JOB.id, "features.2"))
 
 
-def test_failed_filters_are_tried_again_while_the_rest_is_on_its_way(
+def test_failed_filters_are_retried_while_the_rest_is_queued(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
-    # Given a job that runs, and of which one filter has failed already
+    # Given a running job of which one filter has failed
     submit(JOB, None, store=store, ledger=ledger, app=app)
     redis_client.rpop(keys.queue(JOB.id))
     fail(JOB, 0, store, ledger)
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then that filter alone is enqueued, behind the rest
+    # Then that filter alone is enqueued, at the end of the queue
     assert result.enqueued == 1
     assert queued(redis_client) == [*JOB.tiles[1:], JOB.tiles[0]]
     assert ledger.failed(JOB.id) == {}
@@ -140,7 +140,7 @@ def test_a_cancelled_job_is_resumed_by_submitting_it_again(
     assert queued(redis_client) == []
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then what is missing is enqueued, and workers no longer drop it
+    # Then the missing tiles are enqueued, and the job is no longer cancelled
     assert result.enqueued == 7
     assert not ledger.is_cancelled(JOB.id)
     assert read_state(store, JOB.id) == "running"
@@ -149,12 +149,12 @@ def test_a_cancelled_job_is_resumed_by_submitting_it_again(
 def test_what_a_submission_that_was_cut_off_did_not_enqueue_the_next_one_does(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
-    # Given a job of which only three messages came to the queue
+    # Given a job of which only three messages were enqueued
     submit(JOB, None, store=store, ledger=ledger, app=app)
     redis_client.ltrim(keys.queue(JOB.id), -3, -1)
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then all that is missing has a message
+    # Then every missing tile has a message
     assert result.enqueued == 8
     assert set(queued(redis_client)) == set(JOB.tiles)
 
@@ -174,28 +174,28 @@ def test_another_job_is_enqueued_while_one_runs(
     assert ledger.jobs() == {JOB.id, other.id}
 
 
-def test_a_job_in_the_bucket_that_does_not_read_is_replaced(store: Store, ledger: Ledger, app: Celery) -> None:
-    # Given garbage where the job should be
+def test_a_malformed_job_in_the_bucket_is_replaced(store: Store, ledger: Ledger, app: Celery) -> None:
+    # Given garbage under the key of the job
     store.put(keys.job(JOB.id), b"{", "application/json")
     # When the job is submitted
     submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then it is there
+    # Then the bucket holds it
     data = store.get(keys.job(JOB.id))
     assert data is not None
     assert decode(Job, data, "it") == JOB
 
 
-def test_a_checkpoint_goes_with_its_job_once(store: Store, ledger: Ledger, app: Celery, tmp_path: Path) -> None:
-    # Given a job with a checkpoint of its own
+def test_a_checkpoint_is_uploaded_once(store: Store, ledger: Ledger, app: Celery, tmp_path: Path) -> None:
+    # Given a job with a checkpoint file
     path = tmp_path / "mine.pth"
     path.write_bytes(b"parameters")
     weights = Weights(source="file", name="mine.pth", sha256=hashlib.sha256(b"parameters").hexdigest())
     job = JOB.model_copy(update={"weights": weights})
-    # When it is submitted twice, the second time from where the file has changed
+    # When it is submitted twice, the second time after the file has changed
     submit(job, path, store=store, ledger=ledger, app=app)
     path.write_bytes(b"other")
     submit(job, path, store=store, ledger=ledger, app=app)
-    # Then the bucket holds what it was submitted with
+    # Then the bucket holds the first checkpoint
     assert store.get(keys.weights(job.id, weights.sha256 or "")) == b"parameters"
 
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_changed_after_planning_is_not_stored(
 
 
 def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger: Ledger) -> None:
-    # Given a tile, a failure, and much else
+    # Given a tile, a failure, and foreign objects
     finish_tiles(JOB, {1}, store, ledger)
     fail(JOB, 2, store, ledger, reason="größer\nnext line")
     fail(JOB, 1, store, ledger)
@@ -221,9 +221,9 @@ def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger:
     store.put(keys.failed(JOB.id, "features.2", 0), b'{"why": 1}', "application/json")
     for key in ("features.0/0.png.part", "features.0/63.png", "features.9/0.png", "0.png", "features.0/x.png"):
         store.put(f"{JOB.id}/tiles/{key}", sample_tile(JOB, "features.0", 0), "image/png")
-    # When the bucket is looked through
+    # When the inventory is taken
     stored, failed = inventory(JOB, store)
-    # Then only the job's own tiles are stored, a tile beats a failure, and an unreadable reason is no crash
+    # Then only the job's own tiles count, a tile overrides a failure, and an unreadable reason is "unknown"
     assert stored == {1}
     assert failed == {2: "größer\nnext line", 3: "unknown", 4: "unknown"}
 
@@ -233,11 +233,11 @@ def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger:
     [b"", b"{", b"[]", b"7", b"null", b'"finished"', b"{}", b'{"state": 1}', b'{"state": []}', b'{"state": {}}',
      b'{"state": "sideways"}', b"\xff\xfe", b"[" * 100_000],
 )  # fmt: skip
-def test_a_status_that_does_not_read_means_running(store: Store, data: bytes) -> None:
-    # Given garbage where the status should be
+def test_an_unreadable_status_means_running(store: Store, data: bytes) -> None:
+    # Given garbage under the key of the status
     store.put(keys.status(JOB.id), data, "application/json")
     # When it is read
-    # Then the job is taken for running, so that the collector looks at it
+    # Then the job counts as running, so that the collector checks it
     assert read_state(store, JOB.id) == "running"
 
 
@@ -245,5 +245,5 @@ def test_a_status_that_does_not_read_means_running(store: Store, data: bytes) ->
 def test_how_a_job_ended_is_read_from_the_bucket(store: Store, state: str) -> None:
     # Given a job that has ended
     store.put(keys.status(JOB.id), json.dumps({"state": state}).encode(), "application/json")
-    # Then the bucket alone says so
+    # Then its state is read from the bucket
     assert read_state(store, JOB.id) == state

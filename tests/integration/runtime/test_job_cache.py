@@ -1,4 +1,4 @@
-"""Jobs as a worker has them, from a real object store."""
+"""The worker's cache of jobs and checkpoints, on a real object store."""
 
 import hashlib
 import threading
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import S3
+from tests.e2e.fleet import wait_for
 from tests.jobs import sample_job
 from tests.s3proxy import s3_proxy
 from workers.clients.retrying_storage import RetryingStore
@@ -40,21 +41,22 @@ def job_with_checkpoint(store: RetryingStore) -> Job:
 
 
 def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) -> None:
-    # Given one job's checkpoint on its way from a store that is slow just then
+    # Given a download of one job's checkpoint from a store that is slow at that time
     with s3_proxy(s3.endpoint) as proxy:
         store = store_at(proxy.endpoint)
         slow, other = job_with_checkpoint(store), put(store, sample_job(seed=1))
         found = JobCache(store, tmp_path)
-        proxy.delay_s = 5.0
-        since, download = time.time(), threading.Thread(target=found.checkpoint, args=(slow,))
+        proxy.delay_s = 3.0
+        before, since = proxy.received, time.time()
+        download = threading.Thread(target=found.checkpoint, args=(slow,))
         download.start()
-        time.sleep(0.5)
+        wait_for("the request for the checkpoint", lambda: proxy.received > before, 30)
         proxy.delay_s = 0.0
 
-        # When a message of another job comes
+        # When a message of another job arrives
         job = found.job(other.id)
 
-        # Then that one is there before the checkpoint is
+        # Then that job is loaded before the checkpoint
         assert job == other
         assert found.checkpoint(job) is None
         assert download.is_alive()
@@ -63,7 +65,7 @@ def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) 
             f"/filterfarm/jobs/{key}" for key in (keys.job(other.id), keys.weights(slow.id, slow.weights.sha256 or ""))
         ]
 
-        # And once it is there, it is not asked for again
+        # And once the checkpoint is stored, it is not requested again
         since = time.time()
         path = found.checkpoint(slow)
         assert path is not None
@@ -83,10 +85,8 @@ def test_a_checkpoint_of_another_sha256_is_refused(s3: S3, tmp_path: Path) -> No
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_of_many_jobs_the_oldest_is_forgotten_and_read_again(
-    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given room for two jobs, and three of them
+def test_the_oldest_job_is_evicted_and_read_again(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a cache of two jobs, and three jobs
     monkeypatch.setattr(job_cache, "_MOST_JOBS", 2)
     with s3_proxy(s3.endpoint) as proxy:
         store = store_at(proxy.endpoint)

@@ -1,4 +1,4 @@
-"""The renderer's own process, and what may happen to it: each fault is put into a real child."""
+"""The render process and its faults, each injected into a real child process."""
 
 import textwrap
 import threading
@@ -31,14 +31,14 @@ def a_batch(job: Job, layer: str = "features.0", filters: tuple[int, ...] = FILT
 
 
 class Child:
-    """A renderer whose child runs some code before each batch, and the batches that it was given."""
+    """A renderer whose child runs injected code before each batch. ``calls`` returns the batches it began."""
 
     def __init__(self, renderer: Renderer, calls: Path) -> None:
         self.render, self.stop = renderer.render, renderer.stop
         self._calls = calls
 
     def calls(self) -> list[list[int]]:
-        """Filters of each batch that the child began, since last asked."""
+        """Filters of each batch that the child began since the last call."""
         found = [list(map(int, line.split())) for line in self._calls.read_text().splitlines()]
         self._calls.write_text("")
         return found
@@ -68,7 +68,7 @@ def errors(results: dict[int, Tile | FilterfarmError]) -> dict[int, str]:
     return {filter_: str(result) for filter_, result in results.items() if isinstance(result, FilterfarmError)}
 
 
-def test_tiles_that_kill_the_renderer_are_given_up_alone_after_three_attempts_each(
+def test_tiles_that_kill_the_renderer_fail_alone_after_three_attempts_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given one filter that crashes the renderer, one that aborts it, and one that is killed as for too much memory
@@ -81,14 +81,14 @@ def test_tiles_that_kill_the_renderer_are_given_up_alone_after_three_attempts_ea
         # When they are in one batch of eight
         results = child.render(a_batch(a_job()))
 
-        # Then they alone have no tile, and the reasons say why
+        # Then these alone have no tile, and each has its reason
         assert set(results) == set(FILTERS)
         times = f" ({MAX_ATTEMPTS} attempts)"
         assert errors(results) == {
             filter_: f"renderer died: signal {number}{times}" for filter_, number in ((1, 11), (2, 6), (5, 9))
         }
 
-        # And each was in the renderer three times, the last time alone
+        # And each was rendered three times, the last time alone
         calls = child.calls()
         for filter_ in (1, 2, 5):
             with_it = [filters for filters in calls if filter_ in filters]
@@ -97,10 +97,10 @@ def test_tiles_that_kill_the_renderer_are_given_up_alone_after_three_attempts_ea
 
 
 @pytest.mark.faults  # each of its three attempts waits for the time limit
-def test_a_tile_that_hangs_the_renderer_is_given_up_alone_after_three_attempts(
+def test_a_tile_that_hangs_the_renderer_fails_alone_after_three_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a filter that never ends
+    # Given a filter whose rendering never ends
     with a_child(tmp_path, monkeypatch, "while 5 in filters: time.sleep(1)") as child:
         # When it is in a batch of eight
         results = child.render(a_batch(a_job()))
@@ -111,14 +111,14 @@ def test_a_tile_that_hangs_the_renderer_is_given_up_alone_after_three_attempts(
         assert len([filters for filters in child.calls() if 5 in filters]) == 3
 
 
-def test_a_tile_that_raises_spoils_no_neighbour_and_no_renderer(
+def test_a_tile_that_raises_affects_no_other_tile_and_no_renderer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a filter whose rendering raises
     with a_child(tmp_path, monkeypatch, "if 2 in filters: raise RuntimeError('no such luck')") as child:
         # When it is in a batch
         results = child.render(a_batch(a_job()))
-        # Then it alone has no tile, and its error is not tried again
+        # Then it alone has no tile, and is not retried
         assert errors(results) == {2: "RuntimeError: no such luck"}
         assert child.calls().count([2]) == 1
 
@@ -126,7 +126,7 @@ def test_a_tile_that_raises_spoils_no_neighbour_and_no_renderer(
 def test_a_batch_that_does_not_fit_is_halved_and_what_fits_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a device that holds three tiles of one layer
+    # Given a device with memory for three tiles of one layer
     fault = (
         "if layer == 'features.0' and len(filters) > 3:\n"
         "    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')"
@@ -134,25 +134,25 @@ def test_a_batch_that_does_not_fit_is_halved_and_what_fits_is_remembered(
     with a_child(tmp_path, monkeypatch, fault) as child:
         job = a_job("features.0", "features.3.squeeze")
 
-        # When a batch of eight comes
+        # When a batch of eight is rendered
         results = child.render(a_batch(job))
 
-        # Then it is halved until it fits, the rest of it at once, and every tile is there
+        # Then it is halved until it fits, the rest uses that size at once, and every tile is rendered
         assert set(results) == set(FILTERS)
         assert errors(results) == {}
         assert [len(filters) for filters in child.calls()] == [8, 4, 2, 2, 2, 2]
 
-        # And the next batch of that layer is not even tried whole, while another layer's is
+        # And the next batch of that layer starts with that size, and one of another layer with its full size
         child.render(a_batch(job, filters=tuple(range(8, 16))))
         assert [len(filters) for filters in child.calls()] == [2, 2, 2, 2]
         child.render(a_batch(job, "features.3.squeeze"))
         assert [len(filters) for filters in child.calls()] == [8]
 
 
-def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
+def test_a_process_at_its_memory_limit_renders_in_smaller_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a child that may take 100 MB more than it starts with; eight such tiles need more, one needs less
+    # Given a child that may allocate 100 MB: less than eight of the tiles need, and more than one needs
     fault = """
         pages = int(open("/proc/self/statm").read().split()[0])
         if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
@@ -165,10 +165,10 @@ def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
         job = a_job("features.3.squeeze", size_px=400)
         job = job.model_copy(update={"recipe": job.recipe.model_copy(update={"steps": 1})})
 
-        # When a batch of eight comes
+        # When a batch of eight is rendered
         results = child.render(a_batch(job, "features.3.squeeze"))
 
-        # Then every tile is there, from smaller batches, and all in the same child
+        # Then every tile is rendered, in smaller batches of the same child
         assert set(results) == set(FILTERS)
         assert errors(results) == {}
         sizes = [len(filters) for filters in child.calls()]
@@ -176,23 +176,23 @@ def test_a_process_that_may_have_no_more_memory_renders_in_smaller_batches(
         assert sizes[-1] < 8
 
 
-def test_a_batch_that_does_not_fit_is_forgotten_before_its_halves_are_rendered(
+def test_a_batch_that_does_not_fit_is_freed_before_its_halves_are_rendered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a device that holds four tiles, and does not as long as anything of a batch that failed is there
+    # Given a device with memory for four tiles, unless a tensor of a failed batch is still allocated
     fault = """
         import weakref
         if getattr(torch, "left_over", lambda: None)() is not None:
-            raise RuntimeError("what did not fit is still in memory")
+            raise RuntimeError("the failed batch is still in memory")
         if len(filters) > 4:
             activations = torch.zeros(len(filters))
             torch.left_over = weakref.ref(activations)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     """
     with a_child(tmp_path, monkeypatch, fault) as child:
-        # When a batch of eight comes
+        # When a batch of eight is rendered
         results = child.render(a_batch(a_job()))
-        # Then nothing of it is left when its halves come
+        # Then its memory is free when its halves are rendered
         assert errors(results) == {}
         assert [len(filters) for filters in child.calls()] == [8, 4, 4]
 
@@ -200,16 +200,16 @@ def test_a_batch_that_does_not_fit_is_forgotten_before_its_halves_are_rendered(
 def test_a_batch_that_is_killed_for_its_memory_is_halved_and_what_fits_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a machine that kills what renders more than three tiles
+    # Given a machine that kills a process that renders more than three tiles
     fault = "if len(filters) > 3: os.kill(os.getpid(), signal.SIGKILL)"
     with a_child(tmp_path, monkeypatch, fault) as child:
-        # When a batch of eight comes
+        # When a batch of eight is rendered
         results = child.render(a_batch(a_job()))
-        # Then every tile is there
+        # Then every tile is rendered
         assert set(results) == set(FILTERS)
         assert errors(results) == {}
         assert [len(filters) for filters in child.calls()] == [8, 4, 1, 1, 1, 1, 2, 2]
-        # And another job of the same network and recipe begins with what fits
+        # And another job of the same network and recipe starts with the size that fits
         other = a_job().model_copy(update={"weights": a_job().weights.model_copy(update={"name": "other"})})
         assert other.id != a_job().id
         assert errors(child.render(a_batch(other, filters=tuple(range(8, 16))))) == {}
@@ -221,14 +221,14 @@ def test_a_device_that_fails_once_gets_a_new_process_and_no_tile_is_lost(
 ) -> None:
     # Given a fault after which every call of the process fails, as after an illegal access on a GPU
     fault = f"""
-        if not os.path.exists({str(tmp_path / "sick")!r}):
-            open({str(tmp_path / "sick")!r}, "w").close()
-            torch.sick = True
-        if hasattr(torch, "sick"):
+        if not os.path.exists({str(tmp_path / "broken")!r}):
+            open({str(tmp_path / "broken")!r}, "w").close()
+            torch.broken = True
+        if hasattr(torch, "broken"):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     """
     with a_child(tmp_path, monkeypatch, fault) as child:
-        # When a batch comes
+        # When a batch is rendered
         results = child.render(a_batch(a_job()))
         # Then another process renders it
         assert set(results) == set(FILTERS)
@@ -236,21 +236,21 @@ def test_a_device_that_fails_once_gets_a_new_process_and_no_tile_is_lost(
         assert [len(filters) for filters in child.calls()] == [8, 4, 4]
 
 
-def test_a_device_that_fails_always_says_so_of_each_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_always_fails_is_the_reason_of_each_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     fault = "raise torch.AcceleratorError('CUDA error: uncorrectable ECC error encountered')"
     with a_child(tmp_path, monkeypatch, fault) as child:
-        # When a batch comes
+        # When a batch is rendered
         results = child.render(a_batch(a_job(), filters=(3,)))
-        # Then the tile's error is of the kind that another machine may not have
+        # Then the error of the tile is of a type that is requeued for other workers
         assert [type(result) for result in results.values()] == [DeviceFailed]
         assert errors(results)[3] == "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
         assert child.calls() == [[3]] * MAX_ATTEMPTS
 
 
 @pytest.mark.faults  # it waits for the time limit
-def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a device that keeps every call waiting, as a GPU does that has fallen off its bus
+def test_a_device_that_no_longer_answers_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device on which every call blocks, such as a GPU that has disconnected from its bus
     hang = """
         import sys, time
         if "--multiprocessing-fork" in sys.orig_argv:
@@ -259,7 +259,7 @@ def test_a_device_that_answers_no_more_is_lost(tmp_path: Path, monkeypatch: pyte
     """
     for name, value in into_python(tmp_path / "fault", textwrap.dedent(hang)).items():
         monkeypatch.setenv(name, value)
-    # When it is looked at / Then
+    # When it is checked / Then
     reason = "cpu does not compute: renderer made no progress for 30 s"
     with a_renderer() as renderer, pytest.raises(DeviceLost, match=reason):
         renderer.check("cpu")
@@ -270,26 +270,26 @@ def test_a_device_that_this_machine_does_not_have_is_lost() -> None:
         # When / Then
         with pytest.raises(DeviceLost, match="cuda:99 does not compute: "):
             renderer.check("cuda:99")
-        # And one that computes is not
+        # And a device that computes is not lost
         renderer.check("cpu")
 
 
-def test_a_tile_that_does_not_fit_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a device that holds nothing
+def test_a_tile_that_does_not_fit_alone_fails_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a device without free memory
     fault = "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')"
     with a_child(tmp_path, monkeypatch, fault) as child:
-        # When a batch comes
+        # When a batch is rendered
         results = child.render(a_batch(a_job(), filters=(0, 1)))
-        # Then each tile's error is of the kind that another machine may not have
+        # Then the error of each tile is of a type that is requeued for other workers
         assert [type(result) for result in results.values()] == [DeviceFull, DeviceFull]
         assert errors(results)[0] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"
 
 
 @pytest.mark.faults  # it takes longer than the time limit
-def test_a_renderer_that_goes_on_is_not_hung_however_long_it_takes(
+def test_a_renderer_that_makes_progress_is_not_hung_however_long_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a renderer that needs longer than the time limit, and goes on all the while
+    # Given a renderer that takes longer than the time limit, and makes progress all the time
     fault = f"""
         for _ in range({int(HANG_S) + 4}):
             time.sleep(1)
@@ -298,17 +298,19 @@ def test_a_renderer_that_goes_on_is_not_hung_however_long_it_takes(
     with a_child(tmp_path, monkeypatch, fault) as child:
         # When it renders a batch
         results = child.render(a_batch(a_job()))
-        # Then it was left alone
+        # Then it was not restarted
         assert errors(results) == {}
         assert len(child.calls()) == 1
 
 
-def test_who_asks_is_told_once_while_the_device_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a child that goes on when that has been told, and then has no memory for more than half of a batch
-    told = tmp_path / "told"
+def test_the_start_of_a_batch_is_reported_once_while_the_device_renders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a child that waits for the report, and then has no memory for more than half of a batch
+    reported = tmp_path / "reported"
     fault = f"""
         import pathlib
-        while not pathlib.Path({str(told)!r}).exists():
+        while not pathlib.Path({str(reported)!r}).exists():
             time.sleep(0.01)
         if len(filters) > 4:
             raise MemoryError("too many")
@@ -317,7 +319,7 @@ def test_who_asks_is_told_once_while_the_device_is_at_work(tmp_path: Path, monke
 
     def begun() -> None:
         times.append(time.monotonic())
-        told.touch()
+        reported.touch()
 
     with a_child(tmp_path, monkeypatch, fault) as child:
         # When
@@ -328,8 +330,8 @@ def test_who_asks_is_told_once_while_the_device_is_at_work(tmp_path: Path, monke
     assert len(times) == 1
 
 
-def test_stopping_hands_back_the_batch_that_is_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a renderer in the middle of a batch
+def test_stopping_requeues_the_batch_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a renderer during a batch
     with a_child(tmp_path, monkeypatch, "time.sleep(600)") as child:
         raised: list[BaseException] = []
 
@@ -350,18 +352,18 @@ def test_stopping_hands_back_the_batch_that_is_on_the_device(tmp_path: Path, mon
         child.stop()
         thread.join(10)
 
-        # Then the batch is handed back, and so is all that comes later
+        # Then the batch raises Draining, and so does every later one
         assert [str(error) for error in raised] == ["the worker is stopping"]
         with pytest.raises(Draining):
             child.render(a_batch(a_job()))
 
 
-def test_large_tensors_lie_in_huge_pages_unless_the_user_has_other_plans(
+def test_large_tensors_are_allocated_in_huge_pages_unless_the_user_sets_glibc_tunables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    told = tmp_path / "told"
-    tell = f"import os; open({str(told)!r}, 'w').write(os.environ['GLIBC_TUNABLES'])"
+    found = tmp_path / "found"
+    report = f"import os; open({str(found)!r}, 'w').write(os.environ['GLIBC_TUNABLES'])"
     for mine, wanted in ((None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.arena_max=3", "glibc.malloc.arena_max=3")):
         monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
         if mine is not None:
@@ -369,7 +371,7 @@ def test_large_tensors_lie_in_huge_pages_unless_the_user_has_other_plans(
         # When
         folder = tmp_path / str(mine)
         folder.mkdir()
-        with a_child(folder, monkeypatch, tell) as child:
+        with a_child(folder, monkeypatch, report) as child:
             child.render(a_batch(a_job("features.0")))
         # Then
-        assert told.read_text() == wanted
+        assert found.read_text() == wanted

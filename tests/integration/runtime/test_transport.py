@@ -1,4 +1,4 @@
-"""The workers' transport on a real Redis: what it delivers, what it drops, and what it lets through."""
+"""The workers' Kombu transport on a real Redis: messages it delivers or drops, and errors it raises."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def envelope(**properties: object) -> dict[str, Any]:
 def test_an_entry_that_is_no_kombu_message_is_dropped_and_the_next_is_delivered(
     connection: Connection, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given entries that are not JSON, or JSON without what a message needs, and one message behind them
+    # Given entries that are not JSON, or JSON without the fields of a message, and one message behind them
     foreign: list[bytes | str] = [
         "{not json",
         b"\xff\xfe",
@@ -68,14 +68,14 @@ def test_an_entry_that_is_no_kombu_message_is_dropped_and_the_next_is_delivered(
         for _ in range(len(foreign) + 1):
             connection.drain_events(timeout=5)
 
-    # Then the message has come, and each of the others is one line of the log
+    # Then the message is delivered, and each of the others is one line in the log
     assert received == ["payload"]
     assert len([line for line in caplog.messages if line.startswith("dropped message reason=")]) == len(foreign)
     assert redis_client.llen(QUEUE) == 0
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError])
-def test_an_error_of_what_a_message_is_delivered_to_is_raised(
+def test_an_error_of_the_callback_is_raised(
     connection: Connection, redis_client: "redis.Redis", error: type[Exception]
 ) -> None:
     redis_client.lpush(QUEUE, json.dumps(envelope()))
@@ -90,7 +90,7 @@ def test_an_error_of_what_a_message_is_delivered_to_is_raised(
         connection.drain_events(timeout=5)
 
 
-def test_a_channel_waits_as_long_as_polling_interval_says_and_shares_one_client(connection: Connection) -> None:
+def test_polling_interval_is_the_timeout_of_a_brpop_and_a_channel_shares_one_client(connection: Connection) -> None:
     channel: Any = connection.default_channel
     assert isinstance(channel, transport.Channel)
     assert channel.brpop_timeout == 0.1
