@@ -48,7 +48,7 @@ def plan(job: Job, plans: list[LayerPlan]) -> str:
         f"{table(rows)}\n"
         f"{job.id}: {_count(total['layers_total'], 'layer')}, {_count(total['tiles_total'], 'tile')}, "
         f"{total['gflop_total'] / 1000:,.1f} TFLOP\n"
-        f"{recipe.described}; weights {job.weights.name}, fed {recipe.preprocess.name} pixels"
+        f"{recipe.described}; weights {job.weights.name}, preprocessing {recipe.preprocess.name}"
     )
 
 

@@ -62,7 +62,7 @@ def test_a_collector_that_is_killed_while_it_assembles_is_replaced_and_each_shee
 
 
 @pytest.mark.faults
-def test_two_collectors_enqueue_what_was_lost_once(tmp_path: Path) -> None:
+def test_two_collectors_enqueue_lost_tiles_once(tmp_path: Path) -> None:
     with fleet(tmp_path, "rclone") as farm:
         # Given a job whose messages were lost, and two collectors
         farm.start("collector"), farm.start("collector")

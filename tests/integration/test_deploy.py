@@ -304,7 +304,7 @@ def test_the_image_installs_the_dependencies_that_the_project_declares() -> None
     assert printed.splitlines() == project["dependencies"]
 
 
-def test_the_build_context_holds_what_the_package_needs_and_no_more() -> None:
+def test_the_build_context_holds_the_files_of_the_package_only() -> None:
     # Given .dockerignore
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]

@@ -67,7 +67,7 @@ class Grid(Frozen):
     @model_validator(mode="after")
     def _rows_and_columns_come_together(self) -> "Grid":
         if (self.rows is None) != (self.columns is None):
-            raise ValueError("rows and columns come together or not at all")
+            raise ValueError("a grid needs both rows and columns, or neither")
         return self
 
     def holds(self, tiles: int) -> bool:

@@ -54,7 +54,7 @@ class Directions(Frozen):
         if self.count * self.channels > MAX_NUMBERS:
             raise ValueError(f"{self.count} directions of {self.channels} channels are more than {MAX_NUMBERS} numbers")
         if len(b64decode(self.base64, validate=True)) != 4 * self.count * self.channels:
-            raise ValueError(f"that is not {self.count} directions of {self.channels} channels")
+            raise ValueError(f"the data is not as long as {self.count} directions of {self.channels} channels")
         return self
 
 
@@ -123,7 +123,7 @@ class Recipe(Frozen):
     diversity: Annotated[
         int,
         Field(ge=1, le=16),
-        Option(panel="Objective", help="Pictures per filter, kept unlike each other, side by side in the tile."),
+        Option(panel="Objective", help="Pictures per filter, side by side in the tile; their similarity is penalised."),
     ] = 1
     tap: Annotated[
         Literal["activation", "conv"],
@@ -157,7 +157,9 @@ class Recipe(Frozen):
         ),
     ] = _of_method("step_size")
     octaves: Annotated[
-        int, Field(ge=1, le=32), Option(panel="Method", help="Number of sizes a picture grows through; notebook only.")
+        int,
+        Field(ge=1, le=32),
+        Option(panel="Method", help="Number of sizes that are optimised in turn; notebook only."),
     ] = 1
     octave_scale: Annotated[
         float, Field(gt=1, le=4), Option(panel="Method", help="Ratio of each of these sizes to the one before.")
@@ -194,7 +196,7 @@ class Recipe(Frozen):
         if self.neuron is not None and self.objective != "neuron":
             raise ValueError("a neuron's place needs the objective neuron")
         if (self.directions is not None) != (self.objective == "direction"):
-            raise ValueError("directions and the objective direction come together")
+            raise ValueError("the objective direction needs directions, and no other objective takes them")
         if self.octaves > 1 and self.method != "notebook":
             raise ValueError("octaves need the method notebook; the others have every scale in one")
         if self.octaves > 1 and min(self.octave_px[0]) < MIN_SIZE_PX:

@@ -156,7 +156,7 @@ def test_outstanding_are_the_queued_and_those_with_a_worker(app: Celery, redis_c
     assert [both["another-job"].total, both["no-job"].total] == [1, 0]
 
 
-def test_what_else_lies_among_the_messages_in_flight_counts_for_no_job(redis_client: "redis.Redis") -> None:
+def test_foreign_entries_among_the_messages_in_flight_count_for_no_job(redis_client: "redis.Redis") -> None:
     # Given entries that are no message of ours
     for tag, entry in enumerate(["", "{", "[]", "5", '[{}, "", null]', '["x"]']):
         redis_client.hset(UNACKED, str(tag), entry)
@@ -197,7 +197,7 @@ def test_refreshing_nothing_does_nothing(redis_client: "redis.Redis") -> None:
     assert redis_client.dbsize() == 0
 
 
-def test_a_message_whose_worker_is_silent_goes_to_another(broker_url: str, redis_client: "redis.Redis") -> None:
+def test_a_message_of_a_silent_worker_is_redelivered(broker_url: str, redis_client: "redis.Redis") -> None:
     # Given a message in flight, delivered longer ago than the visibility timeout
     app = make_app(Settings(broker_url=broker_url, visibility_timeout_s=5.0))
     enqueue(app, tasks(1))
@@ -338,7 +338,7 @@ def impostor(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 
 @pytest.mark.parametrize("use", [publish, count])
-def test_a_tls_queue_whose_certificate_does_not_verify_is_received_nothing(use: Use, tmp_path: Path) -> None:
+def test_nothing_is_sent_to_a_tls_server_whose_certificate_does_not_verify(use: Use, tmp_path: Path) -> None:
     # Given a server that is not the queue, and speaks TLS like it
     with impostor(tmp_path) as (port, received):
         settings = Settings(broker_url=f"rediss://:s3cret@127.0.0.1:{port}/0")

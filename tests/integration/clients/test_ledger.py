@@ -218,7 +218,7 @@ def test_a_tile_that_is_enqueued_again_twice_counts_once(ledger: Ledger) -> None
     assert ledger.requeued(JOB.id) == 3
 
 
-def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> None:
+def test_syncing_replaces_the_ledger_by_the_buckets_state(ledger: Ledger) -> None:
     # Given a ledger that says something else
     ledger.end_claim(JOB.id, 9, "token", stored=True)
     ledger.mark_failed(JOB.id, 10, "old")
@@ -236,7 +236,7 @@ def test_syncing_makes_the_ledger_say_what_the_bucket_holds(ledger: Ledger) -> N
     assert ledger.count_attempt(JOB.id, 11) == 1
 
 
-def test_an_emptied_redis_is_told_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
+def test_an_emptied_redis_differs_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
     # Given a job of which nothing is done
     ledger.sync(JOB, set(), {})
     assert ledger.is_synced(JOB.id)
@@ -279,7 +279,7 @@ def test_a_stored_tile_is_done_whatever_token_holds_the_claim(ledger: Ledger) ->
     assert ledger.client.get(keys.claim(JOB.id, 3)) == b"second"
 
 
-def test_a_tile_that_is_over_is_claimed_by_nobody(ledger: Ledger) -> None:
+def test_an_ended_tile_cannot_be_claimed(ledger: Ledger) -> None:
     # Given a stored tile, a failed one, and a cancelled job
     ledger.end_claim(JOB.id, 1, "token", stored=True)
     ledger.mark_failed(JOB.id, 2, "why")

@@ -143,7 +143,7 @@ def test_folders_of_similar_names_are_all_listed(store: Store) -> None:
     assert sorted(store.list("job/")) == [f"job/{key}" for key in wanted]
 
 
-def test_a_prefix_that_is_no_whole_folder_lists_what_begins_with_it(store: Store) -> None:
+def test_a_partial_prefix_lists_all_keys_that_begin_with_it(store: Store) -> None:
     # Given jobs of which one's name begins with another's
     for key in ("job-1/a", "job-10/b", "other/c"):
         store.put(key, b"x", TEXT)
@@ -154,7 +154,7 @@ def test_a_prefix_that_is_no_whole_folder_lists_what_begins_with_it(store: Store
     assert list(store.list("nothing/")) == []
 
 
-def test_folders_are_the_first_segments_of_what_is_stored(store: Store) -> None:
+def test_folders_are_the_first_segments_of_all_keys(store: Store) -> None:
     # Given three jobs, and an object in no folder
     for key in ("b/job.json", "b/tiles/features.0/0.png", "a/job.json", "c/x/y/z", "loose"):
         store.put(key, b"x", TEXT)
@@ -181,7 +181,7 @@ def test_two_prefixes_of_a_bucket_do_not_see_each_other(store: Store, settings: 
     assert list(other.folders()) == []
 
 
-def test_a_bucket_can_be_made_twice_and_keeps_what_is_in_it(store: Store) -> None:
+def test_a_bucket_can_be_made_twice_and_keeps_its_objects(store: Store) -> None:
     # Given a bucket with an object
     store.put("job/a", b"x", TEXT)
     # When it is made again
@@ -190,7 +190,7 @@ def test_a_bucket_can_be_made_twice_and_keeps_what_is_in_it(store: Store) -> Non
     assert store.get("job/a") == b"x"
 
 
-def test_a_bucket_that_does_not_exist_is_told_at_once(settings: Settings, s3: S3) -> None:
+def test_a_missing_bucket_is_an_error_at_once(settings: Settings, s3: S3) -> None:
     # Given a bucket that nobody made
     name = f"b{uuid.uuid4().hex}"
     store = Store(replace(settings, bucket_url=f"s3://{name}"), retry_s=30)
@@ -212,7 +212,7 @@ def test_a_bucket_that_does_not_exist_is_told_at_once(settings: Settings, s3: S3
 
 
 @pytest.mark.parametrize("wrong", ["key", "secret"])
-def test_wrong_credentials_are_told_at_once_and_never_taken_for_absence(
+def test_wrong_credentials_are_an_error_at_once_and_no_absent_object(
     settings: Settings, s3: S3, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     # Given an object, and credentials of which one half is wrong
@@ -236,7 +236,7 @@ def test_wrong_credentials_are_told_at_once_and_never_taken_for_absence(
     assert time.monotonic() - began < 10
 
 
-def test_missing_credentials_are_told_as_such(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_deny_access(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an environment without credentials, and no machine that would give some
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -296,7 +296,7 @@ def test_a_store_that_does_not_answer_is_given_up_when_its_retries_end(
 
 
 @pytest.mark.parametrize(("size", "asks"), [(1, False), (100_000, False), (3_000_000, True)])
-def test_only_what_is_large_is_announced(settings: Settings, s3: S3, size: int, asks: bool) -> None:
+def test_only_large_bodies_are_announced(settings: Settings, s3: S3, size: int, asks: bool) -> None:
     # Given a proxy that records requests with "Expect: 100-continue"
     with s3_proxy(s3.endpoint) as proxy:
         store = Store(replace(settings, endpoint_url=proxy.endpoint), retry_s=10)

@@ -105,7 +105,7 @@ def test_an_object_store_error_is_reported_for_every_running_job(
     assert (job_status(JOB, store, running).state, job_status(JOB, store, running).waiting_for) == ("running", "")
 
 
-def test_a_job_that_has_ended_is_not_failed_by_what_the_store_does_later(running: Ledger, store: Store) -> None:
+def test_a_finished_job_is_not_failed_by_later_errors_of_the_store(running: Ledger, store: Store) -> None:
     # Given a finished job, and a store that refuses
     write_status(store, JOB.id, "finished", reasons={})
     running.unregister(JOB.id)

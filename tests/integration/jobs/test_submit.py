@@ -146,7 +146,7 @@ def test_a_cancelled_job_is_resumed_by_submitting_it_again(
     assert read_state(store, JOB.id) == "running"
 
 
-def test_what_a_submission_that_was_cut_off_did_not_enqueue_the_next_one_does(
+def test_a_submission_completes_an_interrupted_one(
     store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
 ) -> None:
     # Given a job of which only three messages were enqueued
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_changed_after_planning_is_not_stored(
     assert list(store.list("")) == []
 
 
-def test_the_inventory_counts_only_what_belongs_to_the_job(store: Store, ledger: Ledger) -> None:
+def test_the_inventory_counts_objects_of_the_job_only(store: Store, ledger: Ledger) -> None:
     # Given a tile, a failure, and foreign objects
     finish_tiles(JOB, {1}, store, ledger)
     fail(JOB, 2, store, ledger, reason="größer\nnext line")

@@ -40,7 +40,7 @@ def job_with_checkpoint(store: RetryingStore) -> Job:
     return job
 
 
-def test_nobody_waits_for_the_checkpoint_of_another_job(s3: S3, tmp_path: Path) -> None:
+def test_a_download_does_not_block_other_jobs(s3: S3, tmp_path: Path) -> None:
     # Given a download of one job's checkpoint from a store that is slow at that time
     with s3_proxy(s3.endpoint) as proxy:
         store = store_at(proxy.endpoint)

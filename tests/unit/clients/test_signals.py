@@ -32,7 +32,7 @@ def test_a_signal_stops_a_process_that_is_about_to_wait(number: signal.Signals) 
     assert done.returncode == 0
 
 
-def test_what_is_deferred_runs_once_however_often_it_is_begun() -> None:
+def test_a_deferred_call_runs_once_however_often_it_is_begun() -> None:
     # Given something deferred
     ran: list[int] = []
     deferred = DeferredCall(lambda: ran.append(threading.get_ident()))

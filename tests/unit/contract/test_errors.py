@@ -17,7 +17,7 @@ def test_no_two_errors_share_an_exit_code() -> None:
     assert len(set(codes)) == len(codes)
 
 
-def test_below_ten_there_is_only_what_every_program_has() -> None:
+def test_exit_codes_below_ten_are_the_usual_ones() -> None:
     # Given all exit codes
     # When those below 10 are taken
     low = {code for code in ExitCode if code < 10}
@@ -26,7 +26,7 @@ def test_below_ten_there_is_only_what_every_program_has() -> None:
     assert {code for kind, code in OWN_CODES.items() if kind is not FilterfarmError}.isdisjoint(low)
 
 
-def test_every_exit_code_fits_a_shell_and_is_somebodys() -> None:
+def test_every_exit_code_fits_a_shell_and_belongs_to_an_error() -> None:
     # Given all exit codes
     # Then a shell can tell them from death by signal, but for the one that means it
     assert [code for code in ExitCode if code > 125] == [ExitCode.INTERRUPTED]

@@ -47,7 +47,7 @@ def test_a_layers_stride_is_that_of_the_layers_up_to_it(model: str, layer: str, 
     assert layer_stride(size_px, own, wider) == stride
 
 
-def test_behind_a_pooling_of_everything_a_place_is_the_whole_picture() -> None:
+def test_after_global_pooling_the_stride_is_the_whole_picture() -> None:
     # Given a squeeze-and-excitation
     layer = "features.2.0.block.2.fc1"
     own, wider = (plans("efficientnet_b0", side)[layer].output_px for side in (128, 192))

@@ -135,8 +135,8 @@ def test_the_id_changes_with_every_field_that_matters(path: str) -> None:
     ("wrong", "told"),
     [
         ({"recipe.neuron": [0, 0]}, "needs the objective neuron"),
-        ({"recipe.objective": "direction"}, "come together"),
-        ({"recipe.directions": {"count": 1, "channels": 2, "base64": "AACAPwAAAAA="}}, "come together"),
+        ({"recipe.objective": "direction"}, "needs directions"),
+        ({"recipe.directions": {"count": 1, "channels": 2, "base64": "AACAPwAAAAA="}}, "needs directions"),
         ({"recipe.directions": {"count": 2, "channels": 2, "base64": "AACAPwAAAAA="}}, "not 2 directions of 2"),
         ({"recipe.directions": {"count": 1, "channels": 2, "base64": "?"}}, "base64"),
         ({"recipe.directions": {"count": 2000, "channels": 2000, "base64": ""}}, "more than 1000000 numbers"),
@@ -215,7 +215,7 @@ def test_tiles_are_numbered_by_layer_and_filter() -> None:
     ],
     ids=["empty", "cut", "null", "list", "text", "number", "utf-16", "png", "no-fields", "deep", "zeros"],
 )  # fmt: skip
-def test_what_is_no_job_at_all_is_a_corrupt_job(data: bytes) -> None:
+def test_data_that_is_no_job_is_a_corrupt_job(data: bytes) -> None:
     # Given an object that somebody else put there
     # When it is decoded
     # Then one line says so

@@ -92,7 +92,7 @@ def test_a_hostile_name_is_no_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "features.24", "Mixed_7c.branch3x3dbl_3a.conv", "_x", "-x", "0", "x" * 128])
-def test_what_networks_call_their_layers_is_a_name(name: str) -> None:
+def test_layer_names_of_networks_are_valid_names(name: str) -> None:
     # Given a layer's name as networks have them
     # When it is asked whether it may be a segment
     # Then it may

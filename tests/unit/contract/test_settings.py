@@ -115,7 +115,7 @@ def test_every_bad_value_gives_one_line_that_names_the_variable(variable: str, t
 
 
 @pytest.mark.parametrize("url", ["s3cret@host", "amqp://:s3cret@host/0", "redis://:s3cret@host:port/0"])
-def test_a_bad_broker_url_is_told_without_its_password(url: str) -> None:
+def test_the_error_for_a_bad_broker_url_omits_its_password(url: str) -> None:
     # Given a broker URL that cannot be, with a password in it
     # When settings are made from it
     with pytest.raises(BadSettings) as caught:
@@ -220,7 +220,7 @@ def test_a_bucket_url_is_a_bucket_and_a_prefix(url: str, bucket: str, prefix: st
     assert urlsplit(url).netloc == bucket
 
 
-def test_a_missing_bucket_is_told_when_it_is_needed() -> None:
+def test_a_missing_bucket_is_an_error_once_it_is_needed() -> None:
     # Given an environment without a bucket, as "run" has it
     settings = Settings.from_environ({})
     # When the bucket is asked for
@@ -254,6 +254,6 @@ def test_a_device_is_chosen_of_those_that_are_here(device: str, here: list[str],
 
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", ["cpu"]), ("cuda:2", ["cuda:0", "cuda:1"]), ("mps", ["cuda:0"])])
-def test_a_device_that_is_not_here_is_told(device: str, here: list[str]) -> None:
+def test_an_absent_device_is_an_error(device: str, here: list[str]) -> None:
     with pytest.raises(BadSettings, match=f"no device '{device}' on this machine; it has {here[0]}"):
         Settings(device=device).choose_device(here)

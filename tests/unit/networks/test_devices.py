@@ -21,7 +21,7 @@ def test_a_device_that_computes_wrongly_is_found_out(monkeypatch: pytest.MonkeyP
         devices.check(torch.device("cpu"))
 
 
-def test_what_torch_says_of_a_device_that_is_not_there_is_passed_on() -> None:
+def test_torchs_error_for_an_absent_device_is_raised() -> None:
     # When / Then
     with pytest.raises((RuntimeError, AssertionError), match="CUDA|NVIDIA"):
         devices.check(torch.device("cuda:99"))

@@ -74,7 +74,7 @@ def test_folded_equals_unfolded_whatever_the_norms_stand_behind() -> None:
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_folding_changes_nothing_in_the_network_or_in_what_it_was_made_from() -> None:
+def test_folding_leaves_the_network_and_its_modules_unchanged() -> None:
     # Given
     model = knotted()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ def test_no_gradient_of_any_parameter_is_computed() -> None:
     assert all(parameter.grad is None for parameter in [*model.parameters(), *fast.parameters()])
 
 
-def test_taps_of_one_network_share_what_is_made_for_them() -> None:
+def test_layer_extractors_of_one_network_share_their_fused_convolutions() -> None:
     # Given
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

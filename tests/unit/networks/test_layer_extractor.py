@@ -365,7 +365,7 @@ class Windows(nn.Module):
         return windows.flatten(4, 5).flatten(2, 3)
 
 
-def test_what_sizes_a_network_takes_is_asked_of_it_once_each() -> None:
+def test_each_input_size_is_tried_once() -> None:
     # Given a network of which the layer sees windows of 8 px, as attention has them
     model = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 1), windows=Windows(8), last=nn.Conv2d(4, 4, 1)))
     tap = LayerExtractor(model, tracing.trace(model), "last", "conv")
@@ -381,7 +381,7 @@ def test_what_sizes_a_network_takes_is_asked_of_it_once_each() -> None:
             tap.map_px(16, 20)
 
 
-def test_a_device_without_memory_is_no_answer_to_what_a_network_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_does_not_count_as_an_unsupported_input_size(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     tap = LayerExtractor(model, tracing.trace(model), "1", "conv")
@@ -404,7 +404,7 @@ def test_the_number_of_filters_is_known() -> None:
     assert LayerExtractor(model, tracing.trace(model), "2", "conv").channels == 12
 
 
-def test_cutting_at_what_is_no_convolution_is_an_unknown_layer() -> None:
+def test_extracting_a_module_that_is_no_convolution_is_an_unknown_layer() -> None:
     # Given
     model = prelu_network()
     # When / Then

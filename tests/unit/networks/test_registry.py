@@ -1,4 +1,4 @@
-"""The registry: names, builders, what each network is fed, Keras's names for VGG's layers."""
+"""The registry: names, builders, preprocessing, Keras's names for VGG's layers."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_a_name_like_no_other_is_answered_with_where_to_look() -> None:
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "raft_small", "quantized_resnet18", "VGG16", ""])
-def test_what_classifies_no_pictures_is_unknown(name: str) -> None:
+def test_models_of_other_tasks_are_unknown(name: str) -> None:
     # Given / When / Then
     with pytest.raises(UnknownModel):
         registry.get(name)
@@ -85,7 +85,7 @@ def test_a_skeleton_has_the_shapes_and_no_memory(name: str) -> None:
     assert not any(module.training for module in skeleton.modules())
 
 
-def test_each_network_is_fed_what_its_published_weights_were_trained_on() -> None:
+def test_each_network_has_the_preprocessing_of_its_published_weights() -> None:
     # Given torchvision's own recipes; the Caffe weights of VGG16 are fed raw pixels, as weights.preprocess decides
     wrong = {}
     for name in torchvision_models.list_models(module=torchvision_models):
@@ -102,7 +102,7 @@ def test_each_network_is_fed_what_its_published_weights_were_trained_on() -> Non
 
 
 @pytest.mark.parametrize("name", GOOGLE)
-def test_the_google_networks_are_fed_what_torchvisions_transform_inside_them_makes(name: str) -> None:
+def test_the_google_networks_get_the_input_of_torchvisions_own_transform(name: str) -> None:
     # Given
     pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
     theirs = torchvision_models.get_model(name, weights=None, init_weights=False, transform_input=True)

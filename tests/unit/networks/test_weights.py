@@ -136,7 +136,7 @@ def test_a_file_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("text", ["missing.pth", "IMAGENET1K_V9", "imagenet", "", "."])
-def test_what_is_neither_a_name_nor_a_file_is_missing_and_the_choices_are_named(
+def test_text_that_is_neither_a_name_nor_a_file_is_missing_and_the_choices_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     # Given
@@ -187,7 +187,7 @@ def test_weights_of_an_unknown_model_are_an_unknown_model() -> None:
         weights.choose("vgg61", "none")
 
 
-# What the network is fed
+# Preprocessing
 
 FEATURES = Weights(source="torchvision", name="IMAGENET1K_FEATURES", sha256="88682ab5")
 FEATURES_FILE = Weights(source="file", name="any.pth", sha256="88682ab5" + "0" * 56)
@@ -215,7 +215,7 @@ V1 = Weights(source="torchvision", name="IMAGENET1K_V1", sha256="397923af")
         ("imagenet", "efficientnet_lite0", NONE, registry.IMAGENET),
     ],
 )
-def test_the_network_is_fed_what_was_chosen_or_what_suits_its_weights(
+def test_preprocessing_is_the_chosen_one_or_that_of_the_weights(
     choice: str, model: str, given: Weights, wanted: object
 ) -> None:
     # Given / When / Then
@@ -428,7 +428,7 @@ def test_the_packaged_weights_land_where_their_names_say() -> None:
 # Downloads
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_fetch_and_where_to_put_it(hub: Path) -> None:
+def test_an_impossible_download_names_the_file_and_its_folder(hub: Path) -> None:
     # Given
     given, _ = weights.choose("vgg16", None)
     # When / Then

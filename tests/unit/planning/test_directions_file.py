@@ -135,7 +135,7 @@ def test_one_layer_of_several_that_does_not_fit_is_named(tmp_path: Path) -> None
         "text", "too large for float32", "nothing left in float32",
     ],
 )  # fmt: skip
-def test_what_is_no_direction_is_refused(tmp_path: Path, array: object) -> None:
+def test_an_array_that_holds_no_directions_is_refused(tmp_path: Path, array: object) -> None:
     # Given / When / Then
     refused(saved(tmp_path, array))
 

@@ -71,7 +71,7 @@ def test_a_deeper_layer_costs_more_and_a_larger_picture_too(vgg16: list[LayerPla
     assert larger / costs[4] == pytest.approx(4.0, rel=0.05)
 
 
-def test_the_cost_of_the_second_layer_is_what_arithmetic_says(vgg16: list[LayerPlan]) -> None:
+def test_the_cost_of_the_second_layer_is_computed_by_hand(vgg16: list[LayerPlan]) -> None:
     # Given the trunk of VGG16's second layer: 64 filters of 3 x 3 x 3 at 150 px, and one filter of 3 x 3 x 64 behind it
     trunk, own = 2 * 150 * 150 * 64 * 27, 2 * 150 * 150 * 576
     # When forward and backward are counted
@@ -141,7 +141,7 @@ def test_a_model_that_is_no_name_is_unknown(name: str) -> None:
     refused(UnknownModel, model=name)
 
 
-def test_a_grid_that_is_too_small_says_what_it_holds_and_what_to_do() -> None:
+def test_a_grid_that_is_too_small_names_its_room_and_a_remedy() -> None:
     # Given 64 filters and 4 x 4 places
     # When a job is made
     message = refused(BadOption, layers="features.0", grid="4x4")
@@ -228,7 +228,7 @@ def test_every_bad_option_gives_one_line_that_names_it(changes: dict[str, Any], 
     assert option in refused(BadOption, layers="features.0", filters="0", **changes)
 
 
-def test_of_a_range_each_layer_gives_what_it_has() -> None:
+def test_a_range_selects_the_filters_that_each_layer_has() -> None:
     # Given a range of which the first layers have but the beginning
     # When a job of all layers is made
     job, _ = make_job(changed(filters="60-100"))
@@ -251,7 +251,7 @@ def test_filters_that_no_layer_has_and_layers_that_have_none_of_them_are_refused
     assert message in refused(BadFilters, layers=layers, filters=filters)
 
 
-def test_weights_that_are_nowhere_are_refused_with_what_there_is() -> None:
+def test_unknown_weights_are_refused_with_a_list_of_known_ones() -> None:
     # Given a name that is neither published nor a file
     # When a job is made
     message = refused(WeightsMissing, weights="nowhere.pth")

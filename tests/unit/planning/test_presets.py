@@ -59,7 +59,7 @@ def test_a_recipe_made_without_the_command_line_has_the_same_defaults(method: st
         ("fast", {"method": "fourier", "height_px": 96, "steps": 32, "step_size": 0.05}),
     ],
 )
-def test_each_preset_is_what_its_source_took(preset: str, wanted: dict[str, Any]) -> None:
+def test_each_preset_has_the_values_of_its_source(preset: str, wanted: dict[str, Any]) -> None:
     # Given / When
     recipe = recipe_for(preset=preset)
     # Then; what a preset does not say is its method's
@@ -93,7 +93,7 @@ def test_every_preset_is_among_those_tested() -> None:
         ({"octave_scale": 1.5}, "octave_scale", 1.5),
     ],
 )
-def test_what_is_said_goes_before_the_preset_and_changes_nothing_else(
+def test_an_explicit_option_overrides_the_preset_and_changes_nothing_else(
     said: dict[str, Any], field: str, value: float
 ) -> None:
     # Given
@@ -106,7 +106,7 @@ def test_what_is_said_goes_before_the_preset_and_changes_nothing_else(
     assert differing <= {field, "height_px", "width_px"} if "size" in said else differing == {field}
 
 
-def test_another_method_than_the_presets_keeps_what_the_preset_says() -> None:
+def test_another_method_than_the_presets_keeps_the_presets_other_options() -> None:
     # Given / When
     recipe = recipe_for(preset="fast", method="pixel")
     # Then
@@ -172,7 +172,7 @@ def test_no_other_size_is_read(text: str) -> None:
         ({"neuron": "1,2", "objective": "neuron", "method": "notebook", "octaves": 2}, "single octave"),
     ],
 )
-def test_what_is_out_of_range_is_refused_by_its_option_and_value(said: dict[str, Any], option: str) -> None:
+def test_a_value_out_of_range_is_refused_with_its_option(said: dict[str, Any], option: str) -> None:
     # Given / When
     with pytest.raises(BadOption) as caught:
         recipe_for(**said)
@@ -211,7 +211,7 @@ def test_deepdream_has_one_tile_a_layer() -> None:
         ({"method": "fourier", "objective": "neuron"}, 1, 7.0),
     ],
 )
-def test_the_plan_counts_what_is_looked_at(said: dict[str, Any], filters: int, steps: float) -> None:
+def test_the_plan_counts_the_filters_of_the_objective(said: dict[str, Any], filters: int, steps: float) -> None:
     # Given VGG16's second layer at 40 x 64 px: forward and backward of 64 filters of 3 x 3 x 3 and some of 3 x 3 x 64
     options = {
         "model": "vgg16", "weights": "none", "size": "40x64", "layers": "features.2", "filters": "0-4", "steps": 7,
@@ -254,7 +254,7 @@ def test_of_a_deep_layer_no_margin_is_seen_and_counted() -> None:
     assert plans == [alone]
 
 
-def test_the_command_line_hands_on_what_is_said_and_nothing_that_is_not() -> None:
+def test_the_command_line_passes_explicit_options_only() -> None:
     # Given
     seen: list[Options] = []
 
