@@ -15,7 +15,7 @@ from producer.jobs.local_store import LocalStore
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, NoJob
-from workers.contract.job import Job, decode
+from workers.contract.job import Job, decode_job
 
 #: Upper bound of a failure record in bytes.
 MAX_FAILURE_BYTES = 65_536
@@ -38,10 +38,7 @@ def load_job(job_id: str, store: Reader) -> Job:
     data = store.get(keys.job(job_id)) if keys.is_name(job_id) else None
     if data is None:
         raise NoJob(f"no job {job_id[:100]!r} in the bucket; 'filterfarm status' lists all")
-    job = decode(Job, data, f"job {job_id}")
-    if job.id != job_id:
-        raise CorruptJob(f"job {job_id} holds the content of {job.id}")
-    return job
+    return decode_job(data, job_id)
 
 
 def readable_jobs(store: Store | LocalStore, console: Console) -> Iterator[Job]:

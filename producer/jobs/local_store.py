@@ -35,13 +35,18 @@ class LocalStore:
             raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
 
     def get_file(self, key: str, path: Path) -> bool:
-        """Copy the object to ``path``; False if there is none. Raises StorageDenied if the file cannot be read."""
+        """Copy the object to ``path``; False if there is none.
+
+        Raises StorageDenied if the object cannot be opened, and OSError if ``path`` cannot be written.
+        """
         try:
-            shutil.copyfile(self._bucket / key, path)
+            source = (self._bucket / key).open("rb")
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
             raise StorageDenied(f"cannot read {self._bucket / key}: {error.strerror}") from error
+        with source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
         return True
 
     def list(self, prefix: str) -> Iterator[str]:

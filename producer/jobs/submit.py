@@ -3,7 +3,6 @@
 Submitting a job again resumes it. While each of its missing tiles has a message, only failed tiles are enqueued.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, NoJob, WeightsUnreadable
-from workers.contract.job import Job, Task
+from workers.contract.job import Job, Task, file_sha256
 
 #: Messages enqueued between two renewals of the submission's mark in Redis.
 _CHUNK = 2000
@@ -111,9 +110,8 @@ def _store_checkpoint(job: Job, checkpoint: Path | None, store: Store) -> None:
     key = keys.weights(job.id, job.weights.sha256)
     if not store.exists(key):
         try:
-            with checkpoint.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != job.weights.sha256:
-                    raise WeightsUnreadable(f"weights {str(checkpoint)!r} changed during submission; submit once more")
+            if file_sha256(checkpoint) != job.weights.sha256:
+                raise WeightsUnreadable(f"weights {str(checkpoint)!r} changed during submission; submit once more")
             store.put_file(key, checkpoint)
         except OSError as error:
             raise WeightsUnreadable(f"cannot read weights {str(checkpoint)!r}: {error.strerror}") from error

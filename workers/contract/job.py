@@ -7,6 +7,7 @@ them from foreign JSON, and raises CorruptJob for anything invalid.
 import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,6 +16,12 @@ from workers.contract.errors import BadFilters, CorruptJob
 from workers.contract.filter_ranges import format_filters, parse_filters
 from workers.contract.keys import Name
 from workers.contract.recipe import Frozen, Recipe
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in 64 hex digits, as in :class:`Weights`. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Weights(Frozen):
@@ -129,6 +136,14 @@ class Task(Frozen):
     job: Name
     layer: Name
     filter: Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+def decode_job(data: bytes, job_id: str) -> Job:
+    """The job in ``job.json`` of that id. Raises CorruptJob, also if the content is that of another job."""
+    job = decode(Job, data, f"job {job_id}")
+    if job.id != job_id:
+        raise CorruptJob(f"job {job_id} holds the content of {job.id}")
+    return job
 
 
 Record = TypeVar("Record", bound=Frozen)

@@ -3,7 +3,6 @@
 Files are read with ``torch.load(weights_only=True)`` or safetensors, never with plain pickle.
 """
 
-import hashlib
 import pickle  # for UnpicklingError only
 import re
 import warnings
@@ -18,7 +17,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
-from workers.contract.job import Weights
+from workers.contract.job import Weights, file_sha256
 from workers.contract.recipe import Preprocess
 from workers.networks import registry, tracing
 
@@ -190,7 +189,6 @@ def _published_digest(url_or_name: str) -> str:
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise WeightsUnreadable(f"cannot read weights {str(path)!r}: {error.strerror}") from error

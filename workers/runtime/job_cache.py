@@ -1,14 +1,13 @@
 """Caches frozen jobs in memory and their checkpoints on disk."""
 
-import hashlib
 import os
 import threading
 from pathlib import Path
 
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
-from workers.contract.errors import CorruptJob, NoJob, WeightsUnreadable
-from workers.contract.job import Job, decode
+from workers.contract.errors import NoJob, WeightsUnreadable
+from workers.contract.job import Job, decode_job, file_sha256
 
 #: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
 _MOST_JOBS = 64
@@ -32,9 +31,7 @@ class JobCache:
                 data = self._store.get(keys.job(job_id))
                 if data is None:
                     raise NoJob(f"no job {job_id!r} in the bucket")
-                job = decode(Job, data, f"job {job_id}")
-                if job.id != job_id:
-                    raise CorruptJob(f"job {job_id} holds the content of {job.id}")
+                job = decode_job(data, job_id)
                 if len(self._jobs) >= _MOST_JOBS:
                     del self._jobs[next(iter(self._jobs))]
                 self._jobs[job_id] = job
@@ -63,8 +60,7 @@ class JobCache:
         try:
             if not self._store.get_file(key, partial):
                 raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")
-            with partial.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_sha256(partial)
             if digest != job.weights.sha256:
                 raise WeightsUnreadable(
                     f"the checkpoint {job.weights.name} of job {job.id} has SHA-256 {digest} in the bucket instead of "

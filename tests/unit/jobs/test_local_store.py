@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from producer.cli.main import cli
-from producer.jobs.local_store import BUCKET
+from producer.jobs.local_store import BUCKET, LocalStore
 from tests.jobs import sample_job
 from workers.contract import keys
-from workers.contract.errors import BadSettings, JobIncomplete, NoJob
+from workers.contract.errors import BadSettings, JobIncomplete, NoJob, StorageDenied
 
 JOB = sample_job("features.0")
 
@@ -149,3 +149,22 @@ def test_a_broker_without_a_bucket_is_half_a_farm_and_no_data_folder_is_read(
     # Then
     assert isinstance(result.exception, BadSettings)
     assert "FILTERFARM_BUCKET" in str(result.exception)
+
+
+def test_a_file_is_copied_out_of_the_folder_and_an_absent_one_is_not(data: Path, tmp_path: Path) -> None:
+    # Given
+    put(data, keys.weights(JOB.id, "ab" * 32), b"parameters")
+    store, copy = LocalStore(data), tmp_path / "copy.pth"
+    # When / Then
+    assert not store.get_file(keys.weights(JOB.id, "cd" * 32), copy)
+    assert not copy.exists()
+    assert store.get_file(keys.weights(JOB.id, "ab" * 32), copy)
+    assert copy.read_bytes() == b"parameters"
+
+
+def test_an_object_that_cannot_be_opened_is_denied(data: Path, tmp_path: Path) -> None:
+    # Given a folder in place of the object, which root cannot open either
+    (data / BUCKET / keys.weights(JOB.id, "ab" * 32)).mkdir(parents=True)
+    # When / Then
+    with pytest.raises(StorageDenied, match="cannot read"):
+        LocalStore(data).get_file(keys.weights(JOB.id, "ab" * 32), tmp_path / "copy.pth")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from tests.unit.networks.test_fusion import pooled, whole
+from tests.unit.networks.test_fusion import normed, pooled, whole
 from workers.kernels import loader
 from workers.kernels.winograd import WinogradConv
 from workers.networks import tracing
@@ -18,12 +18,10 @@ def operations(upstream: fx.GraphModule) -> list[str]:
 
 def test_extractors_of_one_network_share_compiled_convolutions() -> None:
     # Given
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.Conv2d(128, 128, 3)).eval()
+    model = normed()
     fused = FusedConvolutions()
     # When
-    first, second = (fused.optimize(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
+    first, second = (fused.optimize(whole(model), "fp32") for _ in range(2))
     # Then
     assert first.get_submodule("2") is second.get_submodule("2")
     assert isinstance(first.get_submodule("2"), WinogradConv) == (loader.library() is not None)

@@ -115,16 +115,22 @@ def test_no_gradient_of_any_parameter_is_computed() -> None:
 
 def test_layer_extractors_of_one_network_share_their_fused_convolutions() -> None:
     # Given
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.Conv2d(128, 128, 3)).eval()
-    kernels = FusedConvolutions()
+    model = normed()
+    fused = FusedConvolutions()
     # When
-    first, second = (kernels.optimize(whole(model.requires_grad_(False)), "fp32") for _ in range(2))
+    first, second = (fused.optimize(whole(model), "fp32") for _ in range(2))
     # Then
     for name in ("0", "2"):
         assert first.get_submodule(name) is second.get_submodule(name)
     assert first.get_submodule("0") is not model.get_submodule("0")
+
+
+def normed() -> nn.Module:
+    """A convolution with its batch-norm, and one that can be compiled; seeded and frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.Conv2d(128, 128, 3))
+    return model.eval().requires_grad_(False)
 
 
 def pooled() -> nn.Module:
