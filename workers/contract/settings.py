@@ -88,6 +88,10 @@ class Settings:
         broker = _broker_url(environ)
         if broker:
             values["broker_url"] = broker
+        # Read by workers.kernels itself. Checked here too, because there it is an error of each tile.
+        kernels = environ.get("FILTERFARM_KERNELS", "auto")
+        if kernels not in ("auto", "off"):
+            raise BadSettings(f"FILTERFARM_KERNELS={kernels[:80]!r} is no choice of convolutions; write auto or off")
         settings = cls(**values)  # type: ignore[arg-type]  # converted to the default's type just above
         settings._check()
         return settings

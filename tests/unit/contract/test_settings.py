@@ -257,3 +257,11 @@ def test_a_device_is_chosen_of_those_that_are_here(device: str, here: list[str],
 def test_an_absent_device_is_an_error(device: str, here: list[str]) -> None:
     with pytest.raises(BadSettings, match=f"no device '{device}' on this machine; it has {here[0]}"):
         Settings(device=device).choose_device(here)
+
+
+@pytest.mark.parametrize("choice", ["fast", "OFF", ""])
+def test_another_choice_of_convolutions_is_an_error(choice: str) -> None:
+    # When / Then
+    with pytest.raises(BadSettings, match=f"^FILTERFARM_KERNELS='{choice}' .*auto or off$"):
+        Settings.from_environ({"FILTERFARM_KERNELS": choice})
+    assert Settings.from_environ({"FILTERFARM_KERNELS": "off"}) == Settings.from_environ({})
