@@ -58,7 +58,7 @@ def _packages() -> str:
 
 
 def _servers() -> str:
-    from producer.local.farm import rclone_program, valkey_program
+    from producer.local.programs import rclone_program, valkey_program
 
     return f"{valkey_program().name}, {rclone_program().name}"
 

@@ -48,6 +48,7 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     from producer.jobs.session import open_session, read_settings
     from workers.clients.broker import broker_errors
     from workers.clients.clock import check_clock
+    from workers.clients.processes import python_module
 
     settings = read_settings(device=device, batch=batch)
     farm = open_session(settings)
@@ -56,7 +57,7 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     arguments = ["--all-gpus"] if all_gpus else []
     # This process becomes the supervisor, so that signals reach it directly.
     environ = {**os.environ, **settings.to_environ()}
-    os.execve(sys.executable, [sys.executable, "-m", "workers.runtime.supervisor", *arguments], environ)  # noqa: S606
+    os.execve(sys.executable, python_module("workers.runtime.supervisor", *arguments), environ)  # noqa: S606
 
 
 @click.command()

@@ -4,6 +4,7 @@ rich's TimeRemainingColumn is not used: it averages the updates of a fixed perio
 takes longer than that, and plain lines need the time left as text anyway.
 """
 
+import os
 import time
 from collections.abc import Callable
 
@@ -26,7 +27,12 @@ _MOST_BARS = 12
 
 def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1.0) -> JobStatus:
     """Show the status every ``every_s`` seconds until the job is no longer running; returns the last status."""
-    return _live(look, console, every_s) if console.is_terminal else _lines(look, console, every_s)
+    return _live(look, console, every_s) if can_redraw(console) else _lines(look, console, every_s)
+
+
+def can_redraw(console: Console) -> bool:
+    """True if lines can be drawn over. A notebook's cell is a terminal that cannot: Jupyter sets JPY_PARENT_PID."""
+    return console.is_terminal and not console.is_dumb_terminal and "JPY_PARENT_PID" not in os.environ
 
 
 def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:

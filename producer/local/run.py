@@ -10,7 +10,8 @@ from producer.jobs.progress import watch
 from producer.jobs.session import RETRY_S
 from producer.jobs.status import JobStatus, job_status
 from producer.jobs.submit import submit
-from producer.local.farm import Farm, rclone_program, valkey_program
+from producer.local.farm import Farm
+from producer.local.programs import rclone_program, valkey_program
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
 from workers.clients.broker import broker_errors, connect, make_app

@@ -7,6 +7,7 @@ each job with the bucket and re-enqueues missing tiles.
 
 import contextlib
 import json
+import os
 import ssl
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,13 +33,17 @@ UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application of producer and workers. It connects on first use."""
-    app = Celery("filterfarm", set_as_current=False)
-    app.conf.update(
-        # All three, because CELERY_BROKER_URL in the environment precedes broker_url alone.
+    """The Celery application of producer and workers. It connects on first use.
+
+    It reads no configuration from the environment, which may belong to another Celery project: the variables that
+    Celery prefers to its configuration are removed from this process.
+    """
+    for name in [name for name in os.environ if name.startswith("CELERY_")]:
+        del os.environ[name]
+    app = Celery("filterfarm", set_as_current=False, loader="app")
+    # From an object: with ``conf.update`` alone Celery reads the module that CELERY_CONFIG_MODULE names.
+    config = dict(
         broker_url=settings.broker_url,
-        broker_read_url=settings.broker_url,
-        broker_write_url=settings.broker_url,
         result_backend=None,
         task_ignore_result=True,
         # Acknowledged after the tile is stored: if the worker dies before, Redis redelivers the message.
@@ -78,6 +83,7 @@ def make_app(settings: Settings) -> Celery:
             "health_check_interval": 10,
         },
     )
+    app.config_from_object(config)
     return app
 
 

@@ -1,4 +1,4 @@
-"""Questions that a separate Python process answers, so that the asking one need not import torch."""
+"""Python processes that filterfarm starts, and a question that one answers, so that the asker need not import torch."""
 
 import subprocess
 import sys
@@ -6,11 +6,14 @@ import sys
 from workers.contract.errors import BadSettings
 
 
+def python_module(name: str, *arguments: str) -> list[str]:
+    """The command ``python -P -m NAME ARGUMENTS``: without ``-P`` a module in the current folder would precede ours."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
 def list_devices() -> list[str]:
     """This machine's devices as torch names them, the best first; never empty. Raises BadSettings if torch fails."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "workers.networks.devices"], capture_output=True, text=True, check=False
-    )
+    asked = subprocess.run(python_module("workers.networks.devices"), capture_output=True, text=True, check=False)
     devices = asked.stdout.split()
     if asked.returncode or not devices:
         reason = asked.stderr.strip().splitlines()[-1:] or ["no device"]

@@ -1,4 +1,4 @@
-"""The Celery application of ``celery -A workers.runtime.app worker``, which ``filterfarm worker`` supervises."""
+"""The Celery worker of one device: its application, its logging, and its end after the supervisor's."""
 
 import logging
 import os
@@ -18,7 +18,34 @@ from workers.runtime import tasks
 from workers.runtime.supervisor import SUPERVISOR_VARIABLE
 
 
-@signals.setup_logging.connect
+def serve(name: str, concurrency: int) -> int:
+    """Run a worker with ``concurrency`` task threads until SIGTERM; returns its exit code. Settings come from the
+    environment. ``name`` is unique in the farm.
+
+    Celery's own command line is not used: it takes options from variables such as BROKER_URL and APP, and imports from
+    the current folder.
+    """
+    # Celery warns root of pickled messages; only JSON is accepted here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    signals.setup_logging.connect(_set_up_logging)
+    settings = Settings.from_environ(os.environ)
+    app = make_app(settings)
+    tasks.install(app, settings)
+    if SUPERVISOR_VARIABLE in os.environ:
+        threading.Thread(target=_drain_after, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()
+    worker = app.Worker(
+        hostname=name,
+        pool="threads",
+        concurrency=concurrency,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
 def _set_up_logging(**_: Any) -> None:
     log_to_stderr()
     # One line per batch is enough: not Celery's two per tile, nor its tracebacks of requeued messages.
@@ -31,13 +58,3 @@ def _drain_after(supervisor: int) -> None:
     while os.getppid() == supervisor:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-# Celery warns root of pickled messages; only JSON is accepted here.
-warnings.filterwarnings("ignore", category=SecurityWarning)
-
-settings = Settings.from_environ(os.environ)
-app = make_app(settings)
-tasks.install(app, settings)
-if SUPERVISOR_VARIABLE in os.environ:
-    threading.Thread(target=_drain_after, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from workers.clients.logs import log_to_stderr
-from workers.clients.processes import list_devices
+from workers.clients.processes import list_devices, python_module
 from workers.clients.signals import stop_on_signals
 from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError
 from workers.contract.settings import Settings
@@ -94,11 +95,9 @@ def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -
 def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     batch = settings.batch or max_batch_size(device)
     mine = replace(settings, device=device)
-    name = f"{device.replace(':', '')}-{os.getpid()}@%h"
-    command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.runtime.app", "worker", "--hostname", name]
+    name = f"{device.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
     # Twice the batch: while one batch is on the device, the threads of the previous one upload and the next one waits.
-    command += ["--pool", "threads", "--concurrency", str(2 * batch)]
-    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    command = python_module("workers.runtime", name, str(2 * batch))
     log.info("starting worker device=%s batch=%d", device, batch)
     variables = {**environ, **mine.to_environ(), SUPERVISOR_VARIABLE: str(os.getpid())}
     # A session of its own, so that Ctrl-C reaches the supervisor alone, which then drains the processes.

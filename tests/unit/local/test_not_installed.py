@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from producer.cli.doctor import examine
-from producer.local.farm import rclone_program
+from producer.local.programs import rclone_program
 from workers.contract.errors import ExitCode, ServerFailed
 
 _WITHOUT_THE_EXTRA = """
