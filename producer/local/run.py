@@ -1,5 +1,6 @@
 """``filterfarm run``: one job on this machine, from options to contact sheets."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from producer.planning import job_builder as planning
 from producer.planning.options import Options
 from workers.clients.broker import broker_errors, connect, make_app
 from workers.clients.ledger import Ledger
+from workers.clients.presence import Presence
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.job import Job
 from workers.contract.settings import Settings
+
+#: Less free space than this counts as a full disk: a tile takes up to 1 MiB.
+_LITTLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,12 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         def look() -> JobStatus:
             farm.restart_dead()
             status = job_status(job, store, ledger)
+            if status.state == "running" and (free := shutil.disk_usage(farm.bucket_folder).free) < _LITTLE_BYTES:
+                full = f"space on the disk of {farm.bucket_folder}, which has {free >> 10} KiB left"
+                return replace(status, waiting_for=full)
+            error = Presence(ledger.client).storage_error()
+            if error is not None:
+                return replace(status, waiting_for=f"the object store of {farm.bucket_folder}: {error.reason}")
             # The farm starts its own processes: advice to start one would mislead.
             return replace(status, waiting_for="its own processes to start") if status.waiting_for else status
 
