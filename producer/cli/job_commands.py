@@ -97,10 +97,8 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
 
     farm = open_session(read_settings())
     job, checkpoint = planning.make_job(options)
-    if checkpoint is not None:
-        from workers.networks import weights
-
-        weights.load(job.model, job.weights, checkpoint, seed=job.recipe.seed)
+    for note in planning.check_weights(job, checkpoint):
+        click.echo(note, err=True)
     with broker_errors(farm.settings):
         submitted = submit_job(job, checkpoint, store=farm.store, ledger=farm.ledger, app=farm.app)
         console = Console(stderr=True)
@@ -114,6 +112,8 @@ def _print_plan(options: Options, json_: bool) -> None:
     from producer.cli import text
     from producer.planning import job_builder as planning
 
-    job, _ = planning.make_job(options)
+    job, checkpoint = planning.make_job(options)
+    for note in planning.check_weights(job, checkpoint):
+        click.echo(note, err=True)
     plans = planning.as_rendered(job)
     click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

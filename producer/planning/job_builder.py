@@ -51,6 +51,18 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     return job, checkpoint
 
 
+def check_weights(job: Job, checkpoint: Path | None) -> list[str]:
+    """Fit a job's own checkpoint to its network; returns lines on what was chosen, removed or ignored in the file.
+
+    Raises WeightsUnreadable and WeightsDoNotFit.
+    """
+    if checkpoint is None:
+        return []
+    from workers.networks import weights
+
+    return [f"weights {job.weights.name}: {note}" for note in weights.check(job.model, job.weights, checkpoint)]
+
+
 def as_rendered(job: Job) -> list[LayerPlan]:
     """The plans of a job's layers, with the cost of a step under the job's recipe.
 

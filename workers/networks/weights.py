@@ -1,18 +1,14 @@
-"""Trained parameters: resolves ``--weights``, loads checkpoints without executing code in them, checks their shapes.
-
-Files are read with ``torch.load(weights_only=True)`` or safetensors, never with plain pickle.
-"""
+"""Trained parameters: resolves ``--weights``, checks that a checkpoint fits its network, loads it."""
 
 import pickle  # for UnpicklingError only
 import re
-import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model_weights
 
@@ -20,18 +16,20 @@ from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnre
 from workers.contract.job import Weights, file_sha256
 from workers.contract.recipe import Preprocess
 from workers.networks import registry, tracing
+from workers.networks.checkpoint import Checkpoint, parameters_of, read
 
-#: Keys of the parameters in checkpoints that also hold optimiser state and epoch.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+#: Names of counters that the package thop adds to every module.
+_COUNTERS = {"total_ops", "total_params"}
 
-_CHECKPOINT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+#: Characters that a file's name may contain and the name of a job's weights may not.
+_NOT_IN_NAMES = re.compile(r"[/#\x00-\x1f\x7f]")
 
 
 def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
     """Resolve ``--weights text`` for a model: the weights, and the checkpoint's path if ``text`` is a file.
 
-    None or "DEFAULT" means the model's default weights. Raises WeightsMissing if there are no weights of that name,
-    WeightsUnreadable if the file is of an unknown format or cannot be read, UnknownModel.
+    None or "DEFAULT" means the model's default weights, ``FILE#KEY`` the parameters under a key of the file. Raises
+    WeightsMissing if there are no weights of that name, WeightsUnreadable if the file cannot be read, UnknownModel.
     """
     known = registry.get(model).weights
     if text is None:
@@ -45,16 +43,16 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
             return Weights(source="package", name=text, sha256=_published_digest(_packaged_file().name)), None
         url = get_model_weights(model)[text].url
         return Weights(source="torchvision", name=text, sha256=_published_digest(url)), None
-    path = Path(text).expanduser()
+    path, key = Path(text).expanduser(), ""
+    if not path.is_file() and "#" in path.name:
+        file, _, key = str(path).rpartition("#")
+        path = Path(file)
     if not path.is_file():
         raise WeightsMissing(
             f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join(known)}, none"
         )
-    if path.suffix not in _CHECKPOINT_SUFFIXES:
-        raise WeightsUnreadable(
-            f"unknown format of {text[:200]!r}; rename it to one of {', '.join(sorted(_CHECKPOINT_SUFFIXES))}"
-        )
-    return Weights(source="file", name=path.name, sha256=_file_digest(path)), path
+    name = _NOT_IN_NAMES.sub("_", path.name)
+    return Weights(source="file", name=f"{name}#{key}" if key else name, sha256=_file_digest(path)), path
 
 
 def preprocess(choice: str, model: str, weights: Weights) -> Preprocess:
@@ -82,82 +80,106 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     model = registry.build(model_name, seed=seed)
     if weights.source == "none":
         return model
-    if weights.source == "torchvision":
-        parameters = _downloaded(model_name, weights)
-    elif weights.source == "package":
+    if weights.source == "package":
         # The package names the same tensors differently, in the same order.
         values = read(_packaged_file()).values()
-        parameters = dict(zip(model.state_dict(), values, strict=True))
+        _fit(model, Checkpoint(parameters=dict(zip(model.state_dict(), values, strict=True))), weights.name)
+        return model
+    if weights.source == "torchvision":
+        loaded = _downloaded(model_name, weights)
+    elif checkpoint is None:
+        raise WeightsMissing(
+            f"the checkpoint {weights.name!r} is not on this machine; submit the job again with --weights PATH"
+        )
     else:
-        if checkpoint is None:
-            raise WeightsMissing(
-                f"the checkpoint {weights.name!r} is not on this machine; submit the job again with --weights PATH"
-            )
-        parameters = read(checkpoint)
-    _fit(model, parameters, weights.name)
+        loaded = read(checkpoint)
+    _fit(model, _select(model, weights, loaded), weights.name)
     return model
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """Name -> tensor of a checkpoint, on the CPU. Raises WeightsUnreadable."""
-    try:
-        with warnings.catch_warnings():
-            # Warnings about pickle protocols. Errors are reported below.
-            warnings.simplefilter("ignore", UserWarning)
-            is_pickle = path.suffix != ".safetensors"
-            loaded = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsUnreadable(f"cannot read weights {path.name!r}: {one_line(error, 160)}") from error
-    except Exception as error:  # torch.load raises nearly any error on a file that is no checkpoint
-        raise WeightsUnreadable(
-            f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
-            "save the model's state_dict() with torch.save or as .safetensors"
-        ) from error
-    return _unwrap(loaded, path.name)
+def check(model_name: str, weights: Weights, checkpoint: Path) -> tuple[str, ...]:
+    """Check that a file fits a network, by the names and shapes of its tensors.
+
+    Returns sentences about what was chosen, removed or ignored in the file. Raises WeightsUnreadable, WeightsDoNotFit.
+    """
+    model = registry.skeleton(model_name)
+    selected = _select(model, weights, read(checkpoint))
+    ignored = _check_fit(model, selected.parameters, weights.name)
+    if not ignored:
+        return selected.notes
+    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+    return *selected.notes, f"ignored {', '.join(ignored[:3])}{more}, on which no tile depends"
 
 
-def _unwrap(loaded: Any, name: str) -> dict[str, torch.Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise WeightsUnreadable(f"{name!r} contains no named tensors; save the model's state_dict()")
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-    # DataParallel and DistributedDataParallel add this prefix to every name.
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
+def _select(model: nn.Module, weights: Weights, loaded: Any) -> Checkpoint:
+    """The parameters of ``model`` in what a file contains."""
+    file, _, key = weights.name.partition("#")
+    needed = tracing.is_needed(model, tracing.trace(model))
+    return parameters_of(loaded, [name for name in model.state_dict() if needed(name)], file=file, choice=key)
 
 
-def _fit(model: nn.Module, parameters: dict[str, torch.Tensor], name: str) -> None:
-    """Load ``parameters`` into ``model``. A missing or different classifier is accepted: no tile depends on it."""
+def _check_fit(model: nn.Module, parameters: Mapping[str, torch.Tensor], name: str) -> list[str]:
+    """Names in ``parameters`` that the network does not have and no tile depends on.
+
+    Raises WeightsDoNotFit if a tensor that tiles depend on is missing or has another shape, or if a module that tiles
+    depend on has another tensor in the file.
+    """
     needed = tracing.is_needed(model, tracing.trace(model))
     expected = model.state_dict()
-    # Modules that no tile depends on.
-    unneeded = tuple(f"{key.rpartition('.')[0]}." for key in expected if not needed(key))
-    problems = [
-        f"{key} is {tuple(parameters[key].shape)} and should be {tuple(tensor.shape)}"
-        if key in parameters
-        else f"{key} is missing"
-        for key, tensor in expected.items()
-        if needed(key)
-        and not key.endswith("num_batches_tracked")
-        and (key not in parameters or parameters[key].shape != tensor.shape)
+    problems = []
+    for key, tensor in expected.items():
+        if not needed(key) or key.endswith("num_batches_tracked"):
+            continue
+        found = parameters.get(key)
+        if found is None:
+            problems.append(f"{key} is missing")
+        elif found.shape != tensor.shape:
+            problems.append(f"{key} is {tuple(found.shape)} and should be {tuple(tensor.shape)}")
+            if found.ndim == 4 and tensor.shape[1] == 3 and found.shape[1] != 3:
+                raise WeightsDoNotFit(
+                    f"weights {name!r} are for pictures of {found.shape[1]} channels ({problems[-1]}); filterfarm "
+                    "renders RGB pictures: use weights of 3 input channels"
+                )
+    in_use = {module for key in expected if needed(key) for module in _modules(key)}
+    unknown = [key for key in parameters if key not in expected and not key.endswith("num_batches_tracked")]
+    problems += [
+        f"{key} is unknown"
+        for key in unknown
+        if not in_use.isdisjoint(_modules(key)) and key.rpartition(".")[2] not in _COUNTERS
     ]
-    problems += [f"{key} is unknown" for key in parameters if key not in expected and not key.startswith(unneeded)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise WeightsDoNotFit(
             f"weights {name!r} do not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}; "
-            "choose the architecture they were trained with"
+            "choose the architecture they were trained with, unchanged up to its last convolution"
         )
-    fitting = {k: v for k, v in parameters.items() if k in expected and v.shape == expected[k].shape}
+    return unknown
+
+
+def _modules(key: str) -> list[str]:
+    """The module that holds the tensor ``key``, and its parents: ``a.b.weight`` gives ``a`` and ``a.b``."""
+    return [key[:at] for at, letter in enumerate(key) if letter == "."]
+
+
+def _fit(model: nn.Module, selected: Checkpoint, name: str) -> None:
+    """Load parameters into ``model``. A missing or different classifier is accepted: no tile depends on it."""
+    _check_fit(model, selected.parameters, name)
+    expected = model.state_dict()
+    fitting = OrderedDict(
+        (key, value)
+        for key, value in selected.parameters.items()
+        if key in expected and value.shape == expected[key].shape
+    )
+    # MNASNet refuses parameters without the version of their layout, which safetensors files do not hold.
+    fitting._metadata = {**expected._metadata, **selected.metadata}  # type: ignore[attr-defined]
     model.load_state_dict(fitting, strict=False)
 
 
-def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
+def _downloaded(model: str, weights: Weights) -> Any:
     entry = get_model_weights(model)[weights.name]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (EOFError, pickle.UnpicklingError) as error:
         raise WeightsUnreadable(
             f"{folder / Path(entry.url).name} is corrupt ({type(error).__name__}); delete it to download it again"
@@ -167,7 +189,6 @@ def _downloaded(model: str, weights: Weights) -> dict[str, torch.Tensor]:
             f"cannot download weights {weights.name} of {model} ({one_line(error, 160)}); download {entry.url} "
             f"elsewhere and copy it to {folder}, or use --weights PATH or --weights none"
         ) from error
-    return state
 
 
 def _packaged_file() -> Path:

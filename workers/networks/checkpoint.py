@@ -1,0 +1,156 @@
+"""Reads a checkpoint file: its format, the dictionary of parameters in it, and the prefix of their names.
+
+Files are read with ``torch.load(weights_only=True)`` or safetensors, never with plain pickle.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from workers.contract.errors import WeightsDoNotFit, WeightsUnreadable, one_line
+
+#: Keys under which training scripts keep the parameters beside optimiser state and epoch, the preferred first.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+#: How deep below the file's top the dictionary of parameters may lie. An optimiser's state lies deeper.
+_MOST_LEVELS = 2
+
+#: Published DenseNet files have ``norm.1`` where torchvision's modules are called ``norm1``.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The parameters of a file by the names that the network gives them."""
+
+    parameters: dict[str, torch.Tensor]
+    #: module -> what its class stored beside its parameters, such as the version of their layout
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: sentences about what was chosen, removed or renamed
+    notes: tuple[str, ...] = ()
+
+
+def read(path: Path) -> Any:
+    """What a file contains, as tensors, numbers, strings and containers. Raises WeightsUnreadable."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":  # a length of 8 bytes, then JSON
+            return load_file(path)
+        with warnings.catch_warnings():
+            # Warnings about pickle protocols. Errors are reported below.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise WeightsUnreadable(f"cannot read weights {path.name!r}: {one_line(error, 160)}") from error
+    except Exception as error:  # torch.load raises nearly any error on a file that is no checkpoint
+        raise WeightsUnreadable(
+            f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
+            "save the model's state_dict() with torch.save or as .safetensors"
+        ) from error
+
+
+def parameters_of(loaded: Any, wanted: Iterable[str], *, file: str, choice: str = "") -> Checkpoint:
+    """The parameters in what ``read`` returned, without the prefix under which most names in ``wanted`` are found.
+
+    ``file`` is the file's name, for errors. ``choice`` is a key of a dictionary in it, such as ``ema``, or a prefix of
+    names, such as ``teacher``. Raises WeightsUnreadable if there are no parameters, and WeightsDoNotFit if there are
+    several candidates and none is chosen.
+    """
+    found = _dictionaries(loaded)
+    notes = []
+    if not found:
+        raise WeightsUnreadable(f"{file!r} contains no named tensors; save the model's state_dict()")
+    key, prefix = _chosen(found, choice, file)
+    if key:
+        notes.append(f"took {key!r}")
+    state = found[key]
+    names = {_OLD_DENSENET.sub(r"\1\2", str(name)): str(name) for name in state}
+    if prefix is None:
+        prefix = _prefix(names, list(wanted), file)
+    if prefix:
+        notes.append(f"removed the prefix {prefix!r} of the names")
+    parameters = {new.removeprefix(prefix): state[old] for new, old in names.items() if new.startswith(prefix)}
+    metadata = {
+        module.removeprefix(prefix): value
+        for module, value in getattr(state, "_metadata", {}).items()
+        if f"{module}.".startswith(prefix)
+    }
+    # The metadata of the network as a whole stands under the prefix without its dot.
+    if prefix.rstrip(".") in metadata:
+        metadata[""] = metadata.pop(prefix.rstrip("."))
+    return Checkpoint(parameters=parameters, metadata=metadata, notes=tuple(notes))
+
+
+def _dictionaries(loaded: Any, key: str = "", level: int = 0) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Dotted key -> dictionary, for all that hold tensors. Numbers, such as the best accuracy, are no parameters."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    found: dict[str, Mapping[str, torch.Tensor]] = {}
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if any(value.ndim for value in tensors.values()):
+        kept = _State(tensors)
+        kept._metadata = getattr(loaded, "_metadata", {})
+        found[key] = kept
+    if level < _MOST_LEVELS:
+        for name, value in loaded.items():
+            found |= _dictionaries(value, f"{key}.{name}" if key else str(name), level + 1)
+    return found
+
+
+class _State(dict[str, torch.Tensor]):
+    """A state_dict: PyTorch keeps the versions of its modules in an attribute."""
+
+    _metadata: dict[str, dict[str, Any]]
+
+
+def _chosen(found: Mapping[str, Mapping[str, torch.Tensor]], choice: str, file: str) -> tuple[str, str | None]:
+    """The key of a dictionary, and the prefix if ``choice`` names one."""
+    if choice in found and choice:
+        return choice, None
+    keys = [key for key in _WRAPPERS if key in found] or list(found)
+    if choice:
+        prefix = f"{choice.rstrip('.')}."
+        keys = [key for key in found if any(name.startswith(prefix) for name in found[key])]
+        if not keys:
+            raise WeightsDoNotFit(
+                f"weights {file!r} have no {choice[:80]!r}; there is {', '.join(map(repr, list(found)[:8]))}"
+            )
+        return keys[0], prefix
+    if len(keys) > 1 and keys[0] not in _WRAPPERS:
+        raise WeightsDoNotFit(
+            f"weights {file!r} contain several dictionaries of tensors: {', '.join(map(repr, keys[:8]))}; "
+            f"choose one with --weights '{file}#{keys[0] or keys[1]}'"
+        )
+    return keys[0], None
+
+
+def _prefix(names: Iterable[str], wanted: list[str], file: str) -> str:
+    """The prefix under which the most of ``wanted`` stand in ``names``: "" or one that ends with a dot.
+
+    Raises WeightsDoNotFit if two prefixes are equally good, as in a file of a student and its teacher.
+    """
+    there = set(names)
+    first = next((name for name in wanted if any(other.endswith(name) for other in there)), None)
+    if first is None:
+        return ""
+    candidates = {name.removesuffix(first) for name in there if name.endswith(first)}
+    counts = {
+        prefix: sum(prefix + name in there for name in wanted)
+        for prefix in candidates
+        if not prefix or prefix.endswith(".")
+    }
+    best = [prefix for prefix, count in sorted(counts.items()) if count == max(counts.values())]
+    if len(best) > 1 and "" not in best:
+        raise WeightsDoNotFit(
+            f"weights {file!r} contain the network under {' and '.join(map(repr, best[:4]))}; "
+            f"choose one with --weights '{file}#{best[0].rstrip('.')}'"
+        )
+    return best[0] if best else ""
