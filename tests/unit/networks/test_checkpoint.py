@@ -152,7 +152,7 @@ FAMILIES = (
 
 def as_published(name: str) -> OrderedDict[str, torch.Tensor]:
     """A state_dict with random parameters, named as in torchvision's published file."""
-    state: OrderedDict[str, torch.Tensor] = registry.build(name, seed=1).state_dict()
+    state = OrderedDict(registry.build(name, seed=1).state_dict())
     if name.startswith("densenet"):
         for key in list(state):
             state[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key)] = state.pop(key)
