@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
-from workers.clients.broker import broker_errors, connect
+import redis
+
+from workers.clients.broker import connect
+from workers.clients.broker_access import broker_errors, check_broker
 from workers.clients.presence import WORKER_SEEN_S, Presence
 from workers.clients.processes import list_devices
 from workers.clients.storage import Store
@@ -64,16 +67,19 @@ def _servers() -> str:
 
 
 def _bucket(settings: Settings) -> str:
-    Store(settings, retry_s=2.0).check()
-    return f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'} answers"
+    Store(settings, retry_s=2.0).check_writable()
+    return f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'} can be listed, written and deleted"
 
 
 def _broker(settings: Settings) -> str:
     with broker_errors(settings):
         client = connect(settings, retries=1)
-        client.ping()
+        check_broker(client)
         workers = sum(ago <= WORKER_SEEN_S for ago in Presence(client).workers().values())
-        policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+        try:
+            policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+        except redis.exceptions.NoPermissionError:  # managed servers refuse INFO, and the farm does not need it
+            policy = "unknown"
     if policy not in {"noeviction", "unknown"}:
         raise BadSettings(
             f"Redis at {settings.public_broker_url} may evict messages (maxmemory-policy {policy}); "

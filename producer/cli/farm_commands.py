@@ -46,12 +46,12 @@ def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "Local
 def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     """Render tiles until stopped. SIGTERM finishes the batch on the device and requeues the rest."""
     from producer.jobs.session import open_session, read_settings
-    from workers.clients.broker import broker_errors
+    from workers.clients.broker_access import broker_errors
     from workers.clients.clock import check_clock
     from workers.clients.processes import python_module
 
     settings = read_settings(device=device, batch=batch)
-    farm = open_session(settings)
+    farm = open_session(settings, writes=True)
     with broker_errors(settings):
         check_clock(farm.ledger.client, settings.visibility_timeout_s)
     arguments = ["--all-gpus"] if all_gpus else []
@@ -72,7 +72,7 @@ def collector() -> None:
     from workers.clients.storage import Store
 
     settings = read_settings()
-    open_session(settings)
+    open_session(settings, writes=True)
     log_to_stderr()
     stop = stop_on_signals()
     store = Store(settings, retry_s=settings.storage_retry_s, stop=stop)
@@ -91,9 +91,9 @@ def status(job: str | None, data: Path | None, json_: bool) -> None:
     from producer.jobs.progress import summary
     from producer.jobs.session import open_session, read_settings
     from producer.jobs.status import job_status, local_status
-    from workers.clients.broker import broker_errors
+    from workers.clients.broker_access import broker_errors
 
-    settings = read_settings()
+    settings = read_settings(local=data is not None)
     local = _local(data, settings, job)
     if job is not None:
         one = local_status(load_job(job, local), local) if local else _status_of(job, settings)
@@ -119,7 +119,8 @@ def _status_of(job: str, settings: "Settings") -> "JobStatus":
     from producer.jobs.inventory import load_job
     from producer.jobs.session import open_session
     from producer.jobs.status import job_status, status_without_storage
-    from workers.clients.broker import broker_errors, connect
+    from workers.clients.broker import connect
+    from workers.clients.broker_access import broker_errors
     from workers.clients.ledger import Ledger
 
     with broker_errors(settings):
@@ -142,9 +143,9 @@ def watch(job: str, data: Path | None) -> None:
     from producer.jobs.progress import watch as watch_job
     from producer.jobs.session import open_session, read_settings
     from producer.jobs.status import job_status, local_status, require_complete
-    from workers.clients.broker import broker_errors
+    from workers.clients.broker_access import broker_errors
 
-    settings = read_settings()
+    settings = read_settings(local=data is not None)
     local = _local(data, settings, job)
     if local is not None:
         stored = load_job(job, local)
@@ -166,7 +167,7 @@ def fetch(job: str, folder: Path, data: Path | None) -> None:
     from producer.jobs.inventory import load_job
     from producer.jobs.session import open_store, read_settings
 
-    settings = read_settings()
+    settings = read_settings(local=data is not None)
     store = _local(data, settings, job) or open_store(settings)
     count = fetch_job(load_job(job, store), folder, store)
     click.echo(f"{count} files fetched", err=True)
@@ -179,9 +180,9 @@ def cancel(job: str) -> None:
     """Stop JOB: workers drop its tasks. Its tiles are kept, and submitting it again resumes it."""
     from producer.jobs.inventory import load_job, write_status
     from producer.jobs.session import open_session, read_settings
-    from workers.clients.broker import broker_errors
+    from workers.clients.broker_access import broker_errors
 
-    farm = open_session(read_settings())
+    farm = open_session(read_settings(), writes=True)
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
         farm.ledger.cancel(frozen.id)
@@ -202,7 +203,7 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
     from producer.jobs.session import open_store, read_settings
     from producer.quality.quality import measure, require_whole
 
-    settings = read_settings(device=device)
+    settings = read_settings(device=device, local=data is not None)
     reader = _local(data, settings, job, against) or open_store(settings)
     frozen = load_job(job, reader)
     other = load_job(against, reader) if against else None

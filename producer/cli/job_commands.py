@@ -70,7 +70,7 @@ def run(options: Options, data: Path, device: str | None, batch: int | None, dry
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True)
-    outcome = run_job(options, data, read_settings(device=device, batch=batch), console)
+    outcome = run_job(options, data, read_settings(device=device, batch=batch, local=True), console)
     console.print(f"gallery: {outcome.folder / 'index.html'}\ngrids:", highlight=False, soft_wrap=True)
     grids = [str(path) for path in outcome.grids]
     result = {**outcome.status.as_json(), "folder": str(outcome.folder), "grids": grids}
@@ -93,9 +93,9 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     from producer.jobs.status import job_status, require_complete
     from producer.jobs.submit import submit as submit_job
     from producer.planning import job_builder as planning
-    from workers.clients.broker import broker_errors
+    from workers.clients.broker_access import broker_errors
 
-    farm = open_session(read_settings())
+    farm = open_session(read_settings(), writes=True)
     job, checkpoint = planning.make_job(options)
     for note in planning.check_weights(job, checkpoint):
         click.echo(note, err=True)

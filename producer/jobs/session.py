@@ -6,10 +6,11 @@ from typing import Any
 
 from celery import Celery
 
-from workers.clients.broker import broker_errors, connect, make_app
+from workers.clients.broker import connect, make_app
+from workers.clients.broker_access import broker_errors, check_broker
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
-from workers.contract.settings import Settings
+from workers.contract.settings import FARM_VARIABLES, Settings
 
 #: Retry period of the object store client for interactive commands; workers use FILTERFARM_STORAGE_PATIENCE_S.
 RETRY_S = 5.0
@@ -28,14 +29,18 @@ class Session:
     app: Celery
 
 
-def read_settings(*, device: str | None = None, batch: int | None = None) -> Settings:
-    """Settings from the environment, overridden by the command line; raises BadSettings."""
+def read_settings(*, device: str | None = None, batch: int | None = None, local: bool = False) -> Settings:
+    """Settings from the environment, overridden by the command line; raises BadSettings.
+
+    ``local``: without the variables of a farm, which a data folder needs not.
+    """
+    environ = {name: text for name, text in os.environ.items() if not (local and name in FARM_VARIABLES)}
     changes: dict[str, Any] = {}
     if device is not None:
         changes["FILTERFARM_DEVICE"] = device
     if batch is not None:
         changes["FILTERFARM_BATCH"] = str(batch)
-    return Settings.from_environ({**os.environ, **changes})
+    return Settings.from_environ({**environ, **changes})
 
 
 def open_store(settings: Settings) -> Store:
@@ -45,10 +50,17 @@ def open_store(settings: Settings) -> Store:
     return store
 
 
-def open_session(settings: Settings) -> Session:
-    """Connect to bucket and Redis; raises object store and broker errors if one is unreachable."""
+def open_session(settings: Settings, *, writes: bool = False) -> Session:
+    """Connect to bucket and Redis; raises object store and broker errors if one is unreachable.
+
+    ``writes``: also raise unless both permit what producer, workers and collector do, so that no job is left half made.
+    """
     store = open_store(settings)
     client = connect(settings, retries=1, answer_s=ANSWER_S)
     with broker_errors(settings):
         client.ping()
+        if writes:
+            check_broker(client)
+    if writes:
+        store.check_writable()
     return Session(settings=settings, store=store, ledger=Ledger(client), app=make_app(settings))

@@ -15,7 +15,8 @@ from producer.local.farm import Farm
 from producer.local.programs import rclone_program, valkey_program
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
-from workers.clients.broker import broker_errors, connect, make_app
+from workers.clients.broker import connect, make_app
+from workers.clients.broker_access import broker_errors
 from workers.clients.ledger import Ledger
 from workers.clients.presence import Presence
 from workers.clients.storage import Store

@@ -5,31 +5,26 @@ can lose a message, for example if a worker is killed between BRPOP and the writ
 each job with the bucket and re-enqueues missing tiles.
 """
 
-import contextlib
 import json
 import os
 import ssl
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import redis
 from celery import Celery
 from kombu import Exchange, Queue
-from kombu.exceptions import KombuError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from workers.clients.broker_access import UNACKED, UNACKED_INDEX
 from workers.contract import keys
-from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, one_line
 from workers.contract.job import Task
 from workers.contract.settings import Settings
 
 TASK_NAME = "filterfarm.render"
-
-#: Redis keys in which Kombu holds a message between delivery and acknowledgement.
-UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
 
 def make_app(settings: Settings) -> Celery:
@@ -101,33 +96,6 @@ def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "red
         health_check_interval=10,
         retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=5.0), retries),
     )
-
-
-@contextlib.contextmanager
-def broker_errors(settings: Settings) -> Iterator[None]:
-    """Convert errors of redis-py and Kombu raised inside to BrokerUnreachable, BrokerDenied or BrokerFull."""
-    try:
-        yield
-    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        raise BrokerDenied(
-            f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
-        ) from error
-    except (redis.RedisError, KombuError, ConnectionError, TimeoutError) as error:
-        # Kombu raises its own error from redis-py's.
-        if isinstance(error.__cause__ or error.__context__, (redis.AuthenticationError,)):
-            raise BrokerDenied(
-                f"Redis at {settings.public_broker_url} refuses the credentials; correct FILTERFARM_BROKER_URL"
-            ) from error
-        cause = error if isinstance(error, redis.RedisError) else error.__cause__ or error.__context__ or error
-        if isinstance(cause, redis.exceptions.OutOfMemoryError) or str(cause).startswith("MISCONF"):
-            raise BrokerFull(
-                f"Redis at {settings.public_broker_url} is full ({one_line(cause)}); "
-                "give it more memory or disk, then the same command again"
-            ) from error
-        raise BrokerUnreachable(
-            f"no answer from Redis at {settings.public_broker_url} ({type(error).__name__}: {one_line(error)}); "
-            "check FILTERFARM_BROKER_URL and that the server runs"
-        ) from error
 
 
 def job_queue(job_id: str) -> Queue:

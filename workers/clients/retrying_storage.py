@@ -44,6 +44,8 @@ class RetryingStore:
         self._report = report
         #: the last error, if the circuit is open
         self._error: FilterfarmError | None = None
+        #: whether it was a write that failed last: then only a write closes the circuit
+        self._write_failed = False
         #: held by the thread that retries while the circuit is open
         self._probe = threading.Lock()
 
@@ -61,21 +63,21 @@ class RetryingStore:
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Store ``body`` under ``key``."""
-        self._retrying(lambda: self._store.put(key, body, content_type))
+        self._retrying(lambda: self._store.put(key, body, content_type), writes=True)
 
     def wait_until_ready(self) -> None:
-        """Return at once if the circuit is closed, otherwise once the store answers."""
+        """Return at once if the circuit is closed, otherwise once the store does again what failed."""
         if self._error is not None:
-            self._retrying(self._store.check)
+            self._retrying(self._store.check_writable, writes=True)
 
-    def _retrying(self, call: Callable[[], Result]) -> Result:
+    def _retrying(self, call: Callable[[], Result], *, writes: bool = False) -> Result:
         deadline = time.monotonic() + self._retry_s
         while True:
             if self._error is None:
                 try:
                     return call()
                 except STORAGE_ERRORS as error:
-                    self._set(error)
+                    self._set(error, writes)
             if not self._probe.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 raise self._error or StorageUnreachable("the object store fails")
             try:
@@ -84,19 +86,22 @@ class RetryingStore:
                 if self._stop.wait(min(PAUSE_S, max(0.0, deadline - time.monotonic()))):
                     raise Draining("the worker is stopping")
                 result = call()
-                self._set(None)
+                if writes or not self._write_failed:
+                    self._set(None)
                 return result
             except STORAGE_ERRORS as error:
-                self._set(error)
+                self._set(error, writes)
                 if time.monotonic() >= deadline:
                     raise
             finally:
                 self._probe.release()
 
-    def _set(self, error: FilterfarmError | None) -> None:
+    def _set(self, error: FilterfarmError | None, writes: bool = False) -> None:
         if error is None:
             log.info("object store available again")
         elif self._error is None:
             log.warning("object store unavailable reason=%s", error)
         self._error = error
+        # A read that fails too does not make the failed write irrelevant.
+        self._write_failed = error is not None and (writes or self._write_failed)
         self._report(error)

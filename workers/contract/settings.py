@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from workers.contract.addresses import check_broker_url, check_endpoint, split_bucket_url
 from workers.contract.errors import BadSettings
-
-_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9._/-]*))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Addresses of the broker and the object store, and the limits of this process."""
 
-    #: FILTERFARM_BROKER_URL: the Redis (or Valkey) that holds queue and ledger; redis:// or rediss://
+    #: FILTERFARM_BROKER_URL: the Redis (or Valkey) that holds queue and ledger; redis:// or rediss://. If it is not set
+    #: and FILTERFARM_BUCKET is: CELERY_BROKER_URL
     broker_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
     #: FILTERFARM_BUCKET: s3://bucket or s3://bucket/prefix
     bucket_url: str = ""
-    #: AWS_ENDPOINT_URL_S3: any S3-compatible server; empty means AWS
+    #: AWS_ENDPOINT_URL_S3: any S3-compatible server; empty means AWS. If it is not set: AWS_ENDPOINT_URL
     endpoint_url: str = ""
     #: FILTERFARM_DEVICE: auto, cpu, cuda, cuda:1, mps ...; auto prefers a GPU
     device: str = "auto"
@@ -43,16 +43,22 @@ class Settings:
     storage_retry_s: float = 120.0
     #: FILTERFARM_DRAIN_S: seconds (>= 0) that the running batch has to finish after SIGTERM
     drain_s: float = 15.0
+    #: field -> the variable it was read from, for fields read from one of SUBSTITUTES
+    substituted: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def bucket(self) -> str:
         """Name of the bucket."""
-        return _split_bucket(self.bucket_url)[0]
+        return self._split_bucket()[0]
 
     @property
     def prefix(self) -> str:
         """Common prefix of all object keys: "" or "some/folder/"."""
-        return _split_bucket(self.bucket_url)[1]
+        return self._split_bucket()[1]
+
+    def variable(self, name: str) -> str:
+        """The environment variable that holds the field ``name``, for messages."""
+        return self.substituted.get(name, VARIABLES[name])
 
     @property
     def names_farm(self) -> bool:
@@ -80,32 +86,45 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
         """Settings from environment variables. Raises BadSettings, which names the variable."""
-        values: dict[str, object] = {}
-        for name, variable in VARIABLES.items():
-            text = environ.get(variable, "").strip()
-            if text:
-                values[name] = _convert(name, variable, text)
-        broker = _broker_url(environ)
-        if broker:
-            values["broker_url"] = broker
+        texts = {variable: text for variable, value in environ.items() if (text := value.strip())}
+        substituted = {
+            name: substitute
+            for name, substitute in SUBSTITUTES.items()
+            if VARIABLES[name] not in texts and substitute in texts
+        }
+        # Without a bucket it is the variable of another program.
+        if VARIABLES["bucket_url"] not in texts:
+            substituted.pop("broker_url", None)
+        variables = {**VARIABLES, **substituted}
+        values = {
+            name: _convert(name, variable, texts[variable]) for name, variable in variables.items() if variable in texts
+        }
         # Read by workers.kernels itself. Checked here too, because there it is an error of each tile.
         kernels = environ.get("FILTERFARM_KERNELS", "auto")
         if kernels not in ("auto", "off"):
             raise BadSettings(f"FILTERFARM_KERNELS={kernels[:80]!r} is no choice of convolutions; write auto or off")
-        settings = cls(**values)  # type: ignore[arg-type]  # converted to the default's type just above
+        settings = cls(**values, substituted=substituted)  # type: ignore[arg-type]  # converted to the defaults' types
         settings._check()
         return settings
 
     def to_environ(self) -> dict[str, str]:
         """Environment variables from which a child process reads equal settings."""
-        return {variable: str(getattr(self, name)) for name, variable in VARIABLES.items()}
+        return {self.variable(name): str(getattr(self, name)) for name in VARIABLES}
+
+    def _split_bucket(self) -> tuple[str, str]:
+        if not self.bucket_url:
+            raise BadSettings(
+                "FILTERFARM_BUCKET is not set; write FILTERFARM_BUCKET=s3://bucket/prefix "
+                "(what 'filterfarm run' renders is in its --data folder)"
+            )
+        return split_bucket_url(self.bucket_url, self.variable("bucket_url"))
 
     def _check(self) -> None:
-        _check_broker(self.broker_url)
+        check_broker_url(self.broker_url, self.variable("broker_url"))
         if self.bucket_url:
-            _split_bucket(self.bucket_url)
-        if self.endpoint_url and not re.match(r"https?://[^/\s]", self.endpoint_url):
-            raise BadSettings(f"AWS_ENDPOINT_URL_S3={self.endpoint_url!r} is no address; write https://host:port")
+            self._split_bucket()
+        if self.endpoint_url:
+            check_endpoint(self.endpoint_url, self.variable("endpoint_url"))
         if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:[0-9]+)?", self.device):
             raise BadSettings(f"FILTERFARM_DEVICE={self.device!r} is no device; write auto, cpu, cuda or cuda:1")
         if not 0 <= self.batch <= 1024:
@@ -136,6 +155,12 @@ VARIABLES = {
     "drain_s": "FILTERFARM_DRAIN_S",
 }
 
+#: field of Settings -> a variable of other programs that is read if the field's own is not set
+SUBSTITUTES = {"broker_url": "CELERY_BROKER_URL", "endpoint_url": "AWS_ENDPOINT_URL"}
+
+#: Variables that say which farm a command belongs to. ``filterfarm run`` has its own.
+FARM_VARIABLES = {VARIABLES[name] for name in ("broker_url", "bucket_url", "endpoint_url")} | {*SUBSTITUTES.values()}
+
 
 def _convert(name: str, variable: str, text: str) -> object:
     kind = type(getattr(Settings, name))
@@ -145,36 +170,3 @@ def _convert(name: str, variable: str, text: str) -> object:
         raise BadSettings(
             f"{variable}={text!r} is no number; for example {variable}={getattr(Settings, name):g}"
         ) from None
-
-
-def _broker_url(environ: Mapping[str, str]) -> str:
-    """FILTERFARM_BROKER_URL or CELERY_BROKER_URL. Celery prefers the latter to what code sets, so they must agree."""
-    ours, celerys = (environ.get(name, "").strip() for name in ("FILTERFARM_BROKER_URL", "CELERY_BROKER_URL"))
-    if ours and celerys and ours != celerys:
-        raise BadSettings("CELERY_BROKER_URL and FILTERFARM_BROKER_URL differ; unset CELERY_BROKER_URL")
-    return ours or celerys
-
-
-def _check_broker(url: str) -> None:
-    """Raise BadSettings unless redis-py and Kombu accept the URL. The message omits it: it may hold a password."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
-        valid = valid and re.fullmatch(r"/?[0-9]{0,5}", parts.path) is not None
-    except ValueError:  # of the port
-        valid = False
-    if not valid:
-        raise BadSettings("FILTERFARM_BROKER_URL is no Redis URL; write redis://host:6379/0 or rediss://host:6379/0")
-
-
-def _split_bucket(url: str) -> tuple[str, str]:
-    if not url:
-        raise BadSettings(
-            "FILTERFARM_BUCKET is not set; write FILTERFARM_BUCKET=s3://bucket/prefix "
-            "(what 'filterfarm run' renders is in its --data folder)"
-        )
-    match = _BUCKET.fullmatch(url)
-    if match is None or ".." in url:
-        raise BadSettings(f"FILTERFARM_BUCKET={url!r} is no bucket; write s3://bucket or s3://bucket/prefix")
-    prefix = (match[2] or "").strip("/")
-    return match[1], f"{prefix}/" if prefix else ""

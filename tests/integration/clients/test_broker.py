@@ -21,9 +21,6 @@ from tests.proxies import proxy
 from tests.servers import free_port
 from workers.clients.broker import (
     TASK_NAME,
-    UNACKED,
-    UNACKED_INDEX,
-    broker_errors,
     connect,
     enqueue,
     job_queue,
@@ -31,6 +28,7 @@ from workers.clients.broker import (
     outstanding,
     refresh_visibility,
 )
+from workers.clients.broker_access import UNACKED, UNACKED_INDEX, broker_errors
 from workers.contract import keys
 from workers.contract.errors import BrokerDenied, BrokerUnreachable, FilterfarmError
 from workers.contract.job import Task, decode

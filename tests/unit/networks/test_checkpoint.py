@@ -170,7 +170,7 @@ def test_every_family_loads_in_the_form_in_which_it_is_published(tmp_path: Path,
     expected = registry.build(name, seed=1)
     for convolution, module in expected.named_modules():
         if isinstance(module, torch.nn.Conv2d):
-            assert torch.equal(loaded.get_submodule(convolution).weight, module.weight), convolution
+            assert torch.equal(loaded.get_parameter(f"{convolution}.weight"), module.weight), convolution
 
 
 def test_mnasnets_published_file_is_taken_from_the_download_folder(

@@ -1,0 +1,90 @@
+"""What the farm needs of Redis: a check that tries it, and the meaning of Redis's errors."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+import redis
+from kombu.exceptions import KombuError
+from redis import exceptions
+
+from workers.contract import keys
+from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, FilterfarmError, one_line
+from workers.contract.settings import Settings
+
+#: Redis keys in which Kombu holds a message between delivery and acknowledgement, and the lock for redelivering those
+#: of others.
+UNACKED, UNACKED_INDEX, UNACKED_MUTEX = "unacked", "unacked_index", "unacked_mutex"
+
+#: The set in which Kombu holds the queues of an exchange; the farm's has the name of its default queue.
+_BINDING = f"_kombu.binding.{keys.QUEUE}"
+
+
+def check_broker(client: "redis.Redis") -> None:
+    """Try what producer, workers and collector do in Redis. Leaves nothing behind. Raises redis.RedisError."""
+    probe = f"probe-{uuid.uuid4().hex}"
+    queue, own = keys.queue(probe), keys.redis(probe, "claim")
+    client.time()
+    commands = (
+        ("SADD", _BINDING, probe), ("SMEMBERS", _BINDING), ("SREM", _BINDING, probe),
+        ("LPUSH", queue, probe), ("RPUSH", queue, probe), ("LLEN", queue), ("BRPOP", queue, 1), ("DEL", queue),
+        ("ZADD", UNACKED_INDEX, 0, probe), ("ZREVRANGEBYSCORE", UNACKED_INDEX, 0, 0, "LIMIT", 0, 1),
+        ("ZREM", UNACKED_INDEX, probe),
+        ("HSET", UNACKED, probe, probe), ("HGET", UNACKED, probe), ("HDEL", UNACKED, probe),
+        ("SET", own, probe, "NX", "PX", 1000), ("GET", own), ("PEXPIRE", own, 1000), ("EXISTS", own), ("DEL", own),
+        ("SETBIT", own, 0, 1), ("BITCOUNT", own), ("DEL", own),
+        ("HINCRBY", own, probe, 1), ("HGETALL", own), ("DEL", own),
+        ("ZREMRANGEBYSCORE", keys.WORKERS, 0, 0), ("ZRANGE", keys.WORKERS, 0, 0), ("SMEMBERS", keys.JOBS),
+    )  # fmt: skip
+    # One transaction, so that no worker sees these messages, and nothing is left if a command is refused.
+    pipe = client.pipeline(transaction=True)
+    for command in commands:
+        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+    pipe.execute()
+    with client.pipeline() as watching:
+        watching.watch(UNACKED)  # type: ignore[no-untyped-call]
+    client.register_script('return redis.call("EXISTS", KEYS[1])')(keys=[UNACKED_MUTEX], client=client)
+
+
+@contextlib.contextmanager
+def broker_errors(settings: Settings) -> Iterator[None]:
+    """Convert errors of redis-py and Kombu raised inside to BrokerUnreachable, BrokerDenied or BrokerFull."""
+    try:
+        yield
+    except (redis.RedisError, KombuError, ConnectionError, TimeoutError) as error:
+        raise explain(error, settings) from error
+
+
+def explain(error: BaseException, settings: Settings) -> FilterfarmError:
+    """The error that describes one of redis-py or Kombu: BrokerUnreachable, BrokerDenied or BrokerFull."""
+    cause = _redis_error(error)
+    server, variable = f"Redis at {settings.public_broker_url}", settings.variable("broker_url")
+    text = f"{type(cause).__name__}: {one_line(cause)}"
+    if isinstance(cause, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
+        return BrokerDenied(f"{server} refuses the credentials; correct {variable}")
+    if isinstance(cause, exceptions.NoPermissionError):
+        return BrokerDenied(
+            f"{server} does not permit its user what the farm does ({one_line(cause, 300)}); permit it, "
+            "with the keys filterfarm*, unacked* and _kombu*"
+        )
+    if isinstance(cause, (exceptions.ReadOnlyError, exceptions.MasterDownError)):
+        return BrokerUnreachable(f"{server} is a replica, which cannot be written to; name the primary in {variable}")
+    if isinstance(cause, (exceptions.ClusterError, exceptions.AskError, exceptions.ClusterCrossSlotError)):
+        return BrokerDenied(f"{server} is a cluster, which Celery cannot use; name a plain Redis in {variable}")
+    if isinstance(cause, exceptions.OutOfMemoryError) or str(cause).startswith("MISCONF"):
+        return BrokerFull(
+            f"{server} is full ({one_line(cause)}); give it more memory or disk, then the same command again"
+        )
+    if isinstance(cause, exceptions.ResponseError) and not str(cause).startswith("NOREPLICAS"):
+        return BrokerDenied(f"{server} refuses a command ({text}); check {variable}")
+    return BrokerUnreachable(f"no answer from {server} ({text}); check {variable} and that the server runs")
+
+
+def _redis_error(error: BaseException) -> BaseException:
+    """The error of redis-py among the causes of ``error``, which may be Kombu's; else ``error`` itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, redis.RedisError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
