@@ -1,27 +1,37 @@
-"""The command ``filterfarm``: checks that Python finds this project's packages, then runs its command line.
+"""The command ``filterfarm``: checks that Python finds the right packages, then runs the command line.
 
-The packages ``producer`` and ``workers`` have names that others use too. PYTHONPATH precedes installed packages.
+PYTHONPATH precedes installed packages, and other projects have packages named ``producer`` and ``workers`` too, or a
+``celery.py``.
 """
 
 import importlib.util
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 #: ExitCode.BAD_SETTINGS, which cannot be imported before the check.
 _BAD_SETTINGS = 14
 
+#: Packages whose names other projects give to modules of their own.
+_DEPENDENCIES = ("boto3", "celery", "click", "kombu", "redis", "rich", "torch")
+
 
 def main() -> int:
-    """Run the command line; returns its exit code, or 14 if another package named like one of ours precedes it."""
+    """Run the command line; returns its exit code, or 14 if another module precedes a package that it needs."""
     here = Path(__file__).resolve().parent
-    for name in ("producer", "workers"):
+    expected = {"producer": here, "workers": here}
+    for name in _DEPENDENCIES:
+        try:
+            expected[name] = Path(str(distribution(name).locate_file(""))).resolve()
+        except PackageNotFoundError:  # "filterfarm doctor" reports it
+            continue
+    for name, folder in expected.items():
         spec = importlib.util.find_spec(name)
-        found = [Path(path).resolve() for path in (spec.submodule_search_locations or ())] if spec else []
-        if found != [here / name]:
-            place = found[0] if found else "nothing"
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parent != folder / name:
             print(  # noqa: T201  # this is a command
-                f"filterfarm: Python finds {place} where it needs {here / name}; "
-                "unset PYTHONPATH, or remove the folder of that package from it",
+                f"filterfarm: Python finds {origin or 'nothing'} where it needs {folder / name}; "
+                "unset PYTHONPATH, or remove the folder of that module from it",
                 file=sys.stderr,
             )
             return _BAD_SETTINGS

@@ -20,8 +20,10 @@ class S3Proxy:
     endpoint: str
     #: cut every connection without an answer
     down: bool = False
-    #: answer 403
+    #: answer 403 to requests of these methods, with this code
     denied: bool = False
+    denied_methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "DELETE")
+    denied_code: str = "AccessDenied"
     #: answer that there is no such bucket, as AWS does; rclone and SeaweedFS create the bucket on a PUT
     no_bucket: bool = False
     #: share of the requests that get 503, 0..1
@@ -64,8 +66,8 @@ def s3_proxy(backend: str) -> Iterator[S3Proxy]:
             if proxy.down:
                 self._note(0)
                 self.close_connection = True
-            elif proxy.denied:
-                self._answer(403, _ERROR.format(code="AccessDenied").encode(), {})
+            elif proxy.denied and self.command in proxy.denied_methods:
+                self._answer(403, _ERROR.format(code=proxy.denied_code).encode(), {})
             elif proxy.no_bucket:
                 self._answer(404, _ERROR.format(code="NoSuchBucket").encode(), {})
             elif chance.random() < proxy.overloaded:

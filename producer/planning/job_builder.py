@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from producer.planning.layers import LayerPlan, layers, select
+from producer.planning.layers import LayerPlan, accepted_sizes, layers, select
 from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_size, make_grid, make_recipe
 from workers.contract.errors import BadOption
@@ -22,11 +22,12 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     """
     size_px = chosen_size(options)
     chosen = select(layers(options.model, size_px), options.layers, options.model)
-    too_deep = next((plan for plan in chosen if plan.output_px is None), None)
-    if too_deep:
+    not_computed = next((plan.name for plan in chosen if plan.output_px is None), None)
+    if not_computed:
+        sizes = accepted_sizes(options.model, not_computed)
         raise BadOption(
-            f"{options.model} cannot take {size_px[0]}x{size_px[1]} px pictures as far as {too_deep.name}; "
-            "use another --size, such as 224"
+            f"{options.model} does not compute {not_computed} for {size_px[0]}x{size_px[1]} px pictures; "
+            f"use another --size, such as {', '.join(map(str, sizes)) or '224'}"
         )
     from workers.networks import weights as loading
 

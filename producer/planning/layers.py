@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
 
+#: Sizes of pictures in pixels at which published networks were trained or are often used.
+_USUAL_PX = (150, 224, 256, 299, 384, 512)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """One convolution of a model, and the cost of a tile of it."""
@@ -49,6 +53,15 @@ def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
         )
         result.append(plan)
     return result
+
+
+def accepted_sizes(model_name: str, layer: str) -> list[int]:
+    """Of the usual sizes in pixels, those of square pictures for which the network computes ``layer``."""
+    return [
+        px
+        for px in _USUAL_PX
+        if any(plan.name == layer and plan.output_px is not None for plan in layers(model_name, (px, px)))
+    ]
 
 
 def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan]:

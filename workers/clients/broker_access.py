@@ -23,7 +23,7 @@ _BINDING = f"_kombu.binding.{keys.QUEUE}"
 def check_broker(client: "redis.Redis") -> None:
     """Try what producer, workers and collector do in Redis. Leaves nothing behind. Raises redis.RedisError."""
     probe = f"probe-{uuid.uuid4().hex}"
-    queue, own = keys.queue(probe), keys.redis(probe, "claim")
+    queue, own = keys.queue(probe), keys.claim(probe, 0)
     client.time()
     commands = (
         ("SADD", _BINDING, probe), ("SMEMBERS", _BINDING), ("SREM", _BINDING, probe),

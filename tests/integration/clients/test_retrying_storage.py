@@ -132,3 +132,25 @@ def test_callers_of_a_stopping_worker_raise_draining(proxy: S3Proxy) -> None:
     for caller in callers:
         caller.join(5)
     assert len(ended) == 5
+
+
+def test_a_store_that_is_read_and_not_written_stays_unavailable(proxy: S3Proxy) -> None:
+    # Given keys that may not write any more, and a worker that has found out
+    reports = Reports()
+    store = retrying(proxy, reports, for_s=0.5)
+    store.put("there", b"x", TEXT)
+    proxy.denied, proxy.denied_methods = True, ("PUT",)
+    with pytest.raises(StorageDenied):
+        store.put("tile", b"x", TEXT)
+    # When it reads
+    assert store.get("there") == b"x"
+    assert store.exists("there")
+    # Then that is no recovery: nothing is rendered that could not be stored
+    assert None not in reports.errors
+    with pytest.raises(StorageDenied):
+        store.wait_until_ready()
+    # And when it may write again, it is one
+    proxy.denied = False
+    store.wait_until_ready()
+    assert reports.errors[-1] is None
+    store.put("tile", b"x", TEXT)

@@ -39,7 +39,6 @@ BAD = [
     ("FILTERFARM_BUCKET", "s3://a"),
     ("FILTERFARM_BUCKET", "s3://UPPER"),
     ("FILTERFARM_BUCKET", "s3://pictures/../other"),
-    ("FILTERFARM_BUCKET", "s3://pictures/a b"),
     ("FILTERFARM_BUCKET", "https://pictures"),
     ("AWS_ENDPOINT_URL_S3", "localhost:9000"),
     ("AWS_ENDPOINT_URL_S3", "ftp://host"),
@@ -61,7 +60,7 @@ BAD = [
 
 def test_every_field_has_a_variable_and_every_variable_a_field() -> None:
     # Given all fields
-    names = {field.name for field in dataclasses.fields(Settings)}
+    names = {field.name for field in dataclasses.fields(Settings) if field.compare}
     # Then the table holds them all, and this test a value for each
     assert set(VARIABLES) == names
     assert set(GIVEN) == set(VARIABLES.values())
@@ -157,27 +156,6 @@ def test_the_public_broker_url_shows_the_host_and_never_the_password(url: str) -
 )
 def test_the_public_broker_url_keeps_all_but_the_password_and_the_query(url: str, public: str) -> None:
     assert Settings(broker_url=url).public_broker_url == public
-
-
-def test_the_broker_url_of_celery_is_taken_where_ours_is_not_set() -> None:
-    # Given only Celery's own variable, which would beat whatever code sets
-    settings = Settings.from_environ({"CELERY_BROKER_URL": "redis://celery/1"})
-    # Then it is what we use
-    assert settings.broker_url == "redis://celery/1"
-
-
-def test_both_broker_variables_may_agree_and_may_not_differ() -> None:
-    # Given both variables
-    same = {"CELERY_BROKER_URL": "redis://one/1", "FILTERFARM_BROKER_URL": "redis://one/1"}
-    # When they agree, then that is it
-    assert Settings.from_environ(same).broker_url == "redis://one/1"
-    # When they differ
-    with pytest.raises(BadSettings) as caught:
-        Settings.from_environ(same | {"CELERY_BROKER_URL": "redis://:s3cret@other/1"})
-    # Then both are named, and no password
-    assert "CELERY_BROKER_URL" in str(caught.value)
-    assert "FILTERFARM_BROKER_URL" in str(caught.value)
-    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "sentinel"])

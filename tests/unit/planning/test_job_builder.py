@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from producer.planning.job_builder import make_job
+from producer.planning.job_builder import check_weights, make_job
 from producer.planning.layers import LayerPlan, layers, select
 from producer.planning.options import Options
 from workers.contract.errors import (
@@ -163,7 +163,8 @@ def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_n
     # When a job of 32 px is made
     message = refused(BadOption, model="inception_v3", size="32")
     # Then the error says how far they get
-    assert "inception_v3 cannot take 32x32 px pictures as far as" in message
+    assert "inception_v3 does not compute" in message
+    assert "for 32x32 px pictures; use another --size, such as 150, 224, 256" in message
     assert "--size" in message
 
 
@@ -260,12 +261,15 @@ def test_unknown_weights_are_refused_with_a_list_of_known_ones() -> None:
     assert "IMAGENET1K_FEATURES" in message
 
 
-def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path) -> None:
-    # Given a file that does not say what it is
+@pytest.mark.parametrize("content", [b"", b"?", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x00" * 100, b"{}"])
+def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path, content: bytes) -> None:
+    # Given a file that is no checkpoint
     path = tmp_path / "weights"
-    path.write_bytes(b"?")
-    # When a job is made, then the error lists what it may be
-    assert ".safetensors" in refused(WeightsUnreadable, weights=str(path))
+    path.write_bytes(content)
+    job, checkpoint = make_job(changed(weights=str(path)))
+    # When its weights are checked, then the error says how to save them
+    with pytest.raises(WeightsUnreadable, match="save the model's state_dict"):
+        check_weights(job, checkpoint)
 
 
 def test_the_same_options_make_the_same_job() -> None:
