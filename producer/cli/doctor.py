@@ -1,8 +1,11 @@
 """``filterfarm doctor``: checks this machine and the farm, and says how to fix what fails."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import redis
 
@@ -15,6 +18,9 @@ from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, Serv
 from workers.contract.settings import Settings
 
 _PACKAGES = ("filterfarm", "torch", "torchvision", "timm", "celery", "kombu", "redis", "boto3", "numpy", "pillow")
+
+#: Less free space than this, in MiB, is too little for a network's weights.
+_FEW_MIB = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +40,14 @@ def examine(environ: Mapping[str, str]) -> list[Finding]:
         settings = Settings.from_environ(environ)
     except BadSettings as error:
         return [*findings, Finding(what="settings", text=str(error), code=error.exit_code)]
+    findings.append(_look("folders", lambda: _folders(settings, environ)))
     if not settings.bucket_url:
         text = (
             "not configured; 'filterfarm run' needs none. For a fleet set FILTERFARM_BROKER_URL and FILTERFARM_BUCKET"
         )
         return [*findings, Finding(what="fleet", text=text)]
     # A farm has its own servers, so that machines of a fleet are installed without the extra "local".
-    findings[-1] = replace(servers, code=ExitCode.OK)
+    findings[2] = replace(servers, code=ExitCode.OK)
     findings.append(_look("bucket", lambda: _bucket(settings)))
     findings.append(_look("broker", lambda: _broker(settings)))
     return findings
@@ -64,6 +71,28 @@ def _servers() -> str:
     from producer.local.programs import rclone_program, valkey_program
 
     return f"{valkey_program().name}, {rclone_program().name}"
+
+
+def _folders(settings: Settings, environ: Mapping[str, str]) -> str:
+    """The folders for checkpoints and for torchvision's weights, and the space on their disks."""
+    torch_home = environ.get("TORCH_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/torch"
+    described = []
+    for variable, folder in (
+        (settings.variable("cache_dir"), settings.cache_dir.expanduser()),
+        ("TORCH_HOME", Path(torch_home).expanduser() / "hub" / "checkpoints"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                free_mib = shutil.disk_usage(folder).free >> 20
+        except OSError as error:
+            raise BadSettings(
+                f"cannot write to {folder} ({error.strerror}); set {variable} to a folder that can be written"
+            ) from error
+        if free_mib < _FEW_MIB:
+            raise BadSettings(f"the disk of {folder} has {free_mib} MiB left; free some, or set {variable}")
+        described.append(f"{folder} ({free_mib / 1024:.0f} GiB free)")
+    return ", ".join(described)
 
 
 def _bucket(settings: Settings) -> str:

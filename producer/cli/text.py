@@ -88,6 +88,7 @@ def status(one: JobStatus, *, queue: bool = True) -> str:
             f"queued: {one.queued}; in flight: {one.in_flight}; re-enqueued: {one.requeued}; "
             f"workers seen: {one.workers}"
         )
+    lines += [f"trouble on {machine}: {reason}" for machine, reason in one.troubles.items()]
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
     return "\n".join(lines)
 

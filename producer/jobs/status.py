@@ -7,7 +7,7 @@ from producer.jobs.inventory import inventory, read_state, reasons_by_tile
 from producer.jobs.local_store import LocalStore
 from workers.clients.broker import Outstanding, outstanding
 from workers.clients.ledger import Ledger
-from workers.clients.presence import WORKER_SEEN_S, Presence, StorageErrorReport
+from workers.clients.presence import WORKER_SEEN_S, Presence, StorageErrorReport, machine_of
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import FilterfarmError, JobIncomplete, StorageDenied, StorageUnreachable
@@ -41,6 +41,8 @@ class JobStatus:
     #: re-enqueued tiles, because their message was lost
     requeued: int
     workers: int
+    #: machine -> why it does not render
+    troubles: dict[str, str]
     #: what a running job needs to make progress; empty while it makes progress
     waiting_for: str
     layers: tuple[LayerStatus, ...]
@@ -71,6 +73,7 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         in_flight=farm.messages.in_flight,
         requeued=ledger.requeued(job.id),
         workers=farm.workers,
+        troubles=farm.troubles,
         waiting_for=farm.waiting_for(len(job.tiles) - len(done) - len(failed)) if state == "running" else "",
         layers=_layers(job, done, failed),
         reasons=reasons_by_tile(job, failed),
@@ -95,6 +98,7 @@ def local_status(job: Job, store: LocalStore) -> JobStatus:
         in_flight=0,
         requeued=0,
         workers=0,
+        troubles={},
         waiting_for="",
         layers=_layers(job, done, failed),
         reasons=reasons_by_tile(job, failed),
@@ -125,6 +129,7 @@ def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) 
         in_flight=farm.messages.in_flight,
         requeued=ledger.requeued(job_id),
         workers=farm.workers,
+        troubles=farm.troubles,
         waiting_for=f"object store error: {error}",
         layers=(),
         reasons={f"tile {number}": reason for number, reason in sorted(failed.items())},
@@ -154,6 +159,8 @@ class _Farm:
     heartbeats: dict[str, float]
     has_collector: bool
     storage_error: StorageErrorReport | None
+    #: machine -> why it does not render
+    troubles: dict[str, str]
 
     @classmethod
     def read(cls, job_id: str, ledger: Ledger) -> "_Farm":
@@ -163,6 +170,7 @@ class _Farm:
             heartbeats=presence.workers(),
             has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
             storage_error=presence.storage_error(),
+            troubles=presence.troubles(),
         )
 
     @property
@@ -177,6 +185,10 @@ class _Farm:
             return "a collector, to assemble the sheets; start one with 'filterfarm collector'"
         if not self.has_collector and self.messages.total == 0:
             return "a collector, to re-enqueue lost tiles; start one with 'filterfarm collector'"
+        running = {machine_of(name) for name, ago in self.heartbeats.items() if ago <= WORKER_SEEN_S}
+        if missing and self.troubles and running <= self.troubles.keys():
+            machine, reason = next(iter(self.troubles.items()))
+            return f"a worker that can render: on {machine}, {reason}"
         if missing and not self.workers:
             ago = f"seen for {min(self.heartbeats.values()):.0f} s" if self.heartbeats else "seen"
             return f"a worker: none has been {ago}; start one with 'filterfarm worker'"

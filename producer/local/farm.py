@@ -28,10 +28,11 @@ import redis
 from producer.jobs.local_store import BUCKET
 from producer.local.programs import rclone_program, valkey_program
 from workers.clients.broker import connect
+from workers.clients.presence import Presence
 from workers.clients.processes import python_module
 from workers.clients.signals import terminate
 from workers.clients.storage import Store
-from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, ServerFailed
+from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, MachineUnfit, ServerFailed
 from workers.contract.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ class Farm:
                 continue
             if process.returncode == ExitCode.DEVICE_LOST:
                 raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
+            if process.returncode == ExitCode.MACHINE_UNFIT:
+                troubles = "; ".join(Presence(connect(self.settings, retries=1)).troubles().values())
+                raise MachineUnfit(f"this machine does not render: {troubles}; see {self._log_path(name)}")
             self._restarts[name] = self._restarts.get(name, 0) + 1
             if self._restarts[name] > _MAX_RESTARTS:
                 raise ServerFailed(f"the {name} ended {_MAX_RESTARTS + 1} times; see {self._log_path(name)}")

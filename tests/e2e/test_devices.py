@@ -99,7 +99,9 @@ def test_of_several_gpus_those_that_compute_render(farm: Fleet) -> None:
     # When a job is submitted
     job = farm.submit(*JOB)["job"]
     wait_for("the job to end", lambda: has_ended(farm, job), 120)
-    wait_for("the GPU to be given up", lambda: "device=cuda:0 is lost" in farm.log(worker), 60)
+    wait_for(
+        "the GPU to be given up", lambda: "no worker is started any more device=cuda:0 code=61" in farm.log(worker), 60
+    )
 
     # Then the other device renders it
     assert (farm.status(job)["stored"], farm.status(job)["failed"]) == (4, 0)

@@ -227,17 +227,24 @@ def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_lists_its_findings_and_names_each_problem(shared_farm: Fleet) -> None:
+def test_the_doctor_lists_its_findings_and_names_each_problem(shared_farm: Fleet, tmp_path: Path) -> None:
     # When there is no problem
     well = shared_farm.run("doctor", "--json")
 
     # Then every check is listed
     findings = {finding["what"]: finding for finding in json.loads(well.stdout)}
     assert well.returncode == ExitCode.OK, well.stdout
-    assert set(findings) == {"packages", "devices", "embedded servers", "bucket", "broker"}
+    assert set(findings) == {"packages", "devices", "embedded servers", "folders", "bucket", "broker"}
 
     # And when the bucket does not exist, it reports that and exits with the code of this problem
     missing = shared_farm.run("doctor", FILTERFARM_BUCKET="s3://no-such-bucket")
     assert missing.returncode == ExitCode.NO_BUCKET
     assert "PROBLEM bucket: no bucket 'no-such-bucket'" in missing.stdout
     assert "Traceback" not in missing.stderr
+
+    # And when checkpoints cannot be kept, it names the variable
+    (tmp_path / "file").touch()
+    for variable in ("FILTERFARM_CACHE", "TORCH_HOME"):
+        unwritable = shared_farm.run("doctor", **{variable: str(tmp_path / "file" / "cache")})
+        assert unwritable.returncode == ExitCode.BAD_SETTINGS
+        assert f"set {variable} to a folder that can be written" in unwritable.stdout

@@ -10,6 +10,7 @@ from typing import cast
 
 import redis
 
+from workers.clients.claims import Attempts, Claim
 from workers.contract import keys
 from workers.contract.job import Job
 
@@ -19,20 +20,19 @@ SUBMITTING_S = 30
 # Lua scripts: one round trip instead of four. Idempotent per token, so a client may retry after a timeout. The number
 # of attempts is at least 1, because a Redis that lost its data may have counted fewer.
 
-#: Keys: the claim, done, failed, cancelled, starts. Arguments: token, milliseconds, the tile's number.
+#: Keys: the claim, done, failed, cancelled, starts, attempts. Arguments: token, milliseconds, the tile's number.
 _CLAIM = """
-local claim, number = KEYS[1], ARGV[3]
+local claim, number, starts = KEYS[1], ARGV[3], 0
 if redis.call("GETBIT", KEYS[2], number) == 1 or redis.call("HEXISTS", KEYS[3], number) == 1
    or redis.call("EXISTS", KEYS[4]) == 1 then
-  return 0
+  return {0, ""}
 end
 if redis.call("SET", claim, ARGV[1], "NX", "PX", ARGV[2]) then
-  return math.max(1, redis.call("HINCRBY", KEYS[5], number, 1))
+  starts = math.max(1, redis.call("HINCRBY", KEYS[5], number, 1))
+elseif redis.call("GET", claim) == ARGV[1] then
+  starts = math.max(1, tonumber(redis.call("HGET", KEYS[5], number) or 1))
 end
-if redis.call("GET", claim) == ARGV[1] then
-  return math.max(1, tonumber(redis.call("HGET", KEYS[5], number) or 1))
-end
-return 0
+return {starts, redis.call("HGET", KEYS[6], number) or ""}
 """
 
 #: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 if it is stored.
@@ -109,16 +109,17 @@ class Ledger:
 
     # Tiles
 
-    def claim(self, job_id: str, number: int, token: str, seconds: float) -> int:
-        """Claim a tile. Returns the number of unfinished attempts including this one, 0 if the claim was refused.
+    def claim(self, job_id: str, number: int, token: str, seconds: float) -> Claim | None:
+        """Claim a tile. Returns None if the claim was refused.
 
         It is refused if the tile is done or failed, its job is cancelled, or another token holds it. The claim expires
         after ``seconds``, which must be less than the visibility timeout: the claim of a worker that died has expired
         when its message is redelivered.
         """
-        fields = (keys.redis(job_id, name) for name in ("done", "failed", "cancelled", "starts"))
+        fields = (keys.redis(job_id, name) for name in ("done", "failed", "cancelled", "starts", "attempts"))
         found = self._claim([keys.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
-        return int(cast("int", found))
+        starts, attempts = cast("tuple[int, bytes]", found)
+        return Claim(starts=int(starts), attempts=Attempts.from_json(attempts)) if starts else None
 
     def renew_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
         """Let the claims on these tiles, as (job id, number), expire ``seconds`` from now."""
@@ -136,9 +137,9 @@ class Ledger:
         """Subtract an attempt whose message was requeued: a preemption is no attempt."""
         self.client.hincrby(keys.redis(job_id, "starts"), str(number), -1)
 
-    def count_attempt(self, job_id: str, number: int) -> int:
-        """Count an error that the tile or this machine may have caused; returns the number of them."""
-        return int(self.client.hincrby(keys.redis(job_id, "attempts"), str(number), 1))
+    def record_attempts(self, job_id: str, number: int, attempts: Attempts) -> None:
+        """Record which machines could not render a tile. Called by the holder of the claim on it."""
+        self.client.hset(keys.redis(job_id, "attempts"), str(number), attempts.as_json())
 
     def mark_failed(self, job_id: str, number: int, reason: str) -> None:
         """Mark a tile as failed."""
@@ -154,8 +155,8 @@ class Ledger:
         pipe = self.client.pipeline()
         for number in numbers:
             pipe.setbit(keys.redis(job_id, "done"), number, 0)
-        for field in ("failed", "starts", "attempts"):
-            pipe.hdel(keys.redis(job_id, field), *map(str, numbers))
+        for name in ("failed", "starts", "attempts"):
+            pipe.hdel(keys.redis(job_id, name), *map(str, numbers))
         pipe.execute()
 
     def done(self, job_id: str) -> set[int]:

@@ -1,6 +1,7 @@
 """Heartbeats of workers, and object store errors of workers and collector, as published in Redis."""
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -16,6 +17,9 @@ WORKER_SEEN_S = 30.0
 #: A reported error is valid for this many seconds. While it lasts it is reported several times a minute.
 _REPORT_VALID_S = 60.0
 
+#: A machine's trouble is shown for this many seconds, unless it renders again.
+_TROUBLE_VALID_S = 86400.0
+
 #: The name under which the collector reports. Names of workers contain an "@".
 COLLECTOR = "collector"
 
@@ -29,6 +33,12 @@ class StorageErrorReport:
     reason: str
     #: Unix seconds
     at: float
+
+
+def machine_of(worker: str) -> str:
+    """Machine and device of a worker: ``cuda0@host`` of the name ``cuda0-PID@host``, which each start changes."""
+    device, _, host = worker.partition("@")
+    return f"{re.sub('-[0-9]+$', '', device)}@{host}"
 
 
 class Presence:
@@ -57,6 +67,29 @@ class Presence:
         now = time.time()
         seen = cast("list[tuple[bytes, float]]", self._client.zrange(keys.WORKERS, 0, -1, withscores=True))
         return {name.decode(): max(0.0, now - when) for name, when in seen}
+
+    def running_machines(self) -> set[str]:
+        """The machines of all running workers."""
+        return {machine_of(name) for name, ago in self.workers().items() if ago <= WORKER_SEEN_S}
+
+    def report_trouble(self, machine: str, reason: str | None) -> None:
+        """Publish why a machine does not render; None removes it, because it renders again."""
+        if reason is None:
+            self._client.hdel(keys.TROUBLES, machine)
+        else:
+            self._client.hset(keys.TROUBLES, machine, json.dumps({"reason": reason, "at": time.time()}))
+
+    def troubles(self) -> dict[str, str]:
+        """Machine -> why it does not render, of the last day."""
+        found = {}
+        for name, text in cast("dict[bytes, bytes]", self._client.hgetall(keys.TROUBLES)).items():
+            try:
+                entry = json.loads(text)
+                if time.time() - float(entry["at"]) <= _TROUBLE_VALID_S:
+                    found[name.decode(errors="replace")] = str(entry["reason"])
+            except (ValueError, TypeError, KeyError):
+                continue
+        return found
 
     def report_storage_error(self, name: str, error: FilterfarmError | None) -> None:
         """Publish the error of a worker or the collector; None removes it."""

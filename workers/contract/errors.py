@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     RENDER_FAILED = 54
     SERVER_FAILED = 60
     DEVICE_LOST = 61
+    MACHINE_UNFIT = 62
     INTERRUPTED = 130
 
 
@@ -107,7 +108,7 @@ class BrokerUnreachable(TransientError):
 
 
 class BrokerDenied(PermanentError):
-    """Raised when Redis refuses the credentials."""
+    """Raised when Redis refuses the credentials or commands that the farm needs, or is a cluster."""
 
     exit_code = ExitCode.BROKER_DENIED
 
@@ -171,9 +172,27 @@ class JobIncomplete(PermanentError):
 
 
 class RenderFailed(PermanentError):
-    """Raised when a tile cannot be rendered after all attempts."""
+    """Raised when a tile cannot be rendered here; another machine may be able to."""
 
     exit_code = ExitCode.RENDER_FAILED
+
+
+class Unrenderable(RenderFailed):
+    """Raised when no machine can render a tile."""
+
+
+class CacheFailed(TransientError):
+    """Raised when this machine cannot keep a checkpoint on its disk; another machine can."""
+
+
+class MachineUnfit(TransientError):
+    """Raised when a worker stops because nothing that it tried succeeded; its tiles are requeued for others."""
+
+    exit_code = ExitCode.MACHINE_UNFIT
+
+
+#: Errors of this machine, whatever the tile. They are never counted as attempts at a tile.
+MACHINE_ERRORS = (CacheFailed, WeightsMissing)
 
 
 class DeviceFull(PermanentError):

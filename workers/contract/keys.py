@@ -20,9 +20,10 @@ Redis. A loss costs time and no tile:
     filterfarm:collector                lock: the active collector
     filterfarm:workers                  sorted set: worker name -> time of its last heartbeat (Unix seconds)
     filterfarm:storage                  hash: worker name, or "collector" -> its object store error
+    filterfarm:troubles                 hash: machine -> why it does not render
     filterfarm:<job>:done               bits: tile number -> the tile is stored
     filterfarm:<job>:failed             hash: tile number -> reason
-    filterfarm:<job>:attempts           hash: tile number -> number of renderers lost and errors raised
+    filterfarm:<job>:attempts           hash: tile number -> machines that could not render it, and why
     filterfarm:<job>:starts             hash: tile number -> number of unfinished attempts
     filterfarm:<job>:claim:<number>     text with a time to live: token of the claim on the tile
     filterfarm:<job>:requeued           bits: tile number -> the collector has re-enqueued the tile
@@ -42,6 +43,7 @@ JOBS = "filterfarm:jobs"
 COLLECTOR_LOCK = "filterfarm:collector"
 WORKERS = "filterfarm:workers"
 STORAGE = "filterfarm:storage"
+TROUBLES = "filterfarm:troubles"
 
 #: A name is a segment of a key, and a file name if the bucket is a folder: no slash, no leading dot, and short enough
 #: for every file system with ".json" added.

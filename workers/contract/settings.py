@@ -30,6 +30,8 @@ class Settings:
     #: FILTERFARM_BATCH: tiles rendered at once, 0..1024; 0: the fastest size, measured per layer, up to 16
     #: on a CPU and 32 on a GPU
     batch: int = 0
+    #: FILTERFARM_MACHINE: name of this machine in logs and status; empty: its host name
+    machine: str = ""
     #: FILTERFARM_CACHE: folder for downloaded checkpoints
     cache_dir: Path = Path("~/.cache/filterfarm")
     #: FILTERFARM_VISIBILITY_TIMEOUT_S: seconds (>= 5) without a heartbeat after which a message is redelivered to
@@ -127,6 +129,10 @@ class Settings:
             check_endpoint(self.endpoint_url, self.variable("endpoint_url"))
         if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:[0-9]+)?", self.device):
             raise BadSettings(f"FILTERFARM_DEVICE={self.device!r} is no device; write auto, cpu, cuda or cuda:1")
+        if self.machine and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.machine):
+            raise BadSettings(
+                f"FILTERFARM_MACHINE={self.machine[:80]!r} is no name; write up to 64 letters, digits, '.', '_', '-'"
+            )
         if not 0 <= self.batch <= 1024:
             raise BadSettings(f"FILTERFARM_BATCH={self.batch} must lie in 0..1024; 0 leaves it to the device")
         for name, lowest in (
@@ -148,6 +154,7 @@ VARIABLES = {
     "endpoint_url": "AWS_ENDPOINT_URL_S3",
     "device": "FILTERFARM_DEVICE",
     "batch": "FILTERFARM_BATCH",
+    "machine": "FILTERFARM_MACHINE",
     "cache_dir": "FILTERFARM_CACHE",
     "visibility_timeout_s": "FILTERFARM_VISIBILITY_TIMEOUT_S",
     "hang_s": "FILTERFARM_HANG_S",

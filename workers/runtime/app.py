@@ -13,6 +13,7 @@ from celery.exceptions import SecurityWarning
 
 from workers.clients.broker import make_app
 from workers.clients.logs import log_to_stderr
+from workers.contract.errors import ExitCode
 from workers.contract.settings import Settings
 from workers.runtime import tasks
 from workers.runtime.supervisor import SUPERVISOR_VARIABLE
@@ -30,7 +31,7 @@ def serve(name: str, concurrency: int) -> int:
     signals.setup_logging.connect(_set_up_logging)
     settings = Settings.from_environ(os.environ)
     app = make_app(settings)
-    tasks.install(app, settings)
+    processes = tasks.install(app, settings)
     if SUPERVISOR_VARIABLE in os.environ:
         threading.Thread(target=_drain_after, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()
     worker = app.Worker(
@@ -43,6 +44,8 @@ def serve(name: str, concurrency: int) -> int:
         quiet=True,
     )
     worker.start()
+    if any(process.unfit for process in processes):
+        return int(ExitCode.MACHINE_UNFIT)
     return int(worker.exitcode or 0)
 
 

@@ -1,12 +1,12 @@
 """Caches frozen jobs in memory and their checkpoints on disk."""
 
-import os
 import threading
+import uuid
 from pathlib import Path
 
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
-from workers.contract.errors import NoJob, WeightsUnreadable
+from workers.contract.errors import CacheFailed, NoJob, WeightsUnreadable
 from workers.contract.job import Job, decode_job, file_sha256
 
 #: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
@@ -40,23 +40,29 @@ class JobCache:
     def checkpoint(self, job: Job) -> Path | None:
         """Local path of the job's own checkpoint, if it has one. Jobs share files, which are named by their SHA-256.
 
-        Raises NoJob if it is not in the bucket, WeightsUnreadable if its SHA-256 differs from the job's, OSError if it
-        cannot be written here.
+        Raises NoJob if it is not in the bucket, WeightsUnreadable if its SHA-256 differs from the job's, CacheFailed
+        if it cannot be kept on this machine.
         """
         if job.weights.source != "file" or job.weights.sha256 is None:
             return None
         # The suffix distinguishes safetensors from pickle.
         path = self._folder / f"{job.weights.sha256}{Path(job.weights.name).suffix}"
-        if path.exists():
-            return path
-        with self._download:
+        try:
             if not path.exists():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._fetch(keys.weights(job.id, job.weights.sha256), job, path)
+                with self._download:
+                    if not path.exists():
+                        self._folder.mkdir(parents=True, exist_ok=True)
+                        self._fetch(keys.weights(job.id, job.weights.sha256), job, path)
+        except OSError as error:
+            raise CacheFailed(
+                f"cannot keep checkpoints in {self._folder} ({error.strerror}); set FILTERFARM_CACHE to a folder that "
+                "can be written"
+            ) from error
         return path
 
     def _fetch(self, key: str, job: Job, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        # Not named by process: containers that share the folder have equal process ids.
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             if not self._store.get_file(key, partial):
                 raise NoJob(f"job {job.id} has no checkpoint {job.weights.name} in the bucket; submit it again")

@@ -5,9 +5,11 @@ tile stored or failed, claimed by another message,
 or of a cancelled job                                 acknowledged without work
 body names no tile of a known job                     logged as dropped, acknowledged
 tile rendered                                         PNG stored, then recorded in the ledger
-tile cannot be rendered                               failure record stored, then recorded in the ledger
-error of unknown cause (machine or bug)               Requeue; at the third attempt handled as "cannot be rendered"
-object store unreachable, device lost, worker stops   Requeue
+no machine can render the tile                        failure record stored, then recorded in the ledger
+tile cannot be rendered here                          Requeue for other machines; once three of them, or all there are
+                                                      after a wait, have tried: as if no machine could
+object store unreachable, device lost, worker stops,
+machine without weights or cache                      Requeue
 """
 
 import json
@@ -15,35 +17,40 @@ import logging
 import os
 import signal
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, NoReturn
 
 import redis
 
 from workers.clients.broker import connect
+from workers.clients.claims import Attempts, Claim
 from workers.clients.ledger import Ledger
-from workers.clients.presence import Presence
+from workers.clients.presence import Presence, machine_of
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
 from workers.contract.errors import (
+    MACHINE_ERRORS,
     STORAGE_ERRORS,
     CorruptJob,
     DeviceLost,
     Draining,
     FilterfarmError,
     NoJob,
-    RenderFailed,
     TransientError,
+    Unrenderable,
     one_line,
 )
 from workers.contract.job import Job, Task, decode
 from workers.contract.records import FailureRecord
 from workers.contract.settings import Settings
 from workers.runtime.artifacts import tile_artifacts
+from workers.runtime.batch_runner import BatchRunner, Cancelled
 from workers.runtime.batch_size import candidate_sizes, max_batch_size
-from workers.runtime.batcher import Batcher, Group
+from workers.runtime.batcher import Batcher
 from workers.runtime.job_cache import JobCache
-from workers.runtime.render_process import Batch, Renderer
+from workers.runtime.machine_health import MachineHealth
+from workers.runtime.render_process import Renderer
 
 if TYPE_CHECKING:
     from workers.rendering.tile import Tile
@@ -54,8 +61,11 @@ log = logging.getLogger(__name__)
 #: preempted spot machines do not reach it.
 MAX_STARTS = 10
 
-#: Attempts after errors that may be specific to one machine, such as weights it cannot load or too little memory.
-MAX_ATTEMPTS = 3
+#: A tile has failed once this many different machines could not render it.
+MOST_MACHINES = 3
+
+#: Seconds from the first of these attempts, after which it has also failed if all running machines have tried.
+OTHERS_S = 30.0
 
 #: Seconds before a message is requeued because of an error that is likely to last.
 REQUEUE_DELAY_S = 5.0
@@ -67,13 +77,6 @@ BATCH_WAIT_S = 0.25
 #: Duration of a claim as a share of the visibility timeout. A claim begins up to a quarter of the timeout after the
 #: message became invisible, and must not outlast it. The heartbeat renews both.
 CLAIM_SHARE = 0.7
-
-#: Timeout in seconds of the cancellation check before each batch.
-_ANSWER_S = 1.0
-
-
-class _Cancelled(FilterfarmError):
-    """The job was cancelled while its tile waited for a batch."""
 
 
 class Requeue(Exception):
@@ -88,6 +91,7 @@ class MessageHandler:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
+        self._machine = machine_of(name)
         self._stopping = threading.Event()
         client = connect(settings, retries=20)
         self.ledger = Ledger(client)
@@ -98,18 +102,20 @@ class MessageHandler:
         self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
         #: (job id, tile number) of what this process has claimed
         self._claims: set[tuple[str, int]] = set()
-        #: Fail-fast client for the cancellation check. If Redis is unreachable, the batch runs anyway.
-        self._fail_fast_ledger = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
         self._renderer = Renderer(hang_s=settings.hang_s, sizes=candidate_sizes(settings.batch, settings.device))
         try:
             self._renderer.check(settings.device)  # before any message is taken that another worker could handle
         except DeviceLost:
             self._renderer.stop()
             raise
-        self._batcher: Batcher[Tile] = Batcher(
-            self._run, size=settings.batch or max_batch_size(settings.device), wait_s=BATCH_WAIT_S
-        )
         self._jobs = JobCache(self._store, settings.cache_dir)
+        self.health = MachineHealth(self._machine, presence, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        runner = BatchRunner(settings, self._renderer, self._jobs, self.health)
+        self._batcher: Batcher[Tile] = Batcher(
+            lambda group, filters: runner.run(group, filters, self._batcher.resolve_previous),
+            size=settings.batch or max_batch_size(settings.device),
+            wait_s=BATCH_WAIT_S,
+        )
 
     def handle(self, body: object) -> None:
         """Handle one message. Returns when it may be acknowledged, raises Requeue if it must be delivered again."""
@@ -125,13 +131,13 @@ class MessageHandler:
             log.warning("requeued reason=%s", error)
             self._requeue(error)
         number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
-        starts = self.ledger.claim(job.id, number, token, self._claim_s)
-        if not starts:
+        claim = self.ledger.claim(job.id, number, token, self._claim_s)
+        if claim is None:
             return
         self._claims.add((job.id, number))
         stored = False
         try:
-            stored = self._attempt(task, job, number, starts)
+            stored = self._attempt(task, job, number, claim)
         finally:
             self._claims.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token, stored=stored)
@@ -156,54 +162,73 @@ class MessageHandler:
             raise CorruptJob(f"job {task.job} has no filter {task.filter} of layer {task.layer!r}")
         return task, job
 
-    def _attempt(self, task: Task, job: Job, number: int, starts: int) -> bool:
+    def _attempt(self, task: Task, job: Job, number: int, claim: Claim) -> bool:
         """Render and store the tile. Returns True if it is stored, False if its job is cancelled or it failed."""
         try:
-            return self._render_and_store(task, job, number, starts)
-        except _Cancelled:
+            return self._render_and_store(task, job, number, claim)
+        except Cancelled:
             self.ledger.undo_start(job.id, number)
             return False
         except Draining as error:
             self.ledger.undo_start(job.id, number)
             raise Requeue from error
-        except (TransientError, *STORAGE_ERRORS) as error:
+        except (TransientError, *MACHINE_ERRORS, *STORAGE_ERRORS) as error:
             self.ledger.undo_start(job.id, number)
             self._requeue_tile(task, str(error), error)
 
-    def _render_and_store(self, task: Task, job: Job, number: int, starts: int) -> bool:
+    def _render_and_store(self, task: Task, job: Job, number: int, claim: Claim) -> bool:
         key = keys.tile(job.id, task.layer, task.filter)
-        if starts > 1 and self._store.exists(key):  # its worker died between storing and recording it
+        if claim.starts > 1 and self._store.exists(key):  # its worker died between storing and recording it
             return True
+        attempts = claim.attempts
         try:
-            if starts > MAX_STARTS:
-                raise RenderFailed(f"{MAX_STARTS} workers ended while rendering it")
-            artifacts = self._render(task, job, starts)
-        except RenderFailed as error:
-            self._store_failure(task, job, number, starts, str(error))
-        except (TransientError, *STORAGE_ERRORS, _Cancelled, redis.RedisError):
+            if claim.starts > MAX_STARTS:
+                raise Unrenderable(f"{MAX_STARTS} workers ended while rendering it")
+            if self._machine in attempts.reasons:
+                return self._leave_to_others(task, job, number, attempts)
+            artifacts = self._render(task, job, claim.starts + len(attempts.reasons))
+        except Unrenderable as error:
+            self._store_failure(task, job, number, claim.starts, str(error))
+            return False
+        except (TransientError, *MACHINE_ERRORS, *STORAGE_ERRORS, Cancelled, redis.RedisError, Requeue):
             raise
-        except Exception as error:  # of this machine, or a bug; not requeued without end
+        except Exception as error:  # of this machine, of the tile, or a bug
             known = isinstance(error, FilterfarmError)
             reason = str(error) if known else f"{type(error).__name__}: {one_line(error, 300)}"
             if not known:
                 tile = job.id, task.layer, task.filter
                 log.error("unexpected job=%s layer=%s filter=%d reason=%s", *tile, reason, exc_info=error)
-            if self.ledger.count_attempt(job.id, number) < MAX_ATTEMPTS:
-                self._requeue_tile(task, reason, error)
-            self._store_failure(task, job, number, starts, reason)
-        else:
-            for name, body, content_type in artifacts:
-                self._store.put(name, body, content_type)
-            return True
+            attempts = attempts.with_reason(self._machine, reason)
+            self.ledger.record_attempts(job.id, number, attempts)
+            return self._leave_to_others(task, job, number, attempts)
+        for name, body, content_type in artifacts:
+            self._store.put(name, body, content_type)
+        return True
+
+    def _leave_to_others(self, task: Task, job: Job, number: int, attempts: Attempts) -> bool:
+        """Requeue a tile that this machine cannot render; once no other is left to try, record its failure."""
+        *_, reason = attempts.reasons.values()
+        waited = time.time() - attempts.since >= OTHERS_S
+        if len(attempts.reasons) < MOST_MACHINES and not (
+            waited and self.presence.running_machines() <= attempts.reasons.keys()
+        ):
+            self.ledger.undo_start(job.id, number)
+            self._requeue_tile(task, f"left to other machines: {reason}", None)
+        where = f" (on {', '.join(attempts.reasons)})" if len(attempts.reasons) > 1 else ""
+        self._store_failure(task, job, number, len(attempts.reasons), f"{reason}{where}")
         return False
 
-    def _render(self, task: Task, job: Job, starts: int) -> list[tuple[str, bytes, str]]:
-        """Key, body and content type of each object to store. Raises RenderFailed, and what the batch raises."""
-        self._jobs.checkpoint(job)  # downloads in this thread, so that other jobs' batches do not wait
+    def _render(self, task: Task, job: Job, attempt: int) -> list[tuple[str, bytes, str]]:
+        """Key, body and content type of each object to store. Raises Unrenderable, and what the batch raises."""
+        try:
+            self._jobs.checkpoint(job)  # downloads in this thread, so that other jobs' batches do not wait
+        except MACHINE_ERRORS as error:
+            self.health.failed(str(error))
+            raise
         tile = self._batcher.submit((job.id, task.layer), task.filter).result()
         if tile.error:
-            raise RenderFailed(tile.error)
-        return tile_artifacts(job, task, tile, starts)
+            raise Unrenderable(tile.error)
+        return tile_artifacts(job, task, tile, attempt)
 
     def _store_failure(self, task: Task, job: Job, number: int, starts: int, reason: str) -> None:
         log.error("failed job=%s layer=%s filter=%d reason=%s", job.id, task.layer, task.filter, reason)
@@ -212,31 +237,10 @@ class MessageHandler:
         self._store.put(key, failure.model_dump_json(indent=1).encode(), "application/json")
         self.ledger.mark_failed(job.id, number, reason)
 
-    def _requeue_tile(self, task: Task, reason: str, error: BaseException) -> NoReturn:
+    def _requeue_tile(self, task: Task, reason: str, error: BaseException | None) -> NoReturn:
         log.warning("requeued job=%s layer=%s filter=%d reason=%s", task.job, task.layer, task.filter, reason)
         self._requeue(error)
 
-    def _requeue(self, error: BaseException) -> NoReturn:
+    def _requeue(self, error: BaseException | None) -> NoReturn:
         self._stopping.wait(REQUEUE_DELAY_S)
         raise Requeue from error
-
-    def _run(self, group: Group, filters: tuple[int, ...]) -> "dict[int, Tile | FilterfarmError]":
-        """Render one batch; called by the batcher's thread."""
-        try:
-            cancelled = self._fail_fast_ledger.is_cancelled(group[0])
-        except redis.RedisError:
-            cancelled = False
-        if cancelled:
-            raise _Cancelled(f"job {group[0]} was cancelled")
-        job = self._jobs.job(group[0])
-        checkpoint = self._jobs.checkpoint(job)
-        batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._settings.device)
-        try:
-            tiles = self._renderer.render(batch, self._batcher.resolve_previous)
-        except DeviceLost as error:
-            log.error("stopping reason=%s", error)
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise
-        seconds = sum(tile.seconds for tile in tiles.values() if not isinstance(tile, FilterfarmError))
-        log.info("rendered job=%s layer=%s filters=%d seconds=%.2f", job.id, group[1], len(filters), seconds)
-        return tiles

@@ -1,8 +1,9 @@
 """``filterfarm worker``: supervises one Celery process per device and restarts those that end.
 
 A broker that is killed under load can end a Celery process with a traceback. Its messages are redelivered, so a restart
-is enough. A process that ends with DEVICE_LOST is not restarted; if no device is left, the supervisor ends too, so that
-its service manager can replace the machine. SIGTERM and SIGINT drain all processes; the exit code is then 0.
+is enough. A process that ends because of its device, its machine or its rights in Redis is not restarted; if none is
+left, the supervisor ends with the same exit code, so that its service manager can replace the machine. SIGTERM and
+SIGINT drain all processes; the exit code is then 0.
 Torch is not imported here: a separate process lists the devices.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from workers.clients.logs import log_to_stderr
 from workers.clients.processes import list_devices, python_module
 from workers.clients.signals import stop_on_signals
-from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError
+from workers.contract.errors import BrokerDenied, DeviceLost, ExitCode, FilterfarmError, MachineUnfit
 from workers.contract.settings import Settings
 from workers.runtime.batch_size import max_batch_size
 
@@ -32,6 +33,13 @@ SUPERVISOR_VARIABLE = "FILTERFARM_SUPERVISOR_PID"
 #: A process that ran for this many seconds is restarted after the first delay. If it ends earlier, the delay doubles.
 _STABLE_AFTER_S = 60.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
+
+#: Exit codes of processes that would end again for the same reason, and the errors that the supervisor then raises.
+FINAL = {
+    ExitCode.DEVICE_LOST: DeviceLost,
+    ExitCode.MACHINE_UNFIT: MachineUnfit,
+    ExitCode.BROKER_DENIED: BrokerDenied,
+}
 
 #: Seconds between the end of the drain and SIGKILL.
 _EXIT_S = 8.0
@@ -45,14 +53,16 @@ class _Slot:
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     delay_s: float = _FIRST_DELAY_S
-    #: monotonic time of the next start; infinite if the device is lost
+    #: monotonic time of the next start; infinite if the process ended with one of FINAL
     start_at: float = field(default_factory=time.monotonic)
+    #: exit code of its last process
+    code: int = 0
 
 
 def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> int:
     """Run the workers of this machine until SIGTERM or SIGINT; returns the exit code.
 
-    Raises BadSettings, and DeviceLost once no device can compute.
+    Raises BadSettings, and the errors of FINAL once no process is left.
     """
     stop = stop_on_signals()
     slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
@@ -60,7 +70,8 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
         for slot in slots:
             _restart_dead(slot, settings, environ)
         if all(slot.start_at == math.inf for slot in slots):
-            raise DeviceLost(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
+            final = FINAL[ExitCode(slots[0].code)]
+            raise final(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
         stop.wait(0.2)
     return _drain(slots, settings.drain_s)
 
@@ -82,9 +93,10 @@ def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -
         )
         slot.start_at = now + slot.delay_s
         slot.process = None
-        if code == ExitCode.DEVICE_LOST:
+        slot.code = code
+        if code in FINAL:
             slot.start_at = math.inf
-            log.error("device=%s is lost; no worker is started on it any more", slot.device)
+            log.error("no worker is started any more device=%s code=%d", slot.device, code)
             return
         log.warning("worker ended device=%s code=%d restart_in_s=%g", slot.device, code, slot.delay_s)
     if now >= slot.start_at:
@@ -95,7 +107,7 @@ def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -
 def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     batch = settings.batch or max_batch_size(device)
     mine = replace(settings, device=device)
-    name = f"{device.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
+    name = f"{device.replace(':', '')}-{os.getpid()}@{settings.machine or socket.gethostname()}"
     # Twice the batch: while one batch is on the device, the threads of the previous one upload and the next one waits.
     command = python_module("workers.runtime", name, str(2 * batch))
     log.info("starting worker device=%s batch=%d", device, batch)

@@ -9,9 +9,10 @@ from celery import Celery, signals
 from celery.exceptions import Reject
 
 from workers.clients.broker import TASK_NAME, connect
+from workers.clients.broker_access import broker_errors, check_broker
 from workers.clients.clock import check_clock
 from workers.clients.signals import DeferredCall
-from workers.contract.errors import ClockWrong, DeviceLost
+from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, ClockWrong, DeviceLost
 from workers.contract.settings import Settings
 from workers.runtime import job_queues, transport
 from workers.runtime.batch_size import max_batch_size
@@ -45,6 +46,11 @@ class WorkerProcess:
         finally:
             self._heartbeat.remove(tag)
 
+    @property
+    def unfit(self) -> bool:
+        """True if the worker stops because nothing that it tried succeeded."""
+        return bool(self._handler.health.unfit)
+
     def drain(self) -> None:
         """Begin to stop; returns at once, because Celery calls this from its signal handler."""
         self._drain.begin()
@@ -60,16 +66,25 @@ class WorkerProcess:
             log.warning("cannot remove worker=%s from Redis reason=%s", self._name, error)
 
 
-def _check_clock(settings: Settings) -> None:
-    """Raise ClockWrong as check_clock does. If Redis does not answer, the heartbeat checks later."""
+def _check_redis(settings: Settings) -> None:
+    """Raise ClockWrong as check_clock does, and BrokerDenied if a command is refused.
+
+    If Redis does not answer, Celery waits for it, and the heartbeat checks the clock later.
+    """
+    client = connect(settings, retries=1, answer_s=ANSWER_S)
     try:
-        check_clock(connect(settings, retries=1, answer_s=ANSWER_S), settings.visibility_timeout_s)
-    except redis.RedisError as error:
-        log.warning("cannot compare the clock with that of Redis reason=%s", error)
+        with broker_errors(settings):
+            check_clock(client, settings.visibility_timeout_s)
+            check_broker(client)
+    except (BrokerUnreachable, BrokerFull) as error:
+        log.warning("starting without a check of Redis reason=%s", error)
 
 
-def install(app: Celery, settings: Settings) -> None:
-    """Add the render task to ``app``, and the signal handlers that make and drain its WorkerProcess."""
+def install(app: Celery, settings: Settings) -> list[WorkerProcess]:
+    """Add the render task to ``app``, and the signal handlers that make and drain its WorkerProcess.
+
+    Returns a list that holds the WorkerProcess once it has started.
+    """
     app.conf.worker_consumer = "workers.runtime.consumer:Consumer"
     app.conf.broker_transport = transport.NAME
     app.conf.broker_transport_options = {
@@ -77,7 +92,6 @@ def install(app: Celery, settings: Settings) -> None:
         "polling_interval": job_queues.REFRESH_S,  # the timeout of a BRPOP
         "queue_order_strategy": functools.partial(QueueOrder, settings.batch or max_batch_size(settings.device)),
     }
-    #: one once the worker has started, none before
     processes: list[WorkerProcess] = []
 
     @app.task(name=TASK_NAME, bind=True)
@@ -87,9 +101,9 @@ def install(app: Celery, settings: Settings) -> None:
     def start(instance: Any, **_: object) -> None:
         transport.check_kombu_version()
         try:
-            _check_clock(settings)
+            _check_redis(settings)
             processes.append(WorkerProcess(settings, instance.hostname))
-        except (ClockWrong, DeviceLost) as error:
+        except (BrokerDenied, ClockWrong, DeviceLost) as error:
             log.error("not starting reason=%s", error)
             raise SystemExit(int(error.exit_code)) from error
 
@@ -105,3 +119,4 @@ def install(app: Celery, settings: Settings) -> None:
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(end, weak=False)
+    return processes

@@ -2,9 +2,11 @@
 
 import time
 
+import pytest
 import redis
 
 from tests.jobs import sample_job
+from workers.clients.claims import Attempts, Claim
 from workers.clients.ledger import SUBMITTING_S, Ledger
 from workers.clients.presence import Presence
 from workers.contract import keys
@@ -12,13 +14,28 @@ from workers.contract.errors import NoBucket
 
 JOB = sample_job(filters="0-40")
 OTHER = sample_job(seed=1)
+TRIED = Attempts(since=1.0, reasons={"cpu@one": "why"})
+
+
+def starts(claim: Claim | None) -> int:
+    """The number of unfinished attempts; 0 if the claim was refused."""
+    return claim.starts if claim else 0
 
 
 def begin(ledger: Ledger, job_id: str, number: int) -> int:
     """A beginning that has no end, though nobody has the tile any more."""
-    starts = ledger.claim(job_id, number, "begins", 60.0)
+    claim = ledger.claim(job_id, number, "begins", 60.0)
     ledger.end_claim(job_id, number, "begins", stored=False)
-    return starts
+    return starts(claim)
+
+
+def attempts(ledger: Ledger, number: int) -> Attempts:
+    """The attempts of machines at a tile of JOB."""
+    claim = ledger.claim(JOB.id, number, "asks", 60.0)
+    assert claim is not None
+    ledger.end_claim(JOB.id, number, "asks", stored=False)
+    ledger.undo_start(JOB.id, number)
+    return claim.attempts
 
 
 def contents(ledger: Ledger) -> dict[bytes, bytes]:
@@ -118,14 +135,14 @@ def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None
 def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
     # Given a tile that failed
     begin(ledger, JOB.id, 3)
-    ledger.count_attempt(JOB.id, 3)
+    ledger.record_attempts(JOB.id, 3, TRIED)
     ledger.mark_failed(JOB.id, 3, "why")
     # When it is done after all
     ledger.end_claim(JOB.id, 3, "token", stored=True)
     # Then nothing of the failure is left
     assert ledger.failed(JOB.id) == {}
     assert not ledger.client.exists(keys.redis(JOB.id, "starts"))
-    assert ledger.count_attempt(JOB.id, 3) == 1
+    assert not ledger.client.exists(keys.redis(JOB.id, "attempts"))
 
 
 def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
@@ -144,22 +161,22 @@ def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
 def test_a_claim_that_is_sent_again_is_one_beginning(ledger: Ledger) -> None:
     # Given a tile that was begun once, and is claimed again
     begin(ledger, JOB.id, 5)
-    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+    assert starts(ledger.claim(JOB.id, 5, "token", 60.0)) == 2
     # When the same delivery claims it once more, because it has had no answer
     # Then it has it, and that counts no further beginning
-    assert ledger.claim(JOB.id, 5, "token", 60.0) == 2
+    assert starts(ledger.claim(JOB.id, 5, "token", 60.0)) == 2
 
 
 def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -> None:
     # Given a tile that is being rendered while Redis loses its data, and is then handed back
-    assert ledger.claim(JOB.id, 5, "token", 60.0) == 1
+    assert starts(ledger.claim(JOB.id, 5, "token", 60.0)) == 1
     ledger.client.flushall()
     ledger.undo_start(JOB.id, 5)
     # When it is delivered again
     # Then it can be claimed, and the claim survives another loss of the count
-    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+    assert starts(ledger.claim(JOB.id, 5, "other", 60.0)) == 1
     ledger.client.delete(keys.redis(JOB.id, "starts"))
-    assert ledger.claim(JOB.id, 5, "other", 60.0) == 1
+    assert starts(ledger.claim(JOB.id, 5, "other", 60.0)) == 1
 
 
 def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis.Redis") -> None:
@@ -170,14 +187,30 @@ def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis
     ledger.end_claim(JOB.id, 1, "token", stored=False)
     redis_client.script_flush()
     # Then they work
-    assert ledger.claim(JOB.id, 1, "other", 60.0) == 2
+    assert starts(ledger.claim(JOB.id, 1, "other", 60.0)) == 2
 
 
-def test_attempts_are_counted_for_each_tile(ledger: Ledger) -> None:
-    # Given attempts at two tiles
-    # When they are counted
-    # Then each has its own count
-    assert [ledger.count_attempt(JOB.id, number) for number in (1, 1, 2, 1)] == [1, 2, 1, 3]
+def test_the_machines_that_could_not_render_a_tile_are_kept_with_their_reasons(ledger: Ledger) -> None:
+    # Given two machines' attempts at one tile
+    assert attempts(ledger, 1) == Attempts()
+    one = Attempts().with_reason("cpu@one", "größer\n")
+    two = one.with_reason("cpu@two", "why")
+    # When they are recorded
+    ledger.record_attempts(JOB.id, 1, one)
+    ledger.record_attempts(JOB.id, 1, two)
+    # Then a claim knows them, and since when; other tiles have none
+    assert attempts(ledger, 1) == two
+    assert two.reasons == {"cpu@one": "größer\n", "cpu@two": "why"}
+    assert two.since == one.since > 0
+    assert attempts(ledger, 2) == Attempts()
+
+
+@pytest.mark.parametrize("text", ["2", "", "{", "[]", '{"since": "x", "reasons": {}}', '{"since": 1}', b"\xff"])
+def test_what_is_no_list_of_attempts_is_none(ledger: Ledger, text: str | bytes) -> None:
+    # Given what an earlier version, or another program, left
+    ledger.client.hset(keys.redis(JOB.id, "attempts"), "1", text)
+    # When / Then
+    assert attempts(ledger, 1) == Attempts()
 
 
 def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
@@ -186,15 +219,14 @@ def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
         ledger.end_claim(JOB.id, number, "token", stored=True)
     for number in (3, 4):
         ledger.mark_failed(JOB.id, number, "why")
-        ledger.count_attempt(JOB.id, number)
+        ledger.record_attempts(JOB.id, number, TRIED)
     # When one of each is reopened, twice
     for _ in range(2):
         ledger.reopen(JOB.id, {1, 3})
     # Then they are as new, and the others are as they were
     assert ledger.done(JOB.id) == {2}
     assert ledger.failed(JOB.id) == {4: "why"}
-    assert ledger.count_attempt(JOB.id, 3) == 1
-    assert ledger.count_attempt(JOB.id, 4) == 2
+    assert ledger.client.hkeys(keys.redis(JOB.id, "attempts")) == [b"4"]
     assert begin(ledger, JOB.id, 3) == 1
 
 
@@ -223,7 +255,7 @@ def test_syncing_replaces_the_ledger_by_the_buckets_state(ledger: Ledger) -> Non
     ledger.end_claim(JOB.id, 9, "token", stored=True)
     ledger.mark_failed(JOB.id, 10, "old")
     begin(ledger, JOB.id, 11)
-    ledger.count_attempt(JOB.id, 11)
+    ledger.record_attempts(JOB.id, 11, TRIED)
     # When it is filled from the bucket, twice
     for _ in range(2):
         ledger.sync(JOB, {0, 40}, {5: "why"})
@@ -233,7 +265,7 @@ def test_syncing_replaces_the_ledger_by_the_buckets_state(ledger: Ledger) -> Non
     assert ledger.is_synced(JOB.id)
     assert not ledger.is_synced(OTHER.id)
     assert begin(ledger, JOB.id, 11) == 1
-    assert ledger.count_attempt(JOB.id, 11) == 1
+    assert attempts(ledger, 11) == Attempts()
 
 
 def test_an_emptied_redis_differs_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
@@ -250,7 +282,7 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     # Given a tile that one delivery has claimed
     assert ledger.claim(JOB.id, 3, "first", 60.0)
     # Then no other gets it, of whichever worker, but other tiles are free
-    assert ledger.claim(JOB.id, 3, "second", 60.0) == 0
+    assert starts(ledger.claim(JOB.id, 3, "second", 60.0)) == 0
     assert ledger.claim(JOB.id, 4, "second", 60.0)
     # And who has no claim cannot end it, and who has can
     ledger.end_claim(JOB.id, 3, "second", stored=False)
@@ -300,7 +332,7 @@ def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     ledger.register(JOB.id)
     ledger.begin_submission(JOB.id)
     ledger.sync(JOB, {1}, {2: "why"})
-    ledger.count_attempt(JOB.id, 3)
+    ledger.record_attempts(JOB.id, 3, TRIED)
     ledger.record_requeued(JOB.id, {3})
     ledger.claim(JOB.id, 3, "token", 60.0)
     presence = Presence(ledger.client)

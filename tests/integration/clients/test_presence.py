@@ -6,7 +6,7 @@ import time
 import pytest
 import redis
 
-from workers.clients.presence import COLLECTOR, Presence
+from workers.clients.presence import COLLECTOR, Presence, machine_of
 from workers.contract import keys
 from workers.contract.errors import NoBucket, StorageDenied, StorageUnreachable
 
@@ -84,3 +84,31 @@ def test_errors_that_are_old_or_of_dead_workers_do_not_count(presence: Presence,
     redis_client.hset(keys.STORAGE, COLLECTOR, old)
     # When / Then
     assert presence.storage_error() is None
+
+
+@pytest.mark.parametrize(
+    ("worker", "machine"),
+    [
+        ("cpu-12@here", "cpu@here"),
+        ("cuda1-3@rack-3.gpu_1", "cuda1@rack-3.gpu_1"),
+        ("odd", "odd@"),
+        ("a-b-1@c@d", "a-b@c@d"),
+    ],
+)
+def test_a_machine_is_the_device_and_host_of_a_worker(worker: str, machine: str) -> None:
+    assert machine_of(worker) == machine
+
+
+def test_troubles_are_shown_for_a_day_or_until_the_machine_renders_again(
+    presence: Presence, redis_client: "redis.Redis"
+) -> None:
+    # Given troubles of today and of last week, and entries that are none
+    presence.report_trouble("cpu@one", "no disk")
+    presence.report_trouble("cpu@two", "no internet")
+    redis_client.hset(keys.TROUBLES, "cpu@old", json.dumps({"reason": "x", "at": time.time() - 7 * 86400}))
+    for name, text in (("a", b"\xff"), ("b", b"{"), ("c", b"[]"), ("d", b'{"at": 1}'), (b"\xff", b"{}")):
+        redis_client.hset(keys.TROUBLES, name, text)
+    # When / Then
+    assert presence.troubles() == {"cpu@one": "no disk", "cpu@two": "no internet"}
+    presence.report_trouble("cpu@one", None)
+    assert presence.troubles() == {"cpu@two": "no internet"}

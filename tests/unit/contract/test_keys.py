@@ -75,7 +75,7 @@ def test_every_redis_key_that_is_made_somewhere_is_listed() -> None:
     source = "".join(path.read_text() for path in SOURCES)
     fields = set(re.findall(r'keys\.redis\([^"()]*(?:\.id)?, "(\w+)"\)', source))
     fields |= {name for row in re.findall(r"for field in \(([^)]*)\)", source) for name in re.findall(r'"(\w+)"', row)}
-    made = {keys.QUEUE, keys.queue(JOB), keys.JOBS, keys.COLLECTOR_LOCK, keys.WORKERS, keys.STORAGE}
+    made = {keys.QUEUE, keys.queue(JOB), keys.JOBS, keys.COLLECTOR_LOCK, keys.WORKERS, keys.STORAGE, keys.TROUBLES}
     made |= {keys.claim(JOB, 123).replace("123", "<number>")}
     made |= {keys.redis(JOB, field) for field in fields}
     # When the names in them are put back

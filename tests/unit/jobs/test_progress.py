@@ -17,7 +17,7 @@ def status(
     others = [LayerStatus(layer=f"layer{number}", planned=planned, stored=0, failed=0) for number in range(1, layers)]
     return JobStatus(
         job="a-job", state=state, planned=planned * layers, stored=stored, failed=failed, queued=0, in_flight=0,
-        requeued=0, workers=1, waiting_for=waiting_for, layers=(first, *others),
+        requeued=0, workers=1, troubles={}, waiting_for=waiting_for, layers=(first, *others),
         reasons={f"layer0/{number}": "out of luck" for number in range(failed)},
     )  # fmt: skip
 
