@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from producer.planning.job_builder import check_weights, make_job
-from producer.planning.layers import LayerPlan, layers, select
+from producer.planning.layers import LayerPlan, accepted_sizes, layers, select
 from producer.planning.options import Options
 from workers.contract.errors import (
     BadFilters,
@@ -279,3 +279,24 @@ def test_the_same_options_make_the_same_job() -> None:
     # Then it is one job, with one id, and with the versions that made it
     assert one.id == two.id
     assert {"filterfarm", "torch"} <= set(one.versions)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "sizes"),
+    [
+        ("vit_b_16", "conv_proj", [224]),
+        ("maxvit_t", "blocks.3.layers.1.layers.MBconv.layers.conv_c", [224]),
+        ("inception_v3", "Mixed_7c.branch_pool.conv", [150, 224, 256, 299, 384, 512]),
+    ],
+)
+def test_the_sizes_that_a_network_takes_are_known(model: str, layer: str, sizes: list[int]) -> None:
+    assert accepted_sizes(model, layer) == sizes
+
+
+@pytest.mark.parametrize(("model", "size"), [("vit_b_16", "225"), ("vit_b_16", "512"), ("maxvit_t", "256")])
+def test_a_size_that_a_network_does_not_take_is_not_too_small(model: str, size: str) -> None:
+    # When
+    message = refused(BadOption, model=model, layers="all", filters="0", size=size)
+    # Then
+    assert f"for {size}x{size} px pictures; use another --size, such as 224" in message
+    assert "small" not in message
