@@ -95,6 +95,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     from producer.jobs.progress import watch as watch_job
     from producer.jobs.session import open_session, read_settings
     from producer.jobs.status import job_status, require_complete
+    from producer.jobs.submit import stored_form
     from producer.jobs.submit import submit as submit_job
     from producer.planning import job_builder as planning
     from workers.clients.broker_access import broker_errors
@@ -104,6 +105,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
     for note in planning.check_weights(job, checkpoint):
         click.echo(note, err=True)
     with broker_errors(farm.settings):
+        job = stored_form(job, farm.store)
         submitted = submit_job(job, checkpoint, store=farm.store, ledger=farm.ledger, app=farm.app)
         console = Console(stderr=True)
         console.print(submitted.summary, highlight=False, soft_wrap=True)

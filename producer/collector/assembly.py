@@ -13,7 +13,7 @@ from workers.contract import keys
 from workers.contract.errors import CorruptJob, CorruptTile
 from workers.contract.job import Job, Layer, decode
 from workers.contract.records import FailureRecord, TileRecord
-from workers.contract.tile_png import decode_tile_of, max_bytes
+from workers.contract.tile_png import decode_tile_of, is_picture, max_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, renew_lock: Callable[[], None]) -> set[int]:
     """Write the layer's contact sheet and records; returns the filters whose tile is missing or unreadable.
 
-    If that set is not empty, nothing is written and unreadable tiles are deleted. ``reasons`` maps the numbers of
+    If that set is not empty, nothing is written, and tiles that are no PNG are deleted. ``reasons`` maps the numbers of
     failed tiles to the reason. ``renew_lock`` is called once per tile; what it raises ends the assembly.
     """
     entries: list[tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord]] = []
@@ -83,7 +83,7 @@ def _read(
     job: Job, layer: Layer, filter_: int, reasons: dict[int, str], store: Store
 ) -> "tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord] | None":
     """A tile's pixels and record, no pixels if it failed, or None if it has to be rendered again."""
-    reason = reasons.get(job.numbers[layer.name, filter_])
+    reason = reasons.get(job.tiles.number(layer.name, filter_))
     if reason is not None:
         return None, _failure(job, layer, filter_, reason, store)
     key = keys.tile(job.id, layer.name, filter_)
@@ -91,12 +91,12 @@ def _read(
     if data is None:
         return None
     try:
-        pixels, record = decode_tile_of(job, layer.name, filter_, data)
-    except (CorruptTile, CorruptJob):
-        # A worker does not render a tile that is stored.
-        store.delete(key)
+        return decode_tile_of(job, layer.name, filter_, data)
+    except CorruptTile:
+        # A picture is kept until another replaces it: a later version may have written it.
+        if not is_picture(data):
+            store.delete(key)
         return None
-    return pixels, record
 
 
 def _failure(job: Job, layer: Layer, filter_: int, reason: str, store: Store) -> FailureRecord:

@@ -183,14 +183,14 @@ class Collector:
         if len(ended) != watched.ended:
             watched.ended, watched.progress_at = len(ended), time.monotonic()
         for layer in job.layers:
-            numbers = {job.numbers[layer.name, filter_] for filter_ in layer.selected}
+            numbers = set(job.tiles.of_layer(layer))
             if layer.name in watched.assembled or not numbers <= ended:
                 continue
             if not self._is_assembled(job, layer.name):
                 broken = assemble(job, layer, failed, self._store, self._renew_lock)
                 if broken:
                     log.warning("reopened job=%s layer=%s tiles=%d", job.id, layer.name, len(broken))
-                    again = {job.numbers[layer.name, filter_] for filter_ in broken}
+                    again = {job.tiles.number(layer.name, filter_) for filter_ in broken}
                     self._ledger.reopen(job.id, again)
                     ended -= again
                     continue

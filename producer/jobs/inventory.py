@@ -86,7 +86,10 @@ def write_status(store: Store, job_id: str, state: str, *, reasons: dict[str, st
 
 def _number(job: Job, key: str) -> int | None:
     parsed = keys.parse_filter_key(key)
-    return job.numbers.get(parsed) if parsed else None
+    try:
+        return job.tiles.number(*parsed) if parsed else None
+    except KeyError:
+        return None
 
 
 def _reason(data: bytes | None) -> str:

@@ -106,7 +106,7 @@ def local_status(job: Job, store: LocalStore) -> JobStatus:
 
 
 def _layers(job: Job, done: set[int], failed: dict[int, str]) -> tuple[LayerStatus, ...]:
-    numbers = {layer.name: {job.numbers[layer.name, filter_] for filter_ in layer.selected} for layer in job.layers}
+    numbers = {layer.name: set(job.tiles.of_layer(layer)) for layer in job.layers}
     return tuple(
         LayerStatus(layer=name, planned=len(own), stored=len(own & done), failed=len(own & failed.keys()))
         for name, own in numbers.items()
@@ -170,7 +170,7 @@ class _Farm:
             heartbeats=presence.workers(),
             has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
             storage_error=presence.storage_error(),
-            troubles=presence.troubles(),
+            troubles=presence.troubles(job_id),
         )
 
     @property

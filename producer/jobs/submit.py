@@ -9,12 +9,12 @@ from pathlib import Path
 
 from celery import Celery
 
-from producer.jobs.inventory import inventory, load_job, write_status
+from producer.jobs.inventory import Reader, inventory, load_job, write_status
 from workers.clients.broker import enqueue, outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
-from workers.contract.errors import CorruptJob, NoJob, WeightsUnreadable
+from workers.contract.errors import BadOption, CorruptJob, NoJob, WeightsUnreadable
 from workers.contract.job import Job, Task, file_sha256
 
 #: Messages enqueued between two renewals of the submission's mark in Redis.
@@ -94,6 +94,23 @@ def _is_enqueued(job: Job, ledger: Ledger) -> bool:
     total = outstanding(ledger.client, [job.id])[job.id].total
     missing = len(job.tiles) - len(ledger.done(job.id) | ledger.failed(job.id).keys())
     return 0 < missing <= total
+
+
+def stored_form(job: Job, store: Reader) -> Job:
+    """The job under the id that the bucket has it under, so that a submission resumes what 0.1.0 began.
+
+    Raises BadOption if the bucket has other content under its id.
+    """
+    for job_id in (job.id, job.first_id):
+        try:
+            stored = load_job(job_id, store)
+        except (NoJob, CorruptJob):
+            continue
+        if stored.has_content_of(job):
+            return stored
+        if job_id == job.id:
+            raise BadOption(f"the bucket has a job {job_id} of other options; choose another --seed")
+    return job
 
 
 def _store_job(job: Job, store: Store) -> None:

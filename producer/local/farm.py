@@ -97,7 +97,7 @@ class Farm:
             if process.returncode == ExitCode.DEVICE_LOST:
                 raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
             if process.returncode == ExitCode.MACHINE_UNFIT:
-                troubles = "; ".join(Presence(connect(self.settings, retries=1)).troubles().values())
+                troubles = "; ".join(Presence(connect(self.settings, retries=1)).troubles("").values())
                 raise MachineUnfit(f"this machine does not render: {troubles}; see {self._log_path(name)}")
             self._restarts[name] = self._restarts.get(name, 0) + 1
             if self._restarts[name] > _MAX_RESTARTS:

@@ -10,7 +10,7 @@ from producer.jobs.inventory import read_state, readable_jobs, write_status
 from producer.jobs.progress import watch
 from producer.jobs.session import RETRY_S
 from producer.jobs.status import JobStatus, job_status
-from producer.jobs.submit import submit
+from producer.jobs.submit import stored_form, submit
 from producer.local.farm import Farm
 from producer.local.programs import rclone_program, valkey_program
 from producer.planning import job_builder as planning
@@ -58,6 +58,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         weights.load(job.model, job.weights, None, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
         store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3))
+        job = stored_form(job, store)
         _stop_others(job, store, console)
         submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
         console.print(submitted.summary, highlight=False, soft_wrap=True)

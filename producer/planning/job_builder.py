@@ -1,6 +1,7 @@
 """Makes the frozen job from options, and computes what it costs."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +92,7 @@ def _tiles(recipe: Recipe, plan: LayerPlan) -> int:
     return 1 if recipe.objective == "deepdream" else plan.channels
 
 
-def _layer(recipe: Recipe, plan: LayerPlan, named: tuple[int, ...]) -> Layer:
+def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int]) -> Layer:
     """The layer with those of the named filters that exist in it: of ``0-63``, a layer of 16 filters has 16.
 
     Raises BadFilters if it has none of them.

@@ -18,7 +18,6 @@ from producer.quality.stored_tiles import StoredResponses, measure_responses
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing
 from workers.contract.job import Job, Layer
-from workers.contract.records import Status
 
 if TYPE_CHECKING:
     from workers.rendering.metrics import LayerProbe
@@ -30,7 +29,7 @@ class TileQuality:
 
     layer: str
     filter: int
-    status: Status
+    status: str
     #: no image excites the filter: its batch-norm has zero gain, or a constant input
     inert: bool
     start_activation: float

@@ -10,9 +10,8 @@ import numpy as np
 from producer.jobs.inventory import Reader
 from workers.clients.storage import READERS
 from workers.contract import keys
-from workers.contract.errors import CorruptJob, CorruptTile
+from workers.contract.errors import CorruptTile
 from workers.contract.job import Job, Layer
-from workers.contract.records import Status
 from workers.contract.tile_png import decode_tile_of, max_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class StoredResponses:
     """The readable tiles of one layer, in the filters' order, and the network's responses to them."""
 
     filters: list[int] = field(default_factory=list)
-    statuses: list[Status] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
     #: activation at the start image, from the tile's record
     starts: list[float] = field(default_factory=list)
     #: spatial means of the layer's activation maps: one row per tile, one column per filter of the layer
@@ -57,7 +56,7 @@ def measure_responses(job: Job, layer: Layer, probe: "LayerProbe", reader: Reade
                     continue
                 try:
                     pixels, record = decode_tile_of(job, layer.name, filter_, data)
-                except (CorruptTile, CorruptJob) as error:
+                except CorruptTile as error:
                     result.broken[filter_] = str(error)
                     continue
                 result.filters.append(filter_)

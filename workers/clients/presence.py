@@ -20,6 +20,9 @@ _REPORT_VALID_S = 60.0
 #: A machine's trouble is shown for this many seconds, unless it renders again.
 _TROUBLE_VALID_S = 86400.0
 
+#: The same for a job that it does not understand, which it reports again every minute.
+_JOB_TROUBLE_VALID_S = 180.0
+
 #: The name under which the collector reports. Names of workers contain an "@".
 COLLECTOR = "collector"
 
@@ -72,21 +75,24 @@ class Presence:
         """The machines of all running workers."""
         return {machine_of(name) for name, ago in self.workers().items() if ago <= WORKER_SEEN_S}
 
-    def report_trouble(self, machine: str, reason: str | None) -> None:
-        """Publish why a machine does not render; None removes it, because it renders again."""
+    def report_trouble(self, machine: str, reason: str | None, *, job_id: str = "") -> None:
+        """Publish why a machine does not render, or not this job; None removes it, because it renders again."""
+        field = f"{machine} {job_id}" if job_id else machine
         if reason is None:
-            self._client.hdel(keys.TROUBLES, machine)
+            self._client.hdel(keys.TROUBLES, field)
         else:
-            self._client.hset(keys.TROUBLES, machine, json.dumps({"reason": reason, "at": time.time()}))
+            self._client.hset(keys.TROUBLES, field, json.dumps({"reason": reason, "at": time.time()}))
 
-    def troubles(self) -> dict[str, str]:
-        """Machine -> why it does not render, of the last day."""
+    def troubles(self, job_id: str) -> dict[str, str]:
+        """Machine -> why it does not render this job or any: of the last day, and of the last minutes for a job."""
         found = {}
         for name, text in cast("dict[bytes, bytes]", self._client.hgetall(keys.TROUBLES)).items():
             try:
+                machine, _, job = name.decode(errors="replace").partition(" ")
                 entry = json.loads(text)
-                if time.time() - float(entry["at"]) <= _TROUBLE_VALID_S:
-                    found[name.decode(errors="replace")] = str(entry["reason"])
+                valid_s = _JOB_TROUBLE_VALID_S if job else _TROUBLE_VALID_S
+                if job in ("", job_id) and time.time() - float(entry["at"]) <= valid_s:
+                    found[machine] = str(entry["reason"])
             except (ValueError, TypeError, KeyError):
                 continue
         return found

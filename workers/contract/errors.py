@@ -159,6 +159,14 @@ class CorruptJob(PermanentError):
     exit_code = ExitCode.CORRUPT_JOB
 
 
+class JobNotUnderstood(TransientError):
+    """Raised when a later version wrote a job that this one cannot render; workers of that version can."""
+
+    def __init__(self, message: str, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
 class CorruptTile(PermanentError):
     """Raised when a stored tile is not a valid PNG of the expected tile."""
 

@@ -1,21 +1,24 @@
 """The frozen job and the task message, which are all that passes from producer to workers.
 
 Both are immutable, validated when made or decoded, and plain JSON in the queue and the bucket. ``decode`` alone makes
-them from foreign JSON, and raises CorruptJob for anything invalid.
+them from foreign JSON, and raises CorruptJob for anything invalid. Readers ignore fields that they do not know, because
+a later version may have written them. A job is rendered only if all of it is understood: ``decode_whole_job``.
 """
 
 import functools
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from workers.contract.errors import BadFilters, CorruptJob
-from workers.contract.filter_ranges import format_filters, parse_filters
-from workers.contract.keys import Name
+from workers.contract.errors import BadFilters, CorruptJob, JobNotUnderstood
+from workers.contract.filter_ranges import Filters, parse_filters
+from workers.contract.keys import Name, is_name
 from workers.contract.recipe import Frozen, Recipe
+from workers.contract.tiles import Tiles
 
 
 def file_sha256(path: Path) -> str:
@@ -49,7 +52,7 @@ class Layer(Frozen):
     @model_validator(mode="after")
     def _filters_are_canonical(self) -> "Layer":
         try:
-            canonical = format_filters(parse_filters(self.filters, self.channels, self.name))
+            canonical = parse_filters(self.filters, self.channels, self.name).text
         except BadFilters as error:
             raise ValueError(str(error)) from error
         if canonical != self.filters:
@@ -57,7 +60,7 @@ class Layer(Frozen):
         return self
 
     @functools.cached_property
-    def selected(self) -> tuple[int, ...]:
+    def selected(self) -> Filters:
         """The rendered filters, ascending."""
         return parse_filters(self.filters, self.channels, self.name)
 
@@ -82,6 +85,24 @@ class Grid(Frozen):
         return self.rows is None or self.columns is None or tiles <= self.rows * self.columns
 
 
+def _content_id(values: dict[str, Any]) -> str:
+    """The id of a new job: ``<model>-<method>-<hash of what differs from the defaults>``, of 12 hex digits.
+
+    Defaults are left out, so that an option of a later version does not change the ids of jobs without it.
+    """
+    if not {"model", "weights", "layers", "recipe", "grid"} <= values.keys():
+        return "invalid"  # an error of another field
+    content = {
+        name: [entry.model_dump(mode="json", exclude_defaults=True) for entry in value]
+        if isinstance(value, tuple)
+        else value.model_dump(mode="json", exclude_defaults=True)
+        for name, value in values.items()
+        if name in {"weights", "layers", "recipe", "grid"}
+    }
+    text = json.dumps({"model": values["model"], **content}, sort_keys=True)
+    return f"{values['model']}-{values['recipe'].method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 class Job(Frozen):
     """Model, weights, layers, filters, recipe and grid: everything that determines the pictures."""
 
@@ -91,8 +112,10 @@ class Job(Frozen):
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     recipe: Recipe
     grid: Grid = Grid()
-    #: versions at submission; not part of the id, so that an upgrade resumes and does not restart
+    #: versions at submission; not part of the content, so that an upgrade resumes and does not restart
     versions: dict[str, str] = {}
+    #: the folder in the bucket. Set once: the same content under another version of filterfarm keeps it
+    id: Name = Field(default_factory=_content_id)
 
     @model_validator(mode="after")
     def _layers_are_distinct_and_fit_their_sheets(self) -> "Job":
@@ -103,22 +126,22 @@ class Job(Frozen):
             raise ValueError(f"the grid has no room for the {len(crowded.selected)} tiles of {crowded.name}")
         return self
 
-    @functools.cached_property
-    def id(self) -> str:
-        """``<model>-<method>-<hash of the content>``: submitting the same job again resumes it."""
-        content = self.model_dump(mode="json", exclude={"versions"})
+    @property
+    def first_id(self) -> str:
+        """The id that filterfarm 0.1.0 gave to this content. Fields added since must be left out here."""
+        content = self.model_dump(mode="json", exclude={"versions", "id"})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.model}-{self.recipe.method}-{digest[:8]}"
 
-    @functools.cached_property
-    def tiles(self) -> tuple[tuple[str, int], ...]:
-        """Every (layer, filter) of the job, in order. The index of a tile is its number in the ledger."""
-        return tuple((layer.name, filter_) for layer in self.layers for filter_ in layer.selected)
+    def has_content_of(self, other: "Job") -> bool:
+        """True if both jobs make the same pictures and sheets."""
+        mine, theirs = (job.model_dump(mode="json", exclude={"versions", "id"}) for job in (self, other))
+        return mine == theirs
 
     @functools.cached_property
-    def numbers(self) -> dict[tuple[str, int], int]:
-        """(layer, filter) -> the tile's number."""
-        return {tile: number for number, tile in enumerate(self.tiles)}
+    def tiles(self) -> Tiles:
+        """Every (layer, filter) of the job, in order. The index of a tile is its number in the ledger."""
+        return Tiles(self.layers)
 
     def layer(self, name: str) -> Layer | None:
         """The layer of that name, if the job renders it."""
@@ -141,18 +164,49 @@ class Task(Frozen):
 def decode_job(data: bytes, job_id: str) -> Job:
     """The job in ``job.json`` of that id. Raises CorruptJob, also if the content is that of another job."""
     job = decode(Job, data, f"job {job_id}")
+    if "id" not in job.model_fields_set and job.first_id == job_id:
+        return job.model_copy(update={"id": job_id})  # filterfarm 0.1.0 wrote no id
     if job.id != job_id:
         raise CorruptJob(f"job {job_id} holds the content of {job.id}")
     return job
+
+
+def decode_whole_job(data: bytes, job_id: str) -> Job:
+    """Like ``decode_job``. Raises JobNotUnderstood if a later version has written what this one cannot render."""
+    try:
+        Job.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        if first["type"] in {"extra_forbidden", "literal_error"}:
+            place = ".".join(map(str, first["loc"]))
+            raise JobNotUnderstood(
+                f"job {job_id} has {place}={str(first['input'])[:80]!r}, which filterfarm {version('filterfarm')} does "
+                "not know; upgrade it",
+                job_id,
+            ) from error
+    return decode_job(data, job_id)
+
+
+def decode_task(body: object) -> Task:
+    """The task in the body of a message. Raises CorruptJob, and JobNotUnderstood if a later version has sent it."""
+    if isinstance(body, dict) and isinstance(body.get("version"), int) and body["version"] > 1:
+        job_id = str(body.get("job"))
+        if is_name(job_id):
+            raise JobNotUnderstood(
+                f"messages of job {job_id} have version {body['version']}, which filterfarm {version('filterfarm')} "
+                "does not know; upgrade it",
+                job_id,
+            )
+    return decode(Task, json.dumps(body), "a task message")
 
 
 Record = TypeVar("Record", bound=Frozen)
 
 
 def decode(kind: type[Record], data: bytes | str, what: str) -> Record:
-    """Decode foreign JSON as a ``kind``; ``what`` names the data in the error. Raises CorruptJob."""
+    """Decode foreign JSON as a ``kind``, without fields unknown to it. Raises CorruptJob, which names it ``what``."""
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(data, extra="ignore")
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the text"

@@ -1,8 +1,11 @@
-"""Records of tiles and failures. A tile's record is stored as text in its PNG and in the records of its layer."""
+"""Records of tiles and failures. A tile's record is stored as text in its PNG and in the records of its layer.
+
+A reader keeps fields and words that it does not know: a later version may have written them.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from workers.contract.keys import Name
 from workers.contract.recipe import Frozen
@@ -17,14 +20,21 @@ Precision = Literal["fp32", "bf16"]
 Kernels = Literal["torch", "winograd"]
 
 
+#: A word of a later version is no error.
+Word = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+
+
 class TileRecord(Frozen):
     """Provenance and measurements of one rendered tile."""
+
+    model_config = ConfigDict(extra="allow")
 
     job: Name
     layer: Name
     filter: Annotated[int, Field(ge=0)]
     seed: int
-    status: Status
+    #: one of Status
+    status: Word
     #: objective, by default the mean of the filter's map, on the start image and on the final image; unit of the tap
     start_activation: float
     activation: float
@@ -39,10 +49,10 @@ class TileRecord(Frozen):
     #: number of attempts at this tile, this one included
     attempts: Annotated[int, Field(ge=1)]
     device: str
-    #: precision of the network during optimisation; recorded activations are always measured in fp32
-    precision: Precision = "fp32"
-    #: implementation of the convolutions during optimisation
-    kernels: Kernels = "torch"
+    #: one of Precision: that of the network during optimisation; recorded activations are always measured in fp32
+    precision: Word = "fp32"
+    #: one of Kernels, during optimisation
+    kernels: Word = "torch"
     versions: dict[str, str]
 
 

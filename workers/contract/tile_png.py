@@ -1,15 +1,17 @@
 """Encodes a tile and its record as PNG, and decodes them."""
 
 import io
+import warnings
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from pydantic import ValidationError
 
 from workers.contract.errors import CorruptTile, one_line
-from workers.contract.job import Job, decode
+from workers.contract.job import Job
 from workers.contract.records import TileRecord
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def encode_frames(frames: "Sequence[NDArray[np.uint8]]") -> bytes:
 def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint8]", TileRecord]:
     """Pixels ((H, W, 3) uint8 RGB) and record of a tile; ``size_px``: its expected height and width.
 
-    Raises CorruptTile for other data, before a picture of another size is decoded, and CorruptJob for a bad record.
+    Raises CorruptTile for other data, before a picture of another size is decoded, and for an invalid record.
     """
     if len(data) > max_bytes(size_px):
         raise CorruptTile(f"a tile of {len(data)} bytes is too long for {_text(size_px)}")
@@ -66,7 +68,10 @@ def decode_tile(data: bytes, size_px: tuple[int, int]) -> tuple["NDArray[np.uint
             text = image.info.get(TEXT_KEY, "")
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise CorruptTile(f"a tile is no readable PNG: {one_line(error, 100)}") from error
-    return pixels, decode(TileRecord, text, "a tile's record")
+    try:
+        return pixels, TileRecord.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptTile(f"its record is not valid: {one_line(error, 100)}") from error
 
 
 def decode_tile_of(job: Job, layer: str, filter_: int, data: bytes) -> tuple["NDArray[np.uint8]", TileRecord]:
@@ -75,6 +80,17 @@ def decode_tile_of(job: Job, layer: str, filter_: int, data: bytes) -> tuple["ND
     if (record.job, record.layer, record.filter) != (job.id, layer, filter_):
         raise CorruptTile(f"its record names {record.job} {record.layer}/{record.filter}")
     return pixels, record
+
+
+def is_picture(data: bytes) -> bool:
+    """True if ``data`` decodes as a PNG of any size that Pillow takes for harmless."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image.load()
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return False
+    return True
 
 
 def _text(size_px: tuple[int, int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
 from workers.contract.errors import CacheFailed, NoJob, WeightsUnreadable
-from workers.contract.job import Job, decode_job, file_sha256
+from workers.contract.job import Job, decode_whole_job, file_sha256
 
 #: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
 _MOST_JOBS = 64
@@ -25,13 +25,13 @@ class JobCache:
         self._download = threading.Lock()
 
     def job(self, job_id: str) -> Job:
-        """The frozen job; raises NoJob and CorruptJob."""
+        """The frozen job; raises NoJob, CorruptJob and JobNotUnderstood."""
         with self._lock:
             if job_id not in self._jobs:
                 data = self._store.get(keys.job(job_id))
                 if data is None:
                     raise NoJob(f"no job {job_id!r} in the bucket")
-                job = decode_job(data, job_id)
+                job = decode_whole_job(data, job_id)
                 if len(self._jobs) >= _MOST_JOBS:
                     del self._jobs[next(iter(self._jobs))]
                 self._jobs[job_id] = job

@@ -12,6 +12,28 @@ from workers.contract import keys
 REFRESH_S = 0.1
 
 
+#: Seconds for which a worker leaves the messages of a job that it does not understand to others.
+SKIP_S = 60.0
+
+
+class SkippedJobs:
+    """Jobs whose queues this process does not read for a while. Filled by any thread."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def add(self, job_id: str) -> None:
+        """Do not read this job's queue for SKIP_S seconds."""
+        self._until[job_id] = time.monotonic() + SKIP_S
+
+    def __contains__(self, job_id: str) -> bool:
+        return self._until.get(job_id, 0.0) > time.monotonic()
+
+
+#: those of this process
+skipped = SkippedJobs()
+
+
 class JobQueues:
     """Keeps a Kombu consumer reading the queues of the registered jobs. Used by the thread of the event loop alone.
 
@@ -38,9 +60,10 @@ class JobQueues:
     def _update(self) -> None:
         try:
             with self._consumer.channel.conn_or_acquire() as client:
-                jobs = {member.decode() for member in client.smembers(keys.JOBS)}
+                found = {member.decode(errors="replace") for member in client.smembers(keys.JOBS)}
         except self._connection_errors:
             return
+        jobs = {job_id for job_id in found if keys.is_name(job_id) and job_id not in skipped}
         wanted = {keys.QUEUE, *map(keys.queue, jobs)}
         for name in {queue.name for queue in self._consumer.queues} - wanted:
             self._consumer.cancel_by_queue(name)

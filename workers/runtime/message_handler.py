@@ -9,10 +9,10 @@ no machine can render the tile                        failure record stored, the
 tile cannot be rendered here                          Requeue for other machines; once three of them, or all there are
                                                       after a wait, have tried: as if no machine could
 object store unreachable, device lost, worker stops,
-machine without weights or cache                      Requeue
+machine without weights or cache, job of a later
+version                                               Requeue
 """
 
-import json
 import logging
 import os
 import signal
@@ -36,12 +36,13 @@ from workers.contract.errors import (
     DeviceLost,
     Draining,
     FilterfarmError,
+    JobNotUnderstood,
     NoJob,
     TransientError,
     Unrenderable,
     one_line,
 )
-from workers.contract.job import Job, Task, decode
+from workers.contract.job import Job, Task, decode_task
 from workers.contract.records import FailureRecord
 from workers.contract.settings import Settings
 from workers.runtime.artifacts import tile_artifacts
@@ -49,6 +50,7 @@ from workers.runtime.batch_runner import BatchRunner, Cancelled
 from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.batcher import Batcher
 from workers.runtime.job_cache import JobCache
+from workers.runtime.job_queues import skipped
 from workers.runtime.machine_health import MachineHealth
 from workers.runtime.render_process import Renderer
 
@@ -127,10 +129,15 @@ class MessageHandler:
             return
         except Draining as error:
             raise Requeue from error
+        except JobNotUnderstood as error:
+            log.warning("requeued reason=%s", error)
+            skipped.add(error.job_id)
+            self.presence.report_trouble(self._machine, str(error), job_id=error.job_id)
+            self._requeue(error)
         except STORAGE_ERRORS as error:
             log.warning("requeued reason=%s", error)
             self._requeue(error)
-        number, token = job.numbers[task.layer, task.filter], uuid.uuid4().hex
+        number, token = job.tiles.number(task.layer, task.filter), uuid.uuid4().hex
         claim = self.ledger.claim(job.id, number, token, self._claim_s)
         if claim is None:
             return
@@ -156,9 +163,9 @@ class MessageHandler:
         self._stopping.set()
 
     def _decode(self, body: object) -> tuple[Task, Job]:
-        task = decode(Task, json.dumps(body), "a task message")
+        task = decode_task(body)
         job = self._jobs.job(task.job)
-        if (task.layer, task.filter) not in job.numbers:
+        if (task.layer, task.filter) not in job.tiles:
             raise CorruptJob(f"job {task.job} has no filter {task.filter} of layer {task.layer!r}")
         return task, job
 

@@ -109,6 +109,18 @@ def test_troubles_are_shown_for_a_day_or_until_the_machine_renders_again(
     for name, text in (("a", b"\xff"), ("b", b"{"), ("c", b"[]"), ("d", b'{"at": 1}'), (b"\xff", b"{}")):
         redis_client.hset(keys.TROUBLES, name, text)
     # When / Then
-    assert presence.troubles() == {"cpu@one": "no disk", "cpu@two": "no internet"}
+    assert presence.troubles("job") == {"cpu@one": "no disk", "cpu@two": "no internet"}
     presence.report_trouble("cpu@one", None)
-    assert presence.troubles() == {"cpu@two": "no internet"}
+    assert presence.troubles("job") == {"cpu@two": "no internet"}
+
+
+def test_a_trouble_with_one_job_is_shown_for_that_job_for_some_minutes(
+    presence: Presence, redis_client: "redis.Redis"
+) -> None:
+    # Given
+    presence.report_trouble("cpu@one", "version 2 is not known", job_id="job")
+    old = json.dumps({"reason": "x", "at": time.time() - 600})
+    redis_client.hset(keys.TROUBLES, "cpu@two job", old)
+    # When / Then
+    assert presence.troubles("job") == {"cpu@one": "version 2 is not known"}
+    assert presence.troubles("other") == {}

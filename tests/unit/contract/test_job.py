@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.jobs import sample_job
-from workers.contract.errors import CorruptJob
-from workers.contract.job import Grid, Job, Layer, Task, Weights, decode
+from workers.contract.errors import CorruptJob, JobNotUnderstood
+from workers.contract.job import Grid, Job, Layer, Task, Weights, decode, decode_job, decode_task, decode_whole_job
 from workers.contract.recipe import Frozen, Preprocess, Recipe
 from workers.contract.records import FailureRecord
 
@@ -61,7 +62,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 
 #: Not part of the id, or of one possible value only.
-UNCHANGEABLE = {"format", "versions"}
+UNCHANGEABLE = {"format", "versions", "id"}
 
 
 def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -83,6 +84,7 @@ def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def changed(path: str, value: object, base: Job | None = None, others: dict[str, Any] | None = None) -> bytes:
     """job.json with one value replaced, and maybe others."""
     document = json.loads((base or sample_job()).to_json())
+    del document["id"]  # which is that of the content
     for changed_path, new in {path: value, **(others or {})}.items():
         place: Any = document
         *parents, last = changed_path.split(".")
@@ -108,14 +110,14 @@ def test_the_id_is_the_same_in_every_process_and_version() -> None:
     job = sample_job("features.0", "features.2", filters="0-7,9")
     # When the id is made here
     # Then it has not changed: running jobs are found again after an upgrade
-    assert job.id == "vgg16-notebook-1bf81a35"
+    assert job.id == "vgg16-notebook-3c52ed655121"
 
 
 def test_the_id_is_readable_and_may_be_part_of_a_key() -> None:
     # Given a job
     job = sample_job()
-    # Then its id says model and method, and eight digits of its content
-    assert re.fullmatch(r"vgg16-notebook-[0-9a-f]{8}", job.id)
+    # Then its id says model and method, and twelve digits of its content
+    assert re.fullmatch(r"vgg16-notebook-[0-9a-f]{12}", job.id)
 
 
 @pytest.mark.parametrize("path", sorted(CHANGES))
@@ -207,7 +209,10 @@ def test_tiles_are_numbered_by_layer_and_filter() -> None:
     # When its tiles are numbered
     # Then layers keep the job's order, and each filter has its own number
     assert job.tiles == (("features.2", 1), ("features.2", 5), ("features.0", 1), ("features.0", 5))
-    assert job.numbers == {tile: number for number, tile in enumerate(job.tiles)}
+    assert [job.tiles.number(*tile) for tile in job.tiles] == list(range(len(job.tiles)))
+    assert [job.tiles[number] for number in range(len(job.tiles))] == list(job.tiles)
+    assert ("features.2", 1) in job.tiles
+    assert all(absent not in job.tiles for absent in (("features.2", 2), ("features.1", 1), None, 3))
 
 
 @pytest.mark.parametrize(
@@ -237,9 +242,6 @@ def test_a_job_that_was_cut_off_is_corrupt(keep: float) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("extra", 1),
-        ("recipe.extra", 1),
-        ("layers.0.extra", 1),
         ("format", 2),
         ("format", "1"),
         ("format", None),
@@ -323,7 +325,6 @@ def test_a_layer_that_is_listed_twice_is_corrupt() -> None:
         {"filter": "3"},
         {"filter": float("nan")},
         {"filter": 10**30},
-        {"pixels": "AAAA"},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -341,3 +342,67 @@ def test_a_failure_record_comes_back_from_its_json() -> None:
     # When it is written and read
     # Then it is the same
     assert decode(FailureRecord, record.model_dump_json(), "a failure") == record
+
+
+@pytest.mark.parametrize("path", ["extra", "recipe.extra", "layers.0.extra", "weights.extra", "grid.extra"])
+def test_readers_ignore_a_field_of_a_later_version_and_workers_leave_its_job_to_others(path: str) -> None:
+    # Given a job with a field that this version does not know
+    job = sample_job()
+    document = json.loads(changed(path, 1, job))
+    data = json.dumps(document | {"id": job.id}).encode()
+    # When / Then
+    assert decode_job(data, job.id) == job
+    with pytest.raises(JobNotUnderstood, match=f"{re.escape(path)}='1', which filterfarm .* does not know; upgrade it"):
+        decode_whole_job(data, job.id)
+
+
+@pytest.mark.parametrize(("path", "value"), [("recipe.method", "dream"), ("recipe.objective", "logit"), ("format", 2)])
+def test_a_worker_leaves_a_job_with_a_word_of_a_later_version_to_others(path: str, value: object) -> None:
+    # Given
+    job = sample_job()
+    data = json.dumps(json.loads(changed(path, value, job)) | {"id": job.id}).encode()
+    # When / Then
+    with pytest.raises(JobNotUnderstood, match=path):
+        decode_whole_job(data, job.id)
+    # And a reader says that it is not valid
+    with pytest.raises(CorruptJob, match=path):
+        decode_job(data, job.id)
+
+
+def test_a_message_of_a_later_version_is_left_to_others() -> None:
+    # Given
+    body = {"version": 2, "job": "a-job", "layer": "x", "filter": 1, "extra": 1}
+    # When / Then
+    with pytest.raises(JobNotUnderstood) as caught:
+        decode_task(body)
+    assert caught.value.job_id == "a-job"
+    with pytest.raises(CorruptJob):
+        decode_task({**body, "job": "../x"})
+    assert decode_task({**body, "version": 1}) == Task(job="a-job", layer="x", filter=1)
+
+
+def test_the_id_stays_what_the_file_says() -> None:
+    # Given a job of a later version, whose id this version would compute otherwise
+    document = json.loads(sample_job().to_json()) | {"id": "vgg16-later-0123456789abcdef"}
+    data = json.dumps(document).encode()
+    # When / Then
+    assert decode_job(data, "vgg16-later-0123456789abcdef").id == "vgg16-later-0123456789abcdef"
+    assert decode_job(data, "vgg16-later-0123456789abcdef").has_content_of(sample_job())
+    with pytest.raises(CorruptJob, match="holds the content of"):
+        decode_job(data, "another")
+
+
+def test_a_job_of_a_million_tiles_takes_no_memory_for_them() -> None:
+    # Given
+    tracemalloc.start()
+    # When
+    job = sample_job(*(f"layer{number}" for number in range(100)), filters="0-9999", channels=10_000)
+    found = [job.tiles[number] for number in (0, 9_999, 10_000, 999_999)]
+    numbers = [job.tiles.number(*tile) for tile in found]
+    # Then
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(job.tiles) == 1_000_000
+    assert numbers == [0, 9_999, 10_000, 999_999]
+    assert found == [("layer0", 0), ("layer0", 9_999), ("layer1", 0), ("layer99", 9_999)]
+    assert peak < 2_000_000

@@ -151,7 +151,7 @@ def test_a_running_job_is_measured_on_its_stored_tiles(tmp_path: Path) -> None:
 def test_a_job_without_tiles_is_no_error(tmp_path: Path) -> None:
     # Given a job without tiles
     job = squeezenet_job()
-    layers = measure(job, store(job, tmp_path, missing=job.layers[0].selected), device="cpu")
+    layers = measure(job, store(job, tmp_path, missing=tuple(job.layers[0].selected)), device="cpu")
     # Then its figures are unknown
     assert quality_text.figures(layers).self_identification is None
     assert "0 of 6" in quality_text.as_table(layers, against=True)
