@@ -1,12 +1,15 @@
 """From stored tiles to contact sheets, records and the gallery page."""
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.collector.contact_sheet import encode_sheet, sheet
+from producer.collector.contact_sheet import Layout, bands, fit, layout
 from producer.collector.gallery import page
+from producer.collector.png_writer import PngWriter
 from producer.jobs.inventory import MAX_FAILURE_BYTES
 from workers.clients.storage import READERS, Store
 from workers.contract import keys
@@ -24,45 +27,71 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, rene
     """Write the layer's contact sheet and records; returns the filters whose tile is missing or unreadable.
 
     If that set is not empty, nothing is written, and tiles that are no PNG are deleted. ``reasons`` maps the numbers of
-    failed tiles to the reason. ``renew_lock`` is called once per tile; what it raises ends the assembly.
+    failed tiles to the reason. ``renew_lock`` is called once per row of the sheet; what it raises ends the assembly.
+    Holds the tiles of one row in memory.
     """
-    entries: list[tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord]] = []
+    plan = layout(job.grid, len(layer.selected), job.recipe.tile_px)
+    records: dict[int, TileRecord | FailureRecord] = {}
     broken: set[int] = set()
-    with ThreadPoolExecutor(READERS) as pool:
-        for filter_, entry in zip(
-            layer.selected,
-            pool.map(lambda number: _read(job, layer, number, reasons, store), layer.selected),
-            strict=True,
-        ):
+
+    def rows(pool: ThreadPoolExecutor) -> "Iterator[list[tuple[NDArray[np.uint8] | None, str] | None]]":
+        for number in range(plan.rows):
             renew_lock()
-            if entry is None:
-                broken.add(filter_)
-            else:
-                entries.append(entry)
-    if broken:
-        return broken
-    image = sheet([(pixels, record.status) for pixels, record in entries], job.grid, job.recipe.tile_px)
-    store.put(keys.grid(job.id, layer.name), encode_sheet(image), "image/png")
-    records = {
+            filters = [None if place is None else layer.selected[place] for place in plan.row(number)]
+            entries = pool.map(lambda filter_: _read(job, layer, filter_, reasons, plan.tile_px, store), filters)
+            row: list[tuple[NDArray[np.uint8] | None, str] | None] = []
+            for filter_, entry in zip(filters, entries, strict=True):
+                if filter_ is None:
+                    row.append(None)
+                elif entry is None:
+                    broken.add(filter_)
+                    row.append(None)
+                else:
+                    records[filter_] = entry[1]
+                    row.append((entry[0], entry[1].status))
+            yield row
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(READERS) as pool:
+        path = Path(folder) / "sheet.png"
+        with path.open("wb") as file:
+            height, width = plan.size_px
+            writer = PngWriter(file, width, height, _text(plan))
+            for band in bands(plan, rows(pool)):
+                writer.write(band)
+            writer.close()
+        if broken:
+            return broken
+        store.put_file(keys.grid(job.id, layer.name), path, "image/png")
+    content = {
         "job": job.id,
         "layer": layer.name,
         "aliases": list(layer.aliases),
-        "filters": [record.model_dump(mode="json") for _, record in entries],
+        "sheet_tile_px": list(plan.tile_px),
+        "filters": [records[filter_].model_dump(mode="json") for filter_ in layer.selected],
     }
     # Written last: a layer counts as assembled once its records exist.
-    store.put(keys.records(job.id, layer.name), json.dumps(records, indent=1).encode(), "application/json")
+    store.put(keys.records(job.id, layer.name), json.dumps(content, indent=1).encode(), "application/json")
     return broken
 
 
-def write_gallery(job: Job, store: Store) -> set[str]:
+def _text(plan: Layout) -> dict[str, str]:
+    """What the sheet says about itself."""
+    if plan.tile_px == plan.stored_px:
+        return {}
+    (high, wide), (stored_high, stored_wide) = plan.tile_px, plan.stored_px
+    return {"Description": f"Tiles of {stored_high}x{stored_wide} px, scaled down to {high}x{wide} px"}
+
+
+def write_gallery(job: Job, store: Store, given_up: Collection[str] = ()) -> set[str]:
     """Write index.html from the layers' records; returns the layers whose records are unreadable.
 
-    If that set is not empty, index.html is not written and the unreadable records are deleted.
+    If that set is not empty, index.html is not written and the unreadable records are deleted. Layers that were
+    ``given_up`` have no records.
     """
     statuses: dict[tuple[str, int], str] = {}
     reasons: dict[tuple[str, int], str] = {}
     unreadable: set[str] = set()
-    for layer in job.layers:
+    for layer in (layer for layer in job.layers if layer.name not in given_up):
         key = keys.records(job.id, layer.name)
         try:
             records = json.loads(store.get(key) or b"")["filters"]
@@ -80,9 +109,11 @@ def write_gallery(job: Job, store: Store) -> set[str]:
 
 
 def _read(
-    job: Job, layer: Layer, filter_: int, reasons: dict[int, str], store: Store
+    job: Job, layer: Layer, filter_: int | None, reasons: dict[int, str], tile_px: tuple[int, int], store: Store
 ) -> "tuple[NDArray[np.uint8] | None, TileRecord | FailureRecord] | None":
-    """A tile's pixels and record, no pixels if it failed, or None if it has to be rendered again."""
+    """A tile's pixels at ``tile_px`` and its record, no pixels if it failed, or None if it has to be rendered again."""
+    if filter_ is None:
+        return None
     reason = reasons.get(job.tiles.number(layer.name, filter_))
     if reason is not None:
         return None, _failure(job, layer, filter_, reason, store)
@@ -91,12 +122,13 @@ def _read(
     if data is None:
         return None
     try:
-        return decode_tile_of(job, layer.name, filter_, data)
+        pixels, record = decode_tile_of(job, layer.name, filter_, data)
     except CorruptTile:
         # A picture is kept until another replaces it: a later version may have written it.
         if not is_picture(data):
             store.delete(key)
         return None
+    return fit(pixels, tile_px), record
 
 
 def _failure(job: Job, layer: Layer, filter_: int, reason: str, store: Store) -> FailureRecord:

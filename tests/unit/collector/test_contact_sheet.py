@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producer.collector.contact_sheet import DEAD_RGB, RESCUED_RGB, encode_sheet, place, shape, sheet
+from producer.collector.contact_sheet import DEAD_RGB, MAX_SIDE_PX, RESCUED_RGB, fit, layout, sheet
+from producer.collector.png_writer import PngWriter
 from workers.contract.job import Grid
 
 Pixels = NDArray[np.uint8]
@@ -76,23 +77,23 @@ def test_an_open_grid_is_as_square_as_it_gets_and_runs_along_its_rows(count: int
     # Given some tiles and no fixed grid
     grid = Grid()
     # When rows and columns are chosen
-    rows, columns = shape(grid, count)
+    plan = layout(grid, count, (8, 8))
+    rows, columns = plan.rows, plan.columns
     # Then all have room, none of the rows is empty, and it is nearly square
     assert rows * columns >= count > (rows - 1) * columns
     assert 0 <= columns - rows <= 1
     # And the order is by rows
-    assert [place(grid, count, position) for position in range(count)] == [divmod(n, columns) for n in range(count)]
+    assert [place for row in range(rows) for place in plan.row(row)][:count] == list(range(count))
 
 
 @pytest.mark.parametrize("grid", [Grid(), Grid(rows=3, columns=4)])
 def test_every_tile_has_a_place_of_its_own_on_the_sheet(grid: Grid) -> None:
     # Given 12 tiles and any grid
-    rows, columns = shape(grid, 12)
+    plan = layout(grid, 12, (8, 8))
     # When all are placed
-    places = {place(grid, 12, position) for position in range(12)}
-    # Then no two share a place, and none is off the sheet
-    assert len(places) == 12
-    assert all(0 <= row < rows and 0 <= column < columns for row, column in places)
+    places = [place for row in range(plan.rows) for place in plan.row(row) if place is not None]
+    # Then each has one place
+    assert sorted(places) == list(range(12))
 
 
 @pytest.mark.parametrize("margin", [4, 5, 9])
@@ -178,14 +179,44 @@ def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:
     assert np.array_equal(whole, np.vstack([np.hstack(pictures[:2]), np.hstack(pictures[2:])]))
 
 
-def test_a_sheet_is_the_same_after_encoding_and_decoding() -> None:
-    # Given a sheet
-    whole = sheet(tiles(5, 8), Grid(), (8, 8))
-    # When it is encoded, and decoded by Pillow
-    with Image.open(io.BytesIO(encode_sheet(whole))) as image:
-        # Then every pixel is the same
-        assert (image.format, image.mode) == ("PNG", "RGB")
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_a_png_written_by_rows_is_the_same_when_pillow_decodes_it(rows_at_once: int) -> None:
+    # Given a sheet of smooth, of noisy and of black rows
+    smooth = np.linspace(0, 255, 30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
+    whole = np.concatenate([smooth, tile(1, 40), np.zeros((7, 40, 3), np.uint8)])
+    out = io.BytesIO()
+    # When it is written by rows
+    writer = PngWriter(out, 40, len(whole), {"Description": "a sheet"})
+    for start in range(0, len(whole), rows_at_once):
+        writer.write(whole[start : start + rows_at_once])
+    writer.close()
+    # Then every pixel is the same
+    with Image.open(out) as image:
+        assert (image.format, image.mode, image.info["Description"]) == ("PNG", "RGB", "a sheet")
         assert np.array_equal(np.asarray(image), whole)
+
+
+@pytest.mark.parametrize(
+    ("grid", "count", "tile_px"),
+    [
+        (Grid(), 2048, (1024, 1024)),
+        (Grid(), 512, (1024, 4096)),
+        (Grid(rows=1, columns=2048), 2048, (64, 64)),
+        (Grid(rows=10_000, columns=2, margin_px=0), 20_000, (8, 8)),
+    ],
+)
+def test_a_sheet_of_many_pixels_has_smaller_tiles(grid: Grid, count: int, tile_px: tuple[int, int]) -> None:
+    # When
+    plan = layout(grid, count, tile_px)
+    # Then no side is longer than the limit, and the tiles use what there is
+    assert max(plan.size_px) <= MAX_SIDE_PX
+    assert max(plan.size_px) > 0.5 * MAX_SIDE_PX
+    assert plan.tile_px < tile_px
+    assert fit(np.zeros((*tile_px, 3), np.uint8), plan.tile_px).shape == (*plan.tile_px, 3)
+
+
+def test_a_usual_sheet_has_tiles_of_their_own_size() -> None:
+    assert layout(Grid(), 512, (150, 150)).tile_px == (150, 150)
 
 
 def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_unchanged() -> None:
