@@ -153,8 +153,9 @@ def interrupt_for(farm: Fleet, seconds: float) -> None:
         net.set("pass")
         assert stored(farm, job_id) < 80, "the job was over before; make it longer"
 
-        # Then the worker reconnects, in time
+        # Then the same process reconnects, in time
         wait_for_more(farm, job_id, 30)
+        assert "restart_in_s=" not in farm.log(worker)
         wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
         check_everything(farm, job_id)
         assert farm.status(job_id)["failed"] == 0
@@ -185,7 +186,7 @@ def test_an_idle_worker_whose_connections_die_without_a_reset_renders_the_next_j
         job_id = farm.submit(*FEW)["job"]
 
         # Then it reconnects, in time
-        wait_for("it to start the job", lambda: farm.redis.hlen("unacked") or stored(farm, job_id), 30)
+        wait_for("it to start the job", lambda: farm.redis.hlen(farm.names.unacked) or stored(farm, job_id), 30)
         wait_for("the job to end", lambda: has_ended(farm, job_id), 60)
         check_everything(farm, job_id)
         assert worker.poll() is None
@@ -202,8 +203,11 @@ def test_a_worker_whose_network_never_comes_back_logs_the_reason_and_obeys_sigte
         # When the network drops everything from now on
         net.set("swallow")
 
-        # Then its Celery process logs the reason and ends in time, another is started, and SIGTERM ends the worker
-        wait_for("it to end", lambda: "code=30 restart_in_s=" in farm.log(worker), 60)
+        # Then it drops its connections, and once its messages are delivered to others anyway, its Celery process logs
+        # the reason and ends, another is started, and SIGTERM ends the worker
+        wait_for("it to drop its connections", lambda: "dropping connections reason=Redis" in farm.log(worker), 60)
+        assert "restart_in_s=" not in farm.log(worker)
+        wait_for("it to end", lambda: "code=30 restart_in_s=" in farm.log(worker), 120)
         assert re.search(r"stopping reason=Redis .*\d+ s", farm.log(worker))
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(25) == 0, farm.log(worker)

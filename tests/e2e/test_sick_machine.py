@@ -1,10 +1,14 @@
 """Machines that run and cannot render: they fail no tile that another machine can render, and they stop."""
 
+import os
 import re
+import signal
+from contextlib import suppress
 
+import pytest
 import torch
 
-from tests.e2e.fleet import Fleet, wait_for
+from tests.e2e.fleet import Fleet, descendants, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.injection import into_renderer
 from workers.contract.errors import ExitCode
@@ -79,3 +83,39 @@ def test_a_tile_that_no_machine_can_render_fails_after_all_have_tried_and_affect
     for worker in workers:
         assert len(re.findall(r"left to other machines: OverflowError", farm.log(worker))) >= 1
         assert worker.poll() is None
+
+
+#: In a Celery process, the renderer's child can neither be killed nor awaited, as one that is stuck in a GPU's driver.
+_UNKILLABLE = """
+import sys
+if "workers.runtime" in sys.orig_argv:
+    import threading, pebble
+    pebble.ProcessPool.stop = lambda self: None
+    pebble.ProcessPool.join = lambda self, timeout=None: threading.Event().wait()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_whose_renderer_cannot_be_killed_ends_and_its_tiles_are_rendered_by_others(farm: Fleet) -> None:
+    # Given a worker whose renderer hangs for ever at its first batch
+    hanging = into_renderer(farm.folder / "hanging", "any(iter(int, 1))", everywhere=_UNKILLABLE)
+    farm.start("collector")
+    stuck = farm.start("worker", "--batch", "4", FILTERFARM_HANG_S="20", FILTERFARM_MACHINE="stuck", **hanging)
+    wait_for("the worker", lambda: farm.is_ready(stuck), 60)
+    job = farm.submit("squeezenet1_1", "--weights", "none", *RECIPE, "--filters", "0-3")["job"]
+    wait_for("it to take the job", lambda: farm.redis.hlen(farm.names.unacked) == 4, 60)
+    children = descendants(stuck.pid)
+
+    # When another worker starts
+    farm.start("worker", "--batch", "4", FILTERFARM_MACHINE="well")
+
+    # Then the first ends its Celery process, and the tiles are rendered by the other
+    try:
+        wait_for("the end of the first", lambda: "cannot be killed" in farm.log(stuck), 120)
+        wait_for("the job to end", lambda: has_ended(farm, job), 120)
+        check_everything(farm, job)
+        assert farm.status(job)["failed"] == 0
+    finally:  # the renderer has outlived its parent
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

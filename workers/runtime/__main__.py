@@ -1,4 +1,4 @@
-"""``python -m workers.runtime NAME CONCURRENCY``: the Celery worker of one device, started by the supervisor.
+"""``python -m workers.runtime FARM NAME CONCURRENCY``: the Celery worker of one device, started by the supervisor.
 
 This is not a module of another name, because multiprocessing would import that again in the render process.
 """
@@ -8,4 +8,4 @@ import sys
 from workers.runtime.app import serve
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1], int(sys.argv[2])))
+    sys.exit(serve(sys.argv[1], sys.argv[2], int(sys.argv[3])))

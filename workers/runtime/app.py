@@ -14,14 +14,15 @@ from celery.exceptions import SecurityWarning
 from workers.clients.broker import make_app
 from workers.clients.logs import log_to_stderr
 from workers.contract.errors import ExitCode
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 from workers.runtime import tasks
 from workers.runtime.supervisor import SUPERVISOR_VARIABLE
 
 
-def serve(name: str, concurrency: int) -> int:
+def serve(farm: str, name: str, concurrency: int) -> int:
     """Run a worker with ``concurrency`` task threads until SIGTERM; returns its exit code. Settings come from the
-    environment. ``name`` is unique in the farm.
+    environment. ``farm`` is the farm's id; ``name`` is unique in it.
 
     Celery's own command line is not used: it takes options from variables such as BROKER_URL and APP, and imports from
     the current folder.
@@ -30,8 +31,9 @@ def serve(name: str, concurrency: int) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.setup_logging.connect(_set_up_logging)
     settings = Settings.from_environ(os.environ)
-    app = make_app(settings)
-    processes = tasks.install(app, settings)
+    names = RedisKeys(farm)
+    app = make_app(settings, names)
+    processes = tasks.install(app, settings, names)
     if SUPERVISOR_VARIABLE in os.environ:
         threading.Thread(target=_drain_after, args=(int(os.environ[SUPERVISOR_VARIABLE]),), daemon=True).start()
     worker = app.Worker(

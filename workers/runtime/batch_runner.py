@@ -12,6 +12,7 @@ from workers.clients.broker import connect
 from workers.clients.ledger import Ledger
 from workers.contract.errors import MACHINE_ERRORS, DeviceLost, FilterfarmError
 from workers.contract.job import Job
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 from workers.runtime.batcher import Group
 from workers.runtime.job_cache import JobCache
@@ -34,13 +35,15 @@ class Cancelled(FilterfarmError):
 class BatchRunner:
     """Renders one batch at a time, in the batcher's thread."""
 
-    def __init__(self, settings: Settings, renderer: Renderer, jobs: JobCache, health: MachineHealth) -> None:
+    def __init__(
+        self, settings: Settings, names: RedisKeys, renderer: Renderer, jobs: JobCache, health: MachineHealth
+    ) -> None:
         self._device = settings.device
         self._renderer = renderer
         self._jobs = jobs
         self._health = health
         #: with a client that fails fast: if Redis is unreachable, the batch runs anyway
-        self._ledger = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S))
+        self._ledger = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S), names)
 
     def run(
         self, group: Group, filters: tuple[int, ...], on_start: Callable[[], None]
@@ -79,7 +82,8 @@ class BatchRunner:
 
     def _has_tiles(self, job: Job, layer: str) -> bool:
         try:
-            done = self._ledger.done(job.id)
+            done = self._ledger.done(job.id, len(job.tiles))
         except redis.RedisError:
             return False
-        return any(job.tiles[number][0] == layer for number in done)
+        numbers = job.tiles.of_layer(next(entry for entry in job.layers if entry.name == layer))
+        return bool(done[numbers.start : numbers.stop].any())

@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from collections import OrderedDict
 from pathlib import Path
 
 from workers.clients.retrying_storage import RetryingStore
@@ -9,8 +10,8 @@ from workers.contract import keys
 from workers.contract.errors import CacheFailed, NoJob, WeightsUnreadable
 from workers.contract.job import Job, decode_whole_job, file_sha256
 
-#: Jobs kept in memory, each with the index of its tiles: a few MB for a whole network.
-_MOST_JOBS = 64
+#: Jobs kept in memory, some kB each.
+_MOST_JOBS = 256
 
 
 class JobCache:
@@ -19,23 +20,42 @@ class JobCache:
     def __init__(self, store: RetryingStore, cache_dir: Path) -> None:
         self._store = store
         self._folder = cache_dir.expanduser() / "weights"
-        self._jobs: dict[str, Job] = {}
+        #: the least recently used first
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        #: job -> held by the thread that loads it
+        self._loading: dict[str, threading.Lock] = {}
+        #: never held while something is loaded
         self._lock = threading.Lock()
-        #: a second lock, because a download may take minutes and must not block ``job``
+        #: held during a download, which may take minutes and must not block ``job``
         self._download = threading.Lock()
 
     def job(self, job_id: str) -> Job:
         """The frozen job; raises NoJob, CorruptJob and JobNotUnderstood."""
         with self._lock:
-            if job_id not in self._jobs:
-                data = self._store.get(keys.job(job_id))
-                if data is None:
-                    raise NoJob(f"no job {job_id!r} in the bucket")
-                job = decode_whole_job(data, job_id)
-                if len(self._jobs) >= _MOST_JOBS:
-                    del self._jobs[next(iter(self._jobs))]
-                self._jobs[job_id] = job
-            return self._jobs[job_id]
+            if job_id in self._jobs:
+                self._jobs.move_to_end(job_id)
+                return self._jobs[job_id]
+            loading = self._loading.setdefault(job_id, threading.Lock())
+        with loading:  # other jobs are not blocked
+            with self._lock:
+                if job_id in self._jobs:  # another thread has loaded it
+                    return self._jobs[job_id]
+            try:
+                job = self._load(job_id)
+                with self._lock:
+                    self._jobs[job_id] = job
+                    if len(self._jobs) > _MOST_JOBS:
+                        self._jobs.popitem(last=False)
+                return job
+            finally:
+                with self._lock:
+                    self._loading.pop(job_id, None)
+
+    def _load(self, job_id: str) -> Job:
+        data = self._store.get(keys.job(job_id))
+        if data is None:
+            raise NoJob(f"no job {job_id!r} in the bucket")
+        return decode_whole_job(data, job_id)
 
     def checkpoint(self, job: Job) -> Path | None:
         """Local path of the job's own checkpoint, if it has one. Jobs share files, which are named by their SHA-256.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.clients.broker import job_queue
-from workers.contract import keys
+from workers.contract.keys import RedisKeys, is_name
 
 #: Seconds between two looks at the list of jobs, and the timeout of a BRPOP. An idle worker notices a new job after at
 #: most twice this time, because Redis checks ten times a second for timeouts that are over.
@@ -29,6 +29,9 @@ class SkippedJobs:
     def __contains__(self, job_id: str) -> bool:
         return self._until.get(job_id, 0.0) > time.monotonic()
 
+
+#: those of the farm of this process, which ``tasks.install`` sets
+names = RedisKeys("")
 
 #: those of this process
 skipped = SkippedJobs()
@@ -60,14 +63,14 @@ class JobQueues:
     def _update(self) -> None:
         try:
             with self._consumer.channel.conn_or_acquire() as client:
-                found = {member.decode(errors="replace") for member in client.smembers(keys.JOBS)}
+                found = {member.decode(errors="replace") for member in client.smembers(names.jobs)}
         except self._connection_errors:
             return
-        jobs = {job_id for job_id in found if keys.is_name(job_id) and job_id not in skipped}
-        wanted = {keys.QUEUE, *map(keys.queue, jobs)}
+        jobs = {job_id for job_id in found if is_name(job_id) and job_id not in skipped}
+        wanted = {names.default_queue, *map(names.queue, jobs)}
         for name in {queue.name for queue in self._consumer.queues} - wanted:
             self._consumer.cancel_by_queue(name)
         for job_id in sorted(jobs):
-            if not self._consumer.consuming_from(keys.queue(job_id)):
-                self._consumer.add_queue(job_queue(job_id))
+            if not self._consumer.consuming_from(names.queue(job_id)):
+                self._consumer.add_queue(job_queue(names.queue(job_id)))
         self._consumer.consume()

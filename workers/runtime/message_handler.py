@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import threading
-import time
 import uuid
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,6 +42,7 @@ from workers.contract.errors import (
     one_line,
 )
 from workers.contract.job import Job, Task, decode_task
+from workers.contract.keys import RedisKeys
 from workers.contract.records import FailureRecord
 from workers.contract.settings import Settings
 from workers.runtime.artifacts import tile_artifacts
@@ -50,8 +50,8 @@ from workers.runtime.batch_runner import BatchRunner, Cancelled
 from workers.runtime.batch_size import candidate_sizes, max_batch_size
 from workers.runtime.batcher import Batcher
 from workers.runtime.job_cache import JobCache
-from workers.runtime.job_queues import skipped
 from workers.runtime.machine_health import MachineHealth
+from workers.runtime.other_machines import OtherMachines
 from workers.runtime.render_process import Renderer
 
 if TYPE_CHECKING:
@@ -62,12 +62,6 @@ log = logging.getLogger(__name__)
 #: A tile of which this many attempts never ended is a failure: it probably ends whole workers. High enough that
 #: preempted spot machines do not reach it.
 MAX_STARTS = 10
-
-#: A tile has failed once this many different machines could not render it.
-MOST_MACHINES = 3
-
-#: Seconds from the first of these attempts, after which it has also failed if all running machines have tried.
-OTHERS_S = 30.0
 
 #: Seconds before a message is requeued because of an error that is likely to last.
 REQUEUE_DELAY_S = 5.0
@@ -91,16 +85,17 @@ class MessageHandler:
     ``name``: the name of this worker in Redis. The constructor raises DeviceLost if the device cannot compute.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, names: RedisKeys, name: str) -> None:
         self._settings = settings
         self._machine = machine_of(name)
         self._stopping = threading.Event()
         client = connect(settings, retries=20)
-        self.ledger = Ledger(client)
-        self.presence = presence = Presence(client)
+        self.ledger = Ledger(client, names)
+        self.presence = presence = Presence(client, names)
         self._store = RetryingStore(
             settings, stop=self._stopping, report=lambda error: presence.report_storage_error(name, error)
         )
+        self._others = OtherMachines(self._machine, presence, self._store)
         self._claim_s = CLAIM_SHARE * settings.visibility_timeout_s
         #: (job id, tile number) of what this process has claimed
         self._claims: set[tuple[str, int]] = set()
@@ -112,7 +107,7 @@ class MessageHandler:
             raise
         self._jobs = JobCache(self._store, settings.cache_dir)
         self.health = MachineHealth(self._machine, presence, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        runner = BatchRunner(settings, self._renderer, self._jobs, self.health)
+        runner = BatchRunner(settings, names, self._renderer, self._jobs, self.health)
         self._batcher: Batcher[Tile] = Batcher(
             lambda group, filters: runner.run(group, filters, self._batcher.resolve_previous),
             size=settings.batch or max_batch_size(settings.device),
@@ -130,10 +125,11 @@ class MessageHandler:
         except Draining as error:
             raise Requeue from error
         except JobNotUnderstood as error:
-            log.warning("requeued reason=%s", error)
-            skipped.add(error.job_id)
-            self.presence.report_trouble(self._machine, str(error), job_id=error.job_id)
-            self._requeue(error)
+            if self._others.take_job(error):
+                log.warning("requeued reason=%s", error)
+                self._requeue(error)
+            log.error("dropped message reason=no job %r in the bucket, and %s", error.job_id, error)
+            return
         except STORAGE_ERRORS as error:
             log.warning("requeued reason=%s", error)
             self._requeue(error)
@@ -148,6 +144,11 @@ class MessageHandler:
         finally:
             self._claims.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token, stored=stored)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which the renderer has had work and shown no progress."""
+        return self._renderer.silent_s
 
     def renew_claims(self, ledger: Ledger) -> None:
         """Renew the claims of this process. Called by the heartbeat, with its own client."""
@@ -215,10 +216,7 @@ class MessageHandler:
     def _leave_to_others(self, task: Task, job: Job, number: int, attempts: Attempts) -> bool:
         """Requeue a tile that this machine cannot render; once no other is left to try, record its failure."""
         *_, reason = attempts.reasons.values()
-        waited = time.time() - attempts.since >= OTHERS_S
-        if len(attempts.reasons) < MOST_MACHINES and not (
-            waited and self.presence.running_machines() <= attempts.reasons.keys()
-        ):
+        if self._others.may_try(attempts):
             self.ledger.undo_start(job.id, number)
             self._requeue_tile(task, f"left to other machines: {reason}", None)
         where = f" (on {', '.join(attempts.reasons)})" if len(attempts.reasons) > 1 else ""

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,9 @@ ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Result = TypeVar("Result")
 
+#: Seconds between two looks at the files that are being downloaded.
+_DOWNLOAD_CHECK_S = 2.0
+
 
 def begin(progress: Any) -> None:
     """Initialise the process. ``progress``: a shared counter, counted up by each call of a module of the network."""
@@ -37,6 +41,7 @@ def begin(progress: Any) -> None:
         progress.value += 1
 
     _die_with_parent()
+    threading.Thread(target=_count_downloads, args=(progress,), daemon=True).start()
     process_tuning.tune()
     # Global to the process, which does nothing but render.
     register_module_forward_pre_hook(count)
@@ -54,6 +59,22 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _count_downloads(progress: Any) -> None:
+    """Count growing files of torch's downloads as progress: weights may take longer than a hang."""
+    import torch
+
+    folder, before = Path(torch.hub.get_dir()) / "checkpoints", 0
+    while True:
+        time.sleep(_DOWNLOAD_CHECK_S)
+        try:
+            size = sum(path.stat().st_size for path in folder.glob("*.partial"))
+        except OSError:  # one has just ended
+            continue
+        if size != before:
+            before = size
+            progress.value += 1
 
 
 #: Model, weights, checkpoint, seed and device: what identifies a loaded network.

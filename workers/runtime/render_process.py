@@ -82,11 +82,22 @@ class Renderer:
         self._sizer = BatchSizer(sizes)
         #: called once the device is busy
         self._on_start: Callable[[], None] | None = None
+        #: monotonic time of the child's last sign of life; None if it has nothing to do
+        self._alive_at: float | None = None
         #: counted up by the child; only changes matter
         self._progress = _SPAWN.Value("Q", 0, lock=False)
         for name, value in render_child.ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # a child inherits it
         self._pool = self._new_pool()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which the child has had a task and shown no progress. Read by any thread.
+
+        More than ``hang_s`` means that the child cannot be killed either, as in the driver of a broken GPU.
+        """
+        alive_at = self._alive_at
+        return 0.0 if alive_at is None else time.monotonic() - alive_at
 
     def render(self, batch: Batch, on_start: Callable[[], None] | None = None) -> "dict[int, Tile | FilterfarmError]":
         """Filter -> its tile or its error. Raises DeviceLost, and Draining once the renderer was stopped.
@@ -154,11 +165,20 @@ class Renderer:
     def _once(self, batch: Batch) -> "list[Tile]":
         # Not the whole job: sending the index of all its tiles takes longer than some tiles.
         job = batch.job
-        network = job.model, job.weights, batch.checkpoint, job.recipe.seed, batch.device
+        # Networks with trained weights are the same for every seed.
+        seed = job.recipe.seed if job.weights.source == "none" else 0
+        network = job.model, job.weights, batch.checkpoint, seed, batch.device
         return self._call(render_child.render, network, job.recipe, batch.layer, list(batch.filters))
 
     def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in the child. Raises RendererLost if the child dies or hangs, Draining, and its errors."""
+        self._alive_at = time.monotonic()
+        try:
+            return self._call_in_child(function, *arguments)
+        finally:
+            self._alive_at = None
+
+    def _call_in_child(self, function: Callable[..., Result], *arguments: Any) -> Result:
         with self._lock:
             if self._stopped:
                 raise Draining("the worker is stopping")
@@ -196,6 +216,7 @@ class Renderer:
                 raise Draining("the worker is stopping")
             if self._progress.value != progress:
                 progress, since = self._progress.value, time.monotonic()
+                self._alive_at = since
             elif time.monotonic() - since > self._hang_s:
                 self._replace_pool()
                 raise RendererLost(f"renderer made no progress for {self._hang_s:g} s")

@@ -59,7 +59,7 @@ class _Slot:
     code: int = 0
 
 
-def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> int:
+def serve(settings: Settings, farm: str, *, all_gpus: bool, environ: Mapping[str, str]) -> int:
     """Run the workers of this machine until SIGTERM or SIGINT; returns the exit code.
 
     Raises BadSettings, and the errors of FINAL once no process is left.
@@ -68,7 +68,7 @@ def serve(settings: Settings, *, all_gpus: bool, environ: Mapping[str, str]) -> 
     slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
     while not stop.is_set():
         for slot in slots:
-            _restart_dead(slot, settings, environ)
+            _restart_dead(slot, settings, farm, environ)
         if all(slot.start_at == math.inf for slot in slots):
             final = FINAL[ExitCode(slots[0].code)]
             raise final(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
@@ -81,7 +81,7 @@ def _devices(settings: Settings, all_gpus: bool) -> list[str]:
     return here if all_gpus else [settings.choose_device(here)]
 
 
-def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -> None:
+def _restart_dead(slot: _Slot, settings: Settings, farm: str, environ: Mapping[str, str]) -> None:
     """Start the process of a slot if it is not running and its delay is over."""
     now = time.monotonic()
     if slot.process is not None:
@@ -100,16 +100,16 @@ def _restart_dead(slot: _Slot, settings: Settings, environ: Mapping[str, str]) -
             return
         log.warning("worker ended device=%s code=%d restart_in_s=%g", slot.device, code, slot.delay_s)
     if now >= slot.start_at:
-        slot.process = _start(slot.device, settings, environ)
+        slot.process = _start(slot.device, settings, farm, environ)
         slot.started = now
 
 
-def _start(device: str, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _start(device: str, settings: Settings, farm: str, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     batch = settings.batch or max_batch_size(device)
     mine = replace(settings, device=device)
     name = f"{device.replace(':', '')}-{os.getpid()}@{settings.machine or socket.gethostname()}"
     # Twice the batch: while one batch is on the device, the threads of the previous one upload and the next one waits.
-    command = python_module("workers.runtime", name, str(2 * batch))
+    command = python_module("workers.runtime", farm, name, str(2 * batch))
     log.info("starting worker device=%s batch=%d", device, batch)
     variables = {**environ, **mine.to_environ(), SUPERVISOR_VARIABLE: str(os.getpid())}
     # A session of its own, so that Ctrl-C reaches the supervisor alone, which then drains the processes.
@@ -134,10 +134,11 @@ def _drain(slots: list[_Slot], drain_s: float) -> int:
 
 
 def main() -> int:
-    """Entry point of ``python -m workers.runtime.supervisor [--all-gpus]``; settings come from the environment."""
+    """Entry point of ``python -m workers.runtime.supervisor FARM [--all-gpus]``; settings come from the environment."""
     log_to_stderr()
     try:
-        return serve(Settings.from_environ(os.environ), all_gpus="--all-gpus" in sys.argv[1:], environ=os.environ)
+        farm, *options = sys.argv[1:]
+        return serve(Settings.from_environ(os.environ), farm, all_gpus="--all-gpus" in options, environ=os.environ)
     except FilterfarmError as error:
         print(f"filterfarm: {error}", file=sys.stderr)  # noqa: T201  # this is a command
         return int(error.exit_code)

@@ -13,6 +13,7 @@ from workers.clients.broker_access import broker_errors, check_broker
 from workers.clients.clock import check_clock
 from workers.clients.signals import DeferredCall
 from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, ClockWrong, DeviceLost
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 from workers.runtime import job_queues, transport
 from workers.runtime.batch_size import max_batch_size
@@ -26,12 +27,12 @@ log = logging.getLogger(__name__)
 class WorkerProcess:
     """The message handler of this Celery process and its heartbeat. Raises DeviceLost as MessageHandler does."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, names: RedisKeys, name: str) -> None:
         self._settings = settings
         self._name = name
-        self._handler = MessageHandler(settings, name)
+        self._handler = MessageHandler(settings, names, name)
         self._drain = DeferredCall(lambda: self._handler.drain(settings.drain_s))
-        self._heartbeat = Heartbeat(settings, name, self._handler)
+        self._heartbeat = Heartbeat(settings, names, name, self._handler)
 
     def handle(self, tag: str, body: object) -> None:
         """Handle one message, whose visibility is renewed meanwhile. Raises Reject(requeue=True) to requeue it."""
@@ -80,11 +81,12 @@ def _check_redis(settings: Settings) -> None:
         log.warning("starting without a check of Redis reason=%s", error)
 
 
-def install(app: Celery, settings: Settings) -> list[WorkerProcess]:
+def install(app: Celery, settings: Settings, names: RedisKeys) -> list[WorkerProcess]:
     """Add the render task to ``app``, and the signal handlers that make and drain its WorkerProcess.
 
     Returns a list that holds the WorkerProcess once it has started.
     """
+    job_queues.names = names
     app.conf.worker_consumer = "workers.runtime.consumer:Consumer"
     app.conf.broker_transport = transport.NAME
     app.conf.broker_transport_options = {
@@ -102,7 +104,7 @@ def install(app: Celery, settings: Settings) -> list[WorkerProcess]:
         transport.check_kombu_version()
         try:
             _check_redis(settings)
-            processes.append(WorkerProcess(settings, instance.hostname))
+            processes.append(WorkerProcess(settings, names, instance.hostname))
         except (BrokerDenied, ClockWrong, DeviceLost) as error:
             log.error("not starting reason=%s", error)
             raise SystemExit(int(error.exit_code)) from error

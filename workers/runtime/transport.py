@@ -4,7 +4,10 @@ Chosen by the ``broker_transport`` setting of the Celery application, and only b
 of ``kombu.transport.redis.Channel``; tests/unit/runtime/test_private_parts.py names them.
 """
 
+import contextlib
 import logging
+import socket
+import weakref
 from collections.abc import Callable
 from importlib.metadata import version
 from queue import Empty
@@ -14,19 +17,32 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from workers.runtime.queue_order import QueueOrder
+
 #: The value of Celery's ``broker_transport`` setting.
 NAME = f"{__name__}:Transport"
 
 #: The Kombu versions whose private methods are known to match the overrides below.
 _KNOWN_VERSION = "5.7."
 
+#: Seconds for which a read waits if other queues may hold a message.
+_SHORT_S = 0.01
+
 log = logging.getLogger(__name__)
 
 _redis: Any = kombu_redis  # its stubs leave out the private methods
 
 
+#: the open channels of this process
+_channels: "weakref.WeakSet[Channel]" = weakref.WeakSet()
+
+
 class Channel(_redis.Channel):  # type: ignore[misc]
     """A Redis channel that shares one client, calls ``before_read`` and drops entries that are no messages."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        _channels.add(self)
 
     #: Called in the thread of the event loop before each BRPOP is sent. None: nothing is called.
     before_read: Callable[[], None] | None = None
@@ -49,6 +65,10 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         """Call ``before_read``, then send one BRPOP. Kombu sends none while the worker may take no more messages."""
         if self.before_read is not None:
             self.before_read()
+        order = self._queue_cycle
+        if isinstance(order, QueueOrder):
+            order.consume(len(self.active_queues))  # which the original repeats
+            timeout = _SHORT_S if order.has_more else timeout
         super()._brpop_start(timeout)
 
     def _brpop_read(self, **options: Any) -> bool:
@@ -64,6 +84,8 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                 self.client.connection.disconnect()  # the event loop connects again
                 raise
             if not answer:
+                if isinstance(self._queue_cycle, QueueOrder):
+                    self._queue_cycle.pass_over()
                 raise Empty
             name, entry = answer
             queue = bytes_to_str(name).rsplit(self.sep, 1)[0]
@@ -95,6 +117,18 @@ class Transport(_redis.Transport):  # type: ignore[misc]
     """Kombu's Redis transport with the channel above."""
 
     Channel = Channel
+
+
+def drop_connections() -> None:
+    """Shut down the sockets of all channels. Their threads get an error and connect again. Called by any thread.
+
+    Sockets are not closed: the event loop would not notice, and wait on a number that another file may get.
+    """
+    for channel in list(_channels):
+        for pool in (channel._pool, channel._async_pool):
+            for connection in [*getattr(pool, "_in_use_connections", ()), *getattr(pool, "_available_connections", ())]:
+                with contextlib.suppress(OSError, AttributeError):
+                    connection._sock.shutdown(socket.SHUT_RDWR)
 
 
 def check_kombu_version(installed: str | None = None) -> None:

@@ -210,7 +210,7 @@ def test_a_batch_that_is_killed_for_its_memory_is_halved_and_what_fits_is_rememb
         assert errors(results) == {}
         assert [len(filters) for filters in child.calls()] == [8, 4, 1, 1, 1, 1, 2, 2]
         # And another job of the same network and recipe starts with the size that fits
-        other = a_job().model_copy(update={"weights": a_job().weights.model_copy(update={"name": "other"})})
+        other = a_job().model_copy(update={"weights": a_job().weights.model_copy(update={"name": "other"}), "id": "b"})
         assert other.id != a_job().id
         assert errors(child.render(a_batch(other, filters=tuple(range(8, 16))))) == {}
         assert [len(filters) for filters in child.calls()] == [2, 2, 2, 2]

@@ -11,6 +11,7 @@ import pytest
 import redis
 from kombu import Connection, Consumer, Queue
 
+from tests.jobs import NAMES
 from workers.clients.broker import make_app
 from workers.contract.settings import Settings
 from workers.runtime import tasks, transport
@@ -118,8 +119,8 @@ def test_the_workers_application_uses_it(scheme: str) -> None:
     settings = Settings(
         broker_url=f"{scheme}://:password@broker.invalid:7000/2", bucket_url="s3://bucket", device="cpu"
     )
-    app = make_app(settings)
-    tasks.install(app, settings)
+    app = make_app(settings, NAMES)
+    tasks.install(app, settings, NAMES)
     connection = app.connection_for_read()
     assert connection.transport_cls == transport.NAME
     assert isinstance(connection.transport, transport.Transport)
