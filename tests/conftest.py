@@ -13,6 +13,7 @@ from celery import Celery
 from kombu import pools
 
 from tests import servers
+from tests.jobs import NAMES
 from workers.clients.broker import make_app
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
@@ -113,7 +114,7 @@ def settings(s3: S3, broker_url: str) -> Settings:
 @pytest.fixture
 def app(broker_url: str) -> Iterator[Celery]:
     """The Celery application that publishes to the emptied queue."""
-    made = make_app(Settings(broker_url=broker_url))
+    made = make_app(Settings(broker_url=broker_url), NAMES)
     yield made
     close_pools()
 
@@ -132,4 +133,4 @@ def store(settings: Settings) -> Store:
 @pytest.fixture
 def ledger(redis_client: "redis.Redis") -> Ledger:
     """The empty ledger of ``settings``."""
-    return Ledger(redis_client)
+    return Ledger(redis_client, NAMES)

@@ -3,14 +3,19 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.recipes import RAW, recipe_of
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.job import Grid, Job, Layer, Weights
+from workers.contract.keys import RedisKeys
 from workers.contract.records import Status, TileRecord
 from workers.contract.tile_png import encode_tile
+
+#: The Redis keys of the farm in integration tests.
+NAMES = RedisKeys("f0")
 
 
 def sample_job(
@@ -68,3 +73,15 @@ def finish_tiles(job: Job, numbers: set[int], store: Store, ledger: Ledger) -> N
         layer, filter_ = job.tiles[number]
         store.put(keys.tile(job.id, layer, filter_), sample_tile(job, layer, filter_), "image/png")
         ledger.end_claim(job.id, number, "token", stored=True)
+
+
+def bits(job: Job, numbers: set[int]) -> "NDArray[np.bool_]":
+    """One bool per tile of ``job``, true for these numbers."""
+    found = np.zeros(len(job.tiles), bool)
+    found[sorted(numbers)] = True
+    return found
+
+
+def done_tiles(ledger: Ledger, job: Job) -> set[int]:
+    """Numbers of the stored tiles of a job."""
+    return set(np.flatnonzero(ledger.done(job.id, len(job.tiles))).tolist())

@@ -11,10 +11,12 @@ import redis
 
 from workers.clients.broker import connect
 from workers.clients.broker_access import broker_errors, check_broker
+from workers.clients.identity import identify
 from workers.clients.presence import WORKER_SEEN_S, Presence
 from workers.clients.processes import list_devices
 from workers.clients.storage import Store
 from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, ServerFailed
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 
 _PACKAGES = ("filterfarm", "torch", "torchvision", "timm", "celery", "kombu", "redis", "boto3", "numpy", "pillow")
@@ -104,7 +106,8 @@ def _broker(settings: Settings) -> str:
     with broker_errors(settings):
         client = connect(settings, retries=1)
         check_broker(client)
-        workers = sum(ago <= WORKER_SEEN_S for ago in Presence(client).workers().values())
+        names = RedisKeys(identify(settings, Store(settings, retry_s=2.0), client))
+        workers = sum(ago <= WORKER_SEEN_S for ago in Presence(client, names).workers().values())
         try:
             policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
         except redis.exceptions.NoPermissionError:  # managed servers refuse INFO, and the farm does not need it

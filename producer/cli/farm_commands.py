@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def worker(device: str | None, batch: int | None, all_gpus: bool) -> None:
     farm = open_session(settings, writes=True)
     with broker_errors(settings):
         check_clock(farm.ledger.client, settings.visibility_timeout_s)
-    arguments = ["--all-gpus"] if all_gpus else []
+    arguments = [farm.ledger.names.farm, *(["--all-gpus"] if all_gpus else [])]
     # This process becomes the supervisor, so that signals reach it directly.
     environ = {**os.environ, **settings.to_environ()}
     os.execve(sys.executable, python_module("workers.runtime.supervisor", *arguments), environ)  # noqa: S606
@@ -65,19 +66,19 @@ def collector() -> None:
     """Assemble complete layers and re-enqueue lost tiles, until stopped. One per farm is enough; two do no harm."""
     from producer.collector.collector import Collector
     from producer.jobs.session import open_session, read_settings
-    from workers.clients.broker import connect, make_app
+    from workers.clients.broker import connect
     from workers.clients.ledger import Ledger
     from workers.clients.logs import log_to_stderr
     from workers.clients.signals import stop_on_signals
     from workers.clients.storage import Store
 
     settings = read_settings()
-    open_session(settings, writes=True)
+    farm = open_session(settings, writes=True, founds=True)
     log_to_stderr()
     stop = stop_on_signals()
     store = Store(settings, retry_s=settings.storage_retry_s, stop=stop)
-    ledger = Ledger(connect(settings, retries=3))
-    Collector(settings, store=store, ledger=ledger, app=make_app(settings)).run(stop)
+    ledger = Ledger(connect(settings, retries=3), farm.ledger.names)
+    Collector(settings, store=store, ledger=ledger, app=farm.app).run(stop)
 
 
 @click.command()
@@ -121,15 +122,19 @@ def _status_of(job: str, settings: "Settings") -> "JobStatus":
     from producer.jobs.status import job_status, status_without_storage
     from workers.clients.broker import connect
     from workers.clients.broker_access import broker_errors
+    from workers.clients.identity import known_farm
     from workers.clients.ledger import Ledger
+    from workers.contract.keys import RedisKeys
 
     with broker_errors(settings):
         try:
             farm = open_session(settings)
             return job_status(load_job(job, farm.store), farm.store, farm.ledger)
         except STORAGE_ERRORS as error:
-            known = status_without_storage(job, Ledger(connect(settings, retries=1)), error)
-            if known is None:
+            client = connect(settings, retries=1)
+            farm_id = known_farm(client)
+            known = farm_id and status_without_storage(job, Ledger(client, RedisKeys(farm_id)), error)
+            if not known:
                 raise
             return known
 
@@ -200,6 +205,7 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
     """Measure the quality of JOB's pictures. The network evaluates each stored tile."""
     from producer.cli import quality_text
     from producer.jobs.inventory import load_job
+    from producer.jobs.progress import can_redraw
     from producer.jobs.session import open_store, read_settings
     from producer.quality.quality import measure, require_whole
 
@@ -210,9 +216,15 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
     from workers.networks.devices import available  # loads torch, which nothing before this needs
 
     device = settings.choose_device(available())
-    with Console(stderr=True).status("reading tiles") as shown:
+    console = Console(stderr=True)
+    # In a notebook's cell a spinner would print a line for each of its turns.
+    with console.status("reading tiles") if can_redraw(console) else nullcontext() as shown:
         layers = measure(
-            frozen, reader, device=device, against=other, done=lambda name: shown.update(f"{name} measured")
+            frozen,
+            reader,
+            device=device,
+            against=other,
+            done=lambda name: shown.update(f"{name} measured") if shown else None,
         )
     if json_:
         click.echo(json.dumps(quality_text.as_json(frozen, layers, other)))

@@ -89,6 +89,7 @@ def status(one: JobStatus, *, queue: bool = True) -> str:
             f"workers seen: {one.workers}"
         )
     lines += [f"trouble on {machine}: {reason}" for machine, reason in one.troubles.items()]
+    lines += [f"no sheet of {layer}: {reason}" for layer, reason in one.problems.items()]
     lines += [f"failed {tile}: {reason}" for tile, reason in one.reasons.items()]
     return "\n".join(lines)
 

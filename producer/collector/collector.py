@@ -1,24 +1,27 @@
 """The collector: a loop that compares what each job should have with what it has, and makes what is missing.
 
 It is level-triggered. Each pass reads the whole state (job.json, ledger, bucket), so the collector may be killed,
-started twice or started late. It re-enqueues tiles whose message was lost, assembles complete layers, finishes complete
-jobs, and restores jobs from the bucket after Redis was emptied.
+started twice or started late. It sends messages as queues empty, re-enqueues tiles whose message was lost, assembles
+complete layers, finishes complete jobs, and restores jobs from the bucket after Redis was emptied.
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import redis
 from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import LockError
 
-from producer.collector.assembly import assemble, write_gallery
+from producer.collector.assembly import write_gallery
+from producer.collector.job_layers import JobLayers
+from producer.collector.lost_messages import LostMessages
+from producer.jobs.feeding import feed, send
 from producer.jobs.inventory import inventory, load_job, read_state, reasons_by_tile, write_status
-from producer.jobs.submit import enqueue_tiles
-from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
 from workers.clients.storage import Store
@@ -27,14 +30,13 @@ from workers.contract.errors import STORAGE_ERRORS, CorruptJob, FilterfarmError,
 from workers.contract.job import Job
 from workers.contract.settings import Settings
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 log = logging.getLogger(__name__)
 
 #: Pause between two passes. A pass without changes costs a few Redis commands.
 PASS_S = 1.0
-
-#: A job that lacks tiles and has had no message for this long has lost them. Longer than the moment in which a message
-#: is neither in its queue nor in Kombu's ``unacked`` hash.
-LOST_S = 5.0
 
 #: Pause between two listings of the bucket for jobs that Redis does not know.
 RESCAN_S = 60.0
@@ -45,6 +47,9 @@ STORAGE_PAUSE_S = 5.0
 #: The collector's lock expires after this long without a renewal, and another collector takes over.
 LOCK_S = 30.0
 
+#: Seconds between two renewals.
+_RENEW_S = 5.0
+
 
 @dataclass(kw_only=True)
 class _Watched:
@@ -53,25 +58,21 @@ class _Watched:
     job: Job
     #: id of the submission; a later submission may have deleted records
     submission: str
-    assembled: set[str] = field(default_factory=set)
-    #: number of tiles that are stored or failed, -1 before the first pass
-    ended: int = -1
-    progress_at: float = field(default_factory=time.monotonic)
-    #: time of the first pass in a row that found no message of the job
-    idle_since: float | None = None
+    layers: JobLayers
 
 
 class Collector:
     """One collector. ``run`` loops; ``run_pass`` examines every job once."""
 
     def __init__(self, settings: Settings, *, store: Store, ledger: Ledger, app: Celery) -> None:
-        #: a job without progress for longer than a redelivery takes has lost its missing messages
-        self._stalled_s = settings.visibility_timeout_s + 30.0
+        self._place = f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'}"
         self._store, self._ledger, self._app = store, ledger, app
-        self._lock = ledger.client.lock(keys.COLLECTOR_LOCK, timeout=LOCK_S)
+        self._lock = ledger.client.lock(ledger.names.collector, timeout=LOCK_S)
+        self._renew_at = 0.0
+        self._lost = LostMessages(ledger)
         self._watched: dict[str, _Watched] = {}
         self._ended_jobs: set[str] = set()
-        self._presence = Presence(ledger.client)
+        self._presence = Presence(ledger.client, ledger.names)
         self._storage_failed = False
         self._scanned_at: float | None = None
 
@@ -83,11 +84,11 @@ class Collector:
                 try:
                     if self._lock.owned() or self._lock.acquire(blocking=False):
                         standby_logged = False
-                        self._lock.reacquire()
+                        self._renew_at = 0.0
                         self.run_pass()
                     elif not standby_logged:
                         standby_logged = True
-                        log.info("standby lock=%s", keys.COLLECTOR_LOCK)
+                        log.info("standby lock=%s", self._ledger.names.collector)
                     self._clear_storage_error()
                     last_error = ""
                 except (FilterfarmError, redis.RedisError, KombuError, OSError) as error:
@@ -122,6 +123,7 @@ class Collector:
 
     def run_pass(self) -> None:
         """Examine every job once. Raises object store and broker errors, and LockError if the lock was lost."""
+        self._renew_lock()
         self._restore_forgotten()
         ids = self._ledger.jobs()
         self._ended_jobs -= ids
@@ -133,12 +135,19 @@ class Collector:
             try:
                 watched = self._watch(job_id)
                 if watched is not None and not self._ledger.is_submitting(job_id):
-                    missing[job_id] = self._advance(watched)
-            except (FilterfarmError, redis.RedisError):
+                    ended = self._advance(watched)
+                    if job_id in self._watched:  # which the pass has not finished
+                        feed(watched.job, self._ledger, self._app, open_jobs=len(ids))
+                        fed = self._ledger.fed(job_id)
+                        missing[job_id] = watched.job, np.flatnonzero(~ended[:fed])
+            except (FilterfarmError, redis.RedisError, KombuError):
                 raise
             except Exception as error:  # a fault in one job must not stop the others
                 log.error("unexpected job=%s reason=%s: %s", job_id, type(error).__name__, one_line(error, 300))
-        self._requeue_lost(missing)
+        for job_id, numbers in self._lost.find(missing).items():
+            log.warning("requeued job=%s tiles=%d reason=messages lost", job_id, len(numbers))
+            send(self._watched[job_id].job, sorted(numbers), self._ledger, self._app)
+            self._ledger.record_requeued(job_id, numbers)
 
     def _restore_forgotten(self) -> None:
         """Register unfinished jobs of the bucket that Redis does not know."""
@@ -146,6 +155,7 @@ class Collector:
         if self._scanned_at is not None and now - self._scanned_at < RESCAN_S:
             return
         self._scanned_at = now
+        self._ledger.client.hset(keys.FARMS, self._ledger.names.farm, self._place)  # an emptied Redis has lost it
         known = self._ledger.jobs() | self._ended_jobs
         for job_id in self._store.folders():
             if job_id in known or not keys.is_name(job_id) or not self._store.exists(keys.job(job_id)):
@@ -163,82 +173,52 @@ class Collector:
         submission = self._ledger.submission(job_id)
         if job_id not in self._watched or self._watched[job_id].submission != submission:
             try:
-                self._watched[job_id] = _Watched(job=load_job(job_id, self._store), submission=submission)
+                job = load_job(job_id, self._store)
+                self._watched[job_id] = _Watched(job=job, submission=submission, layers=JobLayers(job))
             except (CorruptJob, NoJob) as error:
                 log.error("ignoring unreadable job=%s reason=%s", job_id[:128], error)
                 self._ledger.unregister(job_id)
                 return None
         watched = self._watched[job_id]
         if not self._ledger.is_synced(job_id):
+            before = self._ledger.done_bits(job_id)
             stored, failed = inventory(watched.job, self._store)
-            log.info("synced job=%s stored=%d failed=%d", job_id, len(stored), len(failed))
-            self._ledger.sync(watched.job, stored, failed)
+            log.info("synced job=%s stored=%d failed=%d", job_id, int(stored.sum()), len(failed))
+            self._ledger.sync(watched.job, stored, failed, before)
         return watched
 
-    def _advance(self, watched: _Watched) -> set[int]:
-        """Assemble complete layers, and finish the job if all are; returns the numbers of missing tiles."""
+    def _advance(self, watched: _Watched) -> "NDArray[np.bool_]":
+        """Assemble complete layers, and finish the job if all are; returns whether each tile has ended."""
         job = watched.job
         failed = self._ledger.failed(job.id)
-        ended = self._ledger.done(job.id) | failed.keys()
-        if len(ended) != watched.ended:
-            watched.ended, watched.progress_at = len(ended), time.monotonic()
-        for layer in job.layers:
-            numbers = set(job.tiles.of_layer(layer))
-            if layer.name in watched.assembled or not numbers <= ended:
-                continue
-            if not self._is_assembled(job, layer.name):
-                broken = assemble(job, layer, failed, self._store, self._renew_lock)
-                if broken:
-                    log.warning("reopened job=%s layer=%s tiles=%d", job.id, layer.name, len(broken))
-                    again = {job.tiles.number(layer.name, filter_) for filter_ in broken}
-                    self._ledger.reopen(job.id, again)
-                    ended -= again
-                    continue
-                log.info("assembled job=%s layer=%s filters=%d", job.id, layer.name, len(layer.selected))
-            watched.assembled.add(layer.name)
-        if len(watched.assembled) == len(job.layers):
-            unreadable = write_gallery(job, self._store)
-            watched.assembled -= unreadable  # the next pass assembles them again
+        ended = self._ledger.done(job.id, len(job.tiles))
+        ended[list(failed)] = True
+        again = watched.layers.assemble_complete(ended, failed, self._store, self._renew_lock)
+        if again:
+            self._ledger.reopen(job.id, again)
+            send(job, sorted(again), self._ledger, self._app)
+            ended[list(again)] = False
+        if watched.layers.are_complete:
+            unreadable = write_gallery(job, self._store, watched.layers.given_up)
+            watched.layers.forget(unreadable)  # the next pass assembles them again
             if not unreadable:
-                self._finish(job, failed)
-        return set(range(len(job.tiles))) - ended
+                self._finish(watched, failed)
+        return ended
 
-    def _is_assembled(self, job: Job, layer: str) -> bool:
-        return self._store.exists(keys.records(job.id, layer)) and self._store.exists(keys.grid(job.id, layer))
-
-    def _finish(self, job: Job, failed: dict[int, str]) -> None:
-        write_status(self._store, job.id, "finished", reasons=reasons_by_tile(job, failed))
+    def _finish(self, watched: _Watched, failed: dict[int, str]) -> None:
+        job, reasons = watched.job, reasons_by_tile(watched.job, failed)
+        write_status(self._store, job.id, "finished", reasons=reasons, problems=watched.layers.given_up)
         self._ledger.unregister(job.id)
         del self._watched[job.id]
         log.info("finished job=%s state=finished tiles=%d failed=%d", job.id, len(job.tiles), len(failed))
 
-    def _requeue_lost(self, missing: dict[str, set[int]]) -> None:
-        """Enqueue missing tiles again whose messages are in no queue and with no worker."""
-        # Jobs that this pass has finished are no longer watched.
-        open_jobs = {job_id: numbers for job_id, numbers in missing.items() if numbers and job_id in self._watched}
-        if not open_jobs:
-            return
-        now = time.monotonic()
-        for job_id, messages in outstanding(self._ledger.client, open_jobs).items():
-            watched, numbers = self._watched[job_id], open_jobs[job_id]
-            if messages.total:
-                watched.idle_since = None
-            elif watched.idle_since is None:
-                watched.idle_since = now
-            lost = watched.idle_since is not None and now - watched.idle_since >= LOST_S
-            stalled = now - watched.progress_at >= self._stalled_s and messages.total < len(numbers)
-            if lost or stalled:
-                log.warning("requeued job=%s tiles=%d reason=messages lost", job_id, len(numbers))
-                self._renew_lock()
-                enqueue_tiles(watched.job, numbers, self._ledger, self._app)
-                self._ledger.record_requeued(job_id, numbers)
-                self._ledger.end_submission(job_id)
-                watched.progress_at, watched.idle_since = now, None
-
     def _renew_lock(self) -> None:
-        """Renew the lock; raises redis.exceptions.LockError if another collector has taken over."""
+        """Renew the lock now and then; raises redis.exceptions.LockError if another collector has taken over."""
+        if time.monotonic() < self._renew_at:
+            return
         try:
             self._lock.reacquire()
         except LockError:
-            log.warning("lost lock=%s", keys.COLLECTOR_LOCK)
+            log.warning("lost lock=%s", self._ledger.names.collector)
             raise
+        self._renew_at = time.monotonic() + _RENEW_S

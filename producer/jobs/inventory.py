@@ -3,19 +3,25 @@
 The bucket is the only source of truth; the ledger in Redis is filled from here.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 from rich.console import Console
 
 from producer.jobs.local_store import LocalStore
-from workers.clients.storage import Store
+from workers.clients.storage import READERS, Store
 from workers.contract import keys
 from workers.contract.errors import CorruptJob, NoJob
-from workers.contract.job import Job, decode_job
+from workers.contract.job import Job, Layer, decode_job
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Upper bound of a failure record in bytes.
 MAX_FAILURE_BYTES = 65_536
@@ -52,15 +58,22 @@ def readable_jobs(store: Store | LocalStore, console: Console) -> Iterator[Job]:
             continue
 
 
-def inventory(job: Job, store: Store | LocalStore) -> tuple[set[int], dict[int, str]]:
-    """Numbers of stored tiles, and tile number -> reason of failed ones. A tile that is stored has not failed."""
-    stored = {number for key in store.list(f"{job.id}/tiles/") if (number := _number(job, key)) is not None}
-    failed: dict[int, str] = {}
-    for key in store.list(f"{job.id}/failed/"):
-        number = _number(job, key)
-        if number is not None and number not in stored:
-            failed[number] = _reason(store.get(key, max_bytes=MAX_FAILURE_BYTES))
-    return stored, failed
+def inventory(job: Job, store: Store | LocalStore) -> "tuple[NDArray[np.bool_], dict[int, str]]":
+    """Whether each tile is stored, and tile number -> reason of failed ones. A tile that is stored has not failed.
+
+    Lists the bucket layer by layer, several at a time.
+    """
+    stored = np.zeros(len(job.tiles), bool)
+
+    def look(layer: Layer) -> list[int]:
+        stored[_numbers(job, store.list(f"{job.id}/tiles/{layer.name}/"))] = True
+        return _numbers(job, store.list(f"{job.id}/failed/{layer.name}/"))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        listed = [number for numbers in pool.map(look, job.layers) for number in numbers if not stored[number]]
+        keys_ = [keys.failed(job.id, *job.tiles[number]) for number in listed]
+        data = pool.map(lambda key: store.get(key, max_bytes=MAX_FAILURE_BYTES), keys_)
+        return stored, dict(zip(listed, map(_reason, data), strict=True))
 
 
 def reasons_by_tile(job: Job, failed: dict[int, str]) -> dict[str, str]:
@@ -78,18 +91,31 @@ def read_state(store: Reader, job_id: str) -> str:
     return str(state) if state in _ENDED else "running"
 
 
-def write_status(store: Store, job_id: str, state: str, *, reasons: dict[str, str]) -> None:
-    """Write ``status.json``; ``reasons`` maps ``layer/filter`` of failed tiles to the reason."""
-    body = {"job": job_id, "state": state, "at": time.time(), "failed": reasons}
+def read_problems(store: Reader, job_id: str) -> dict[str, str]:
+    """Layer -> why it has no sheet, as in ``status.json``; empty if that is missing or unreadable."""
+    try:
+        problems = json.loads(store.get(keys.status(job_id), max_bytes=1 << 24) or b"{}").get("problems", {})
+        return {str(layer): str(reason) for layer, reason in problems.items()}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def write_status(
+    store: Store, job_id: str, state: str, *, reasons: dict[str, str], problems: dict[str, str] | None = None
+) -> None:
+    """Write ``status.json``; ``reasons`` maps ``layer/filter`` of failed tiles, ``problems`` layers without a sheet."""
+    body = {"job": job_id, "state": state, "at": time.time(), "failed": reasons, "problems": problems or {}}
     store.put(keys.status(job_id), json.dumps(body, indent=1).encode(), "application/json")
 
 
-def _number(job: Job, key: str) -> int | None:
-    parsed = keys.parse_filter_key(key)
-    try:
-        return job.tiles.number(*parsed) if parsed else None
-    except KeyError:
-        return None
+def _numbers(job: Job, listed: Iterable[str]) -> list[int]:
+    """The numbers of the tiles of these keys; other keys are ignored."""
+    found = []
+    for key in listed:
+        parsed = keys.parse_filter_key(key)
+        with contextlib.suppress(KeyError):
+            found += [job.tiles.number(*parsed)] if parsed else []
+    return found
 
 
 def _reason(data: bytes | None) -> str:

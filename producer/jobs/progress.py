@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Callable
 
+import redis
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from producer.jobs.status import JobStatus
+from workers.contract.errors import BrokerUnreachable, StorageUnreachable, one_line
 
 #: Pause between two lines if standard error is no terminal.
 _LINE_EVERY_S = 10.0
@@ -25,9 +27,43 @@ _RATE_WINDOW_S = 60.0
 _MOST_BARS = 12
 
 
+#: Seconds for which a watch goes on although object store or Redis cannot be reached.
+_PATIENCE_S = 600.0
+
+
 def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1.0) -> JobStatus:
-    """Show the status every ``every_s`` seconds until the job is no longer running; returns the last status."""
-    return _live(look, console, every_s) if can_redraw(console) else _lines(look, console, every_s)
+    """Show the status every ``every_s`` seconds until the job is no longer running; returns the last status.
+
+    While the object store or Redis cannot be reached, that is shown, and the error is raised after _PATIENCE_S.
+    """
+    patient = _Patience(look, console)
+    return _live(patient, console, every_s) if can_redraw(console) else _lines(patient, console, every_s)
+
+
+class _Patience:
+    """Calls ``look`` until it raises no error of the connection any more."""
+
+    def __init__(self, look: Callable[[], JobStatus], console: Console) -> None:
+        self._look = look
+        self._console = console
+
+    def __call__(self) -> JobStatus:
+        failed_at, pause_s = None, 1.0
+        while True:
+            try:
+                return self._look()
+            except (StorageUnreachable, BrokerUnreachable, redis.ConnectionError, redis.TimeoutError) as error:
+                now = time.monotonic()
+                if isinstance(error, redis.AuthenticationError):
+                    raise
+                if failed_at is None:
+                    failed_at = now
+                    text = f"unreachable, retrying: {one_line(error, 160)}"
+                    self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+                elif now - failed_at > _PATIENCE_S:
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 10.0)
 
 
 def can_redraw(console: Console) -> bool:

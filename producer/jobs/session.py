@@ -8,8 +8,10 @@ from celery import Celery
 
 from workers.clients.broker import connect, make_app
 from workers.clients.broker_access import broker_errors, check_broker
+from workers.clients.identity import identify
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import FARM_VARIABLES, Settings
 
 #: Retry period of the object store client for interactive commands; workers use FILTERFARM_STORAGE_PATIENCE_S.
@@ -50,10 +52,11 @@ def open_store(settings: Settings) -> Store:
     return store
 
 
-def open_session(settings: Settings, *, writes: bool = False) -> Session:
+def open_session(settings: Settings, *, writes: bool = False, founds: bool = False) -> Session:
     """Connect to bucket and Redis; raises object store and broker errors if one is unreachable.
 
     ``writes``: also raise unless both permit what producer, workers and collector do, so that no job is left half made.
+    ``founds``: the farm may be a new one on a Redis that serves others. Raises BadSettings as ``identify`` does.
     """
     store = open_store(settings)
     client = connect(settings, retries=1, answer_s=ANSWER_S)
@@ -63,4 +66,6 @@ def open_session(settings: Settings, *, writes: bool = False) -> Session:
             check_broker(client)
     if writes:
         store.check_writable()
-    return Session(settings=settings, store=store, ledger=Ledger(client), app=make_app(settings))
+    with broker_errors(settings):
+        names = RedisKeys(identify(settings, store, client, founds=founds))
+    return Session(settings=settings, store=store, ledger=Ledger(client, names), app=make_app(settings, names))

@@ -1,17 +1,21 @@
 """Status of a job, read from the ledger and the bucket at each call."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from producer.jobs.inventory import inventory, read_state, reasons_by_tile
+from producer.jobs.inventory import inventory, read_problems, read_state, reasons_by_tile
 from producer.jobs.local_store import LocalStore
 from workers.clients.broker import Outstanding, outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.presence import WORKER_SEEN_S, Presence, StorageErrorReport, machine_of
 from workers.clients.storage import Store
-from workers.contract import keys
 from workers.contract.errors import FilterfarmError, JobIncomplete, StorageDenied, StorageUnreachable
 from workers.contract.job import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class JobStatus:
     layers: tuple[LayerStatus, ...]
     #: layer/filter of failed tiles -> reason
     reasons: dict[str, str]
+    #: layer -> why it has no sheet
+    problems: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""
@@ -58,7 +64,7 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
     """Status of a job on the farm. Raises object store errors and redis.RedisError."""
     state = read_state(store, job.id)
     if ledger.is_synced(job.id):
-        done, failed = ledger.done(job.id), ledger.failed(job.id)
+        done, failed = ledger.done(job.id, len(job.tiles)), ledger.failed(job.id)
     else:
         done, failed = inventory(job, store)
     farm = _Farm.read(job.id, ledger)
@@ -67,16 +73,17 @@ def job_status(job: Job, store: Store, ledger: Ledger) -> JobStatus:
         job=job.id,
         state="failed" if storage_error and storage_error.refused else state,
         planned=len(job.tiles),
-        stored=len(done),
+        stored=int(done.sum()),
         failed=len(failed),
         queued=farm.messages.queued,
         in_flight=farm.messages.in_flight,
         requeued=ledger.requeued(job.id),
         workers=farm.workers,
         troubles=farm.troubles,
-        waiting_for=farm.waiting_for(len(job.tiles) - len(done) - len(failed)) if state == "running" else "",
+        waiting_for=farm.waiting_for(len(job.tiles) - int(done.sum()) - len(failed)) if state == "running" else "",
         layers=_layers(job, done, failed),
         reasons=reasons_by_tile(job, failed),
+        problems=read_problems(store, job.id) if state == "finished" else {},
     )
 
 
@@ -92,7 +99,7 @@ def local_status(job: Job, store: LocalStore) -> JobStatus:
         job=job.id,
         state="stopped" if state == "running" and not store.is_running() else state,
         planned=len(job.tiles),
-        stored=len(done),
+        stored=int(done.sum()),
         failed=len(failed),
         queued=0,
         in_flight=0,
@@ -102,14 +109,20 @@ def local_status(job: Job, store: LocalStore) -> JobStatus:
         waiting_for="",
         layers=_layers(job, done, failed),
         reasons=reasons_by_tile(job, failed),
+        problems=read_problems(store, job.id) if state == "finished" else {},
     )
 
 
-def _layers(job: Job, done: set[int], failed: dict[int, str]) -> tuple[LayerStatus, ...]:
-    numbers = {layer.name: set(job.tiles.of_layer(layer)) for layer in job.layers}
+def _layers(job: Job, done: "NDArray[np.bool_]", failed: dict[int, str]) -> tuple[LayerStatus, ...]:
+    lost = Counter(job.tiles[number][0] for number in failed)
     return tuple(
-        LayerStatus(layer=name, planned=len(own), stored=len(own & done), failed=len(own & failed.keys()))
-        for name, own in numbers.items()
+        LayerStatus(
+            layer=layer.name,
+            planned=len(numbers),
+            stored=int(done[numbers.start : numbers.stop].sum()),
+            failed=lost[layer.name],
+        )
+        for layer, numbers in ((layer, job.tiles.of_layer(layer)) for layer in job.layers)
     )
 
 
@@ -123,7 +136,7 @@ def status_without_storage(job_id: str, ledger: Ledger, error: FilterfarmError) 
         job=job_id,
         state="running" if isinstance(error, StorageUnreachable) else "failed",
         planned=planned,
-        stored=len(ledger.done(job_id)),
+        stored=ledger.counts(job_id)[0],
         failed=len(failed),
         queued=farm.messages.queued,
         in_flight=farm.messages.in_flight,
@@ -142,6 +155,9 @@ def require_complete(status: JobStatus) -> None:
         raise JobIncomplete(f"{status.job} was {status.state}; submit it again to resume")
     if status.state == "failed":
         raise StorageDenied(f"{status.job} is paused: {status.waiting_for}; it resumes once that is fixed")
+    if status.problems:
+        layer, reason = next(iter(status.problems.items()))
+        raise JobIncomplete(f"{status.job} has no sheet of {layer}: {reason}; its tiles are stored")
     if status.failed:
         tile, reason = next(iter(status.reasons.items()))
         raise JobIncomplete(
@@ -164,11 +180,11 @@ class _Farm:
 
     @classmethod
     def read(cls, job_id: str, ledger: Ledger) -> "_Farm":
-        presence = Presence(ledger.client)
+        presence = Presence(ledger.client, ledger.names)
         return cls(
-            messages=outstanding(ledger.client, [job_id])[job_id],
+            messages=outstanding(ledger.client, ledger.names, [job_id])[job_id],
             heartbeats=presence.workers(),
-            has_collector=bool(ledger.client.exists(keys.COLLECTOR_LOCK)),
+            has_collector=bool(ledger.client.exists(ledger.names.collector)),
             storage_error=presence.storage_error(),
             troubles=presence.troubles(job_id),
         )

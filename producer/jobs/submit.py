@@ -1,24 +1,20 @@
-"""Submission: one message for each tile of the job that is not stored.
+"""Submission: messages for the tiles of the job that are not stored, the first few thousand at once.
 
-Submitting a job again resumes it. While each of its missing tiles has a message, only failed tiles are enqueued.
+Submitting a job again resumes it. If it is open, only failed tiles get a message again.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from celery import Celery
 
+from producer.jobs.feeding import feed, send
 from producer.jobs.inventory import Reader, inventory, load_job, write_status
-from workers.clients.broker import enqueue, outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptJob, NoJob, WeightsUnreadable
-from workers.contract.job import Job, Task, file_sha256
-
-#: Messages enqueued between two renewals of the submission's mark in Redis.
-_CHUNK = 2000
+from workers.contract.job import Job, file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +31,10 @@ class Submitted:
         """One line for people."""
         text = f"{self.job}: {self.planned:,} tile{'' if self.planned == 1 else 's'}"
         if self.stored:
-            text += f", {self.stored} stored already"
-        queued = self.planned - self.stored - self.enqueued
-        if queued:
-            text += f", {queued} on their way"
-        return f"{text}, {self.enqueued} enqueued"
+            text += f", {self.stored:,} stored already"
+        others = self.planned - self.stored - self.enqueued
+        text += f", {self.enqueued:,} enqueued"
+        return f"{text}, {others:,} more on their way" if others else text
 
 
 def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, app: Celery) -> Submitted:
@@ -51,49 +46,25 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
     ledger.begin_submission(job.id)
     _store_checkpoint(job, checkpoint, store)
     _store_job(job, store)
+    before = ledger.done_bits(job.id)
     stored, failed = inventory(job, store)
     for number in failed:
         layer, filter_ = job.tiles[number]
         store.delete(keys.failed(job.id, layer, filter_))
         # The layer's sheet shows a gap there, and is assembled again once its records are gone.
         store.delete(keys.records(job.id, layer))
-    resumed = _is_enqueued(job, ledger)
+    is_open = job.id in ledger.jobs()
     ledger.begin_submission(job.id)
-    if resumed:
-        # Failed tiles have no message. The collector finds other tiles that have lost theirs.
-        ledger.reopen(job.id, set(failed))
-        wanted = set(failed)
-    else:
-        ledger.sync(job, stored, {})
-        wanted = set(range(len(job.tiles))) - stored
+    ledger.sync(job, stored, {}, before)
+    sent_before = ledger.fed(job.id) if is_open else 0
+    ledger.set_fed(job.id, sent_before)
     ledger.register(job.id)
     write_status(store, job.id, "running", reasons={})
-    count = enqueue_tiles(job, wanted, ledger, app)
+    # Failed tiles have no message. The collector finds other tiles that have lost theirs.
+    count = send(job, sorted(number for number in failed if number < sent_before), ledger, app)
+    count += feed(job, ledger, app, open_jobs=len(ledger.jobs()))
     ledger.end_submission(job.id)
-    return Submitted(job=job.id, planned=len(job.tiles), stored=len(stored), enqueued=count)
-
-
-def enqueue_tiles(job: Job, numbers: set[int], ledger: Ledger, app: Celery) -> int:
-    """Enqueue one message for each tile number, in the job's order; returns how many."""
-
-    def tasks() -> Iterator[Task]:
-        for count, number in enumerate(sorted(numbers)):
-            if count % _CHUNK == 0:
-                ledger.begin_submission(job.id)
-            layer, filter_ = job.tiles[number]
-            yield Task(job=job.id, layer=layer, filter=filter_)
-
-    return enqueue(app, tasks())
-
-
-def _is_enqueued(job: Job, ledger: Ledger) -> bool:
-    """True if there are as many messages as missing tiles; not after an interrupted submission or lost messages."""
-    if job.id not in ledger.jobs() or not ledger.is_synced(job.id):
-        return False
-    # Messages are counted before tiles: a tile that ends in between lowers the number of missing tiles only.
-    total = outstanding(ledger.client, [job.id])[job.id].total
-    missing = len(job.tiles) - len(ledger.done(job.id) | ledger.failed(job.id).keys())
-    return 0 < missing <= total
+    return Submitted(job=job.id, planned=len(job.tiles), stored=int(stored.sum()), enqueued=count)
 
 
 def stored_form(job: Job, store: Reader) -> Job:

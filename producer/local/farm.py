@@ -28,18 +28,20 @@ import redis
 from producer.jobs.local_store import BUCKET
 from producer.local.programs import rclone_program, valkey_program
 from workers.clients.broker import connect
+from workers.clients.identity import identify
 from workers.clients.presence import Presence
 from workers.clients.processes import python_module
 from workers.clients.signals import terminate
 from workers.clients.storage import Store
 from workers.contract.errors import DeviceLost, ExitCode, FilterfarmError, MachineUnfit, ServerFailed
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _READY_S = 30.0
 
-#: Restarts of one process before the run fails.
+#: Restarts of one process within an hour before the run fails.
 _MAX_RESTARTS = 5
 
 #: How long to wait for the folder's lock. The process guards of a killed run stop its processes within 25 s.
@@ -68,8 +70,13 @@ class Farm:
         self._stack = contextlib.ExitStack()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._starts: dict[str, Callable[[], None]] = {}
-        self._restarts: dict[str, int] = {}
+        #: process -> monotonic times of its restarts
+        self._restarts: dict[str, list[float]] = {}
         self.settings = settings
+        #: holds a link to the bucket
+        self._served = self._data / "store"
+        #: known once entered
+        self.names = RedisKeys("")
 
     @property
     def bucket_folder(self) -> Path:
@@ -90,25 +97,34 @@ class Farm:
         self._stack.close()
 
     def restart_dead(self) -> None:
-        """Restart processes that have ended; raises DeviceLost, and ServerFailed after 5 restarts of the same one."""
+        """Restart processes that have ended.
+
+        Raises DeviceLost and MachineUnfit, and ServerFailed after 5 restarts of the same process within an hour.
+        """
         for name, process in list(self._running.items()):
             if process.poll() is None:
                 continue
             if process.returncode == ExitCode.DEVICE_LOST:
                 raise DeviceLost(f"this machine's device cannot render; {self._log_path(name)} says why")
             if process.returncode == ExitCode.MACHINE_UNFIT:
-                troubles = "; ".join(Presence(connect(self.settings, retries=1)).troubles("").values())
+                troubles = "; ".join(Presence(connect(self.settings, retries=1), self.names).troubles("").values())
                 raise MachineUnfit(f"this machine does not render: {troubles}; see {self._log_path(name)}")
-            self._restarts[name] = self._restarts.get(name, 0) + 1
-            if self._restarts[name] > _MAX_RESTARTS:
-                raise ServerFailed(f"the {name} ended {_MAX_RESTARTS + 1} times; see {self._log_path(name)}")
+            now = time.monotonic()
+            recent = [when for when in self._restarts.get(name, []) if now - when < 3600.0]
+            if len(recent) >= _MAX_RESTARTS:
+                raise ServerFailed(f"the {name} ended {_MAX_RESTARTS + 1} times in an hour; see {self._log_path(name)}")
+            self._restarts[name] = [*recent, now]
             log.warning("restarting process=%s code=%s", name, process.returncode)
             self._starts[name]()
 
     def _start(self) -> None:
         try:
-            for folder in (self.bucket_folder, self._data / "queue", self._data / "logs"):
+            for folder in (self.bucket_folder, self._served, self._data / "queue", self._data / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
+            # The store serves the bucket and nothing else of the data folder. It may be a link to another disk.
+            link = self._served / BUCKET
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.bucket_folder.resolve())
         except OSError as error:
             raise ServerFailed(
                 f"cannot use the data folder {self._data}: {error.strerror}; choose another --data"
@@ -181,16 +197,18 @@ class Farm:
         address = self.settings.endpoint_url.removeprefix("http://")
         command = [str(rclone_program()), "serve", "s3", "--addr", address, "--config", ""]
         # Files deleted by hand disappear from the bucket within a second.
-        command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", str(self._data)]
+        command += ["--dir-cache-time", "1s", "--log-level", "NOTICE", "--copy-links", str(self._served)]
         pair = f"{os.environ['AWS_ACCESS_KEY_ID']},{os.environ['AWS_SECRET_ACCESS_KEY']}"
         self._spawn("store", command, {"RCLONE_AUTH_KEY": f'"{pair}"'})
-        self._wait_ready("store", Store(self.settings, retry_s=0).check, FilterfarmError)
+        store = Store(self.settings, retry_s=0)
+        self._wait_ready("store", store.check, FilterfarmError)
+        self.names = RedisKeys(identify(self.settings, store, connect(self.settings, retries=1)))
 
     def _start_collector(self) -> None:
         self._spawn("collector", python_module("producer.cli.main", "collector"), self.settings.to_environ())
 
     def _start_worker(self) -> None:
-        self._spawn("worker", python_module("workers.runtime.supervisor"), self.settings.to_environ())
+        self._spawn("worker", python_module("workers.runtime.supervisor", self.names.farm), self.settings.to_environ())
 
     def _spawn(
         self,

@@ -57,10 +57,10 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     if checkpoint is None:
         weights.load(job.model, job.weights, None, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
-        store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3))
+        store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3), farm.names)
         job = stored_form(job, store)
         _stop_others(job, store, console)
-        submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings))
+        submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings, farm.names))
         console.print(submitted.summary, highlight=False, soft_wrap=True)
 
         def look() -> JobStatus:
@@ -69,7 +69,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
             if status.state == "running" and (free := shutil.disk_usage(farm.bucket_folder).free) < _LITTLE_BYTES:
                 full = f"space on the disk of {farm.bucket_folder}, which has {free >> 10} KiB left"
                 return replace(status, waiting_for=full)
-            error = Presence(ledger.client).storage_error()
+            error = Presence(ledger.client, ledger.names).storage_error()
             if error is not None:
                 return replace(status, waiting_for=f"the object store of {farm.bucket_folder}: {error.reason}")
             # The farm starts its own processes: advice to start one would mislead.

@@ -14,6 +14,7 @@ from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.job import Grid, Job, Layer
 from workers.contract.recipe import Recipe
+from workers.contract.tile_png import MAX_TILE_PIXELS
 
 
 def make_job(options: Options) -> tuple[Job, Path | None]:
@@ -34,6 +35,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
 
     weights, checkpoint = loading.choose(options.model, options.weights)
     recipe = make_recipe(options, loading.preprocess(options.recipe.get("preprocess", "auto"), options.model, weights))
+    _check_tile(recipe)
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
     widest = max(chosen, key=lambda plan: _tiles(recipe, plan))
@@ -102,6 +104,16 @@ def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int]) -> Layer:
     if not chosen:
         raise absent(format_filters(named)[:80], tiles, plan.name)
     return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=format_filters(chosen))
+
+
+def _check_tile(recipe: Recipe) -> None:
+    """Raise BadOption if a tile has more pixels than Pillow takes for harmless: the collector could not read it."""
+    height, width = recipe.tile_px
+    if height * width > MAX_TILE_PIXELS:
+        raise BadOption(
+            f"a tile would have {height}x{width} px, and readers take {MAX_TILE_PIXELS:,} pixels at most; "
+            "choose a smaller --size or --diversity"
+        )
 
 
 def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:

@@ -112,7 +112,7 @@ def _finish(farm: Fleet, *options: str) -> float:
         began = time.monotonic()
         submitted.result()
         # Checks messages in flight first: counting queued ones scans all keys, which slows the farm down.
-        wait_for("the end of a job", lambda: not farm.redis.hlen("unacked") and farm.outstanding() == 0, 3600)
+        wait_for("the end of a job", lambda: not farm.redis.hlen(farm.names.unacked) and farm.outstanding() == 0, 3600)
         return time.monotonic() - began
 
 

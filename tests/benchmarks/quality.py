@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import fx, nn
 from torch.nn import functional as F
 
-from producer.collector.contact_sheet import encode_sheet, sheet
+from producer.collector.contact_sheet import sheet
 from producer.planning import job_builder as planning
 from producer.planning.options import Options
 from tests.benchmarks.lucent import Lucent
@@ -245,7 +246,7 @@ def _keep(folder: Path, layer: str, ours: "NDArray[np.uint8]", theirs: "NDArray[
     for name, pictures in (("ours", ours), ("lucent", theirs)):
         if pictures is not None:
             canvas = sheet([(picture, "live") for picture in pictures], Grid(margin_px=2), pictures.shape[1:3])
-            (folder / f"{layer}-{name}.png").write_bytes(encode_sheet(canvas))
+            Image.fromarray(canvas).save(folder / f"{layer}-{name}.png")
 
 
 def _batches(items: Sequence[Item], size: int) -> list[list[Item]]:

@@ -18,6 +18,7 @@ from botocore.config import Config
 from tests.injection import into_renderer
 from tests.servers import rclone, seaweedfs, valkey
 from workers.clients.presence import Presence
+from workers.contract.keys import FARM_OBJECT, RedisKeys
 
 COMMAND = str(Path(sys.executable).parent / "filterfarm")
 
@@ -57,6 +58,18 @@ class Fleet:
         self.redis = redis.Redis.from_url(broker_url)
         self._running: list[subprocess.Popen[bytes]] = []
 
+    @property
+    def has_id(self) -> bool:
+        """Whether a command has given the farm an id."""
+        found = self.s3.list_objects_v2(Bucket="pictures", Prefix="of/filters/farm.json")
+        return bool(found.get("KeyCount"))
+
+    @property
+    def names(self) -> RedisKeys:
+        """The farm's keys in Redis, once a command has given it an id."""
+        body = self.s3.get_object(Bucket="pictures", Key="of/filters/farm.json")["Body"].read()
+        return RedisKeys(json.loads(body)["farm"])
+
     def run(self, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         """Run one command to its end."""
         return run(*arguments, environ={**self.environ, **environ})
@@ -85,7 +98,11 @@ class Fleet:
 
     def is_ready(self, worker: "subprocess.Popen[bytes]") -> bool:
         """Whether the Celery process of a started worker is registered in Redis."""
-        return any(name.partition("@")[0].endswith(f"-{worker.pid}") for name in Presence(self.redis).workers())
+        if not self.has_id:
+            return False
+        return any(
+            name.partition("@")[0].endswith(f"-{worker.pid}") for name in Presence(self.redis, self.names).workers()
+        )
 
     def submit(self, *arguments: str) -> dict[str, Any]:
         """Submit a job. Returns the command's JSON."""
@@ -102,7 +119,7 @@ class Fleet:
         return result
 
     def objects(self) -> dict[str, tuple[str, bytes]]:
-        """Key below the prefix -> (last modification, content) of every object in the bucket."""
+        """Key below the prefix -> (last modification, content) of every object in the bucket but the farm's id."""
         found: dict[str, tuple[str, bytes]] = {}
         for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket="pictures"):
             for entry in page.get("Contents", []):
@@ -110,6 +127,7 @@ class Fleet:
                 assert key.startswith("of/filters/"), key
                 body = self.s3.get_object(Bucket="pictures", Key=key)["Body"].read()
                 found[key.removeprefix("of/filters/")] = (str(entry["LastModified"]), body)
+        found.pop(FARM_OBJECT, None)
         return found
 
     def put(self, key: str, body: bytes) -> None:
@@ -119,7 +137,7 @@ class Fleet:
     def outstanding(self) -> int:
         """Number of messages in queues and with workers."""
         queued = sum(int(self.redis.llen(queue)) for queue in self.redis.scan_iter("filterfarm.render*"))
-        return queued + int(self.redis.hlen("unacked"))
+        return queued + int(self.redis.hlen(self.names.unacked))
 
     def stop_all(self) -> None:
         """Send SIGKILL to all started processes and their descendants."""

@@ -8,7 +8,6 @@ import pytest
 from tests.e2e.fleet import fleet, kill_group, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.s3proxy import s3_proxy
-from workers.contract import keys
 
 JOB = (
     "squeezenet1_1",
@@ -67,13 +66,13 @@ def test_two_collectors_enqueue_lost_tiles_once(tmp_path: Path) -> None:
         # Given a job whose messages were lost, and two collectors
         farm.start("collector"), farm.start("collector")
         job = farm.submit(*JOB)["job"]
-        farm.redis.delete(keys.queue(job))
+        farm.redis.delete(farm.names.queue(job))
 
         # When they find that, and a third one is started and killed meanwhile
-        wait_for("the messages to be enqueued again", lambda: farm.redis.llen(keys.queue(job)), 60)
+        wait_for("the messages to be enqueued again", lambda: farm.redis.llen(farm.names.queue(job)), 60)
         kill_group(farm.start("collector"))
         another = farm.start("collector")
-        wait_for("a collector to be active", lambda: farm.redis.exists(keys.COLLECTOR_LOCK), 60)
+        wait_for("a collector to be active", lambda: farm.redis.exists(farm.names.collector), 60)
 
         # Then there is one message for each tile, and still so some seconds later
         for _ in range(5):

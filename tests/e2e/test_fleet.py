@@ -10,7 +10,6 @@ import torch
 
 from tests.e2e.fleet import Fleet, descendants, is_running, kill_group, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
-from workers.contract import keys
 from workers.contract.job import Job
 from workers.contract.tile_png import decode_tile
 from workers.networks import registry, tracing, weights
@@ -49,7 +48,7 @@ def test_two_workers_and_a_collector_render_a_job_and_a_second_submission_render
     # Then it ends, and every tile, record and sheet exists and is correct
     assert done.returncode == 0, done.stderr + "".join(map(farm.log, processes))
     job_id = done.stdout.strip()
-    assert re.fullmatch(r"efficientnet_lite0-notebook-[0-9a-f]{8}", job_id)
+    assert re.fullmatch(r"efficientnet_lite0-notebook-[0-9a-f]{12}", job_id)
     job = check_everything(farm, job_id)
 
     # And a tile of a batch equals the tile rendered alone in this process
@@ -92,7 +91,7 @@ def test_a_job_waits_for_a_worker_and_completes_although_its_messages_were_lost(
     # Given a submitted job, a collector, and no worker
     farm.start("collector")
     job_id = farm.submit(*JOB, *FAST)["job"]
-    wait_for("the collector", lambda: farm.redis.exists(keys.COLLECTOR_LOCK), 60)
+    wait_for("the collector", lambda: farm.redis.exists(farm.names.collector), 60)
 
     # Then its status says what it waits for
     status = farm.status(job_id)
@@ -100,7 +99,7 @@ def test_a_job_waits_for_a_worker_and_completes_although_its_messages_were_lost(
     assert "a worker" in status["waiting_for"]
 
     # And when its queue is lost, and a worker starts
-    farm.redis.delete(keys.queue(job_id))
+    farm.redis.delete(farm.names.queue(job_id))
     farm.start("worker", "--batch", "4")
 
     # Then the collector enqueues every tile again, and the job completes
@@ -155,7 +154,7 @@ def test_a_job_is_cancelled_resumed_and_finished_by_another_worker_than_the_stop
     # And when the worker gets SIGTERM, it exits with code 0 and holds no message any more
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(25) == 0, farm.log(worker)
-    assert farm.redis.hlen("unacked") == 0
+    assert farm.redis.hlen(farm.names.unacked) == 0
     assert cancelled["stored"] < stored(farm, job_id) < 80
 
     # And another worker finishes the job
@@ -193,6 +192,7 @@ def test_a_checkpoint_file_reaches_the_workers_through_the_bucket(farm: Fleet) -
 def test_foreign_messages_are_dropped_and_broken_tiles_are_rendered_again(farm: Fleet) -> None:
     # Given a worker, and a queue of messages that are not this application's
     worker = farm.start("worker", "--batch", "4")
+    wait_for("the worker", lambda: farm.has_id and farm.is_ready(worker), 60)
     hostile = [
         "garbage{{{",
         "[]",
@@ -207,7 +207,7 @@ def test_foreign_messages_are_dropped_and_broken_tiles_are_rendered_again(farm: 
         _message({"raw": b"{not json"}),
     ]
     for message in hostile:
-        farm.redis.lpush("filterfarm.render", message)
+        farm.redis.lpush(farm.names.default_queue, message)
 
     # When a job is submitted behind them
     job_id = farm.submit(*JOB, *FAST)["job"]

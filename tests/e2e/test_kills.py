@@ -36,7 +36,7 @@ def wait_for_batch(farm: Fleet, worker: "subprocess.Popen[bytes]") -> None:
 
 def oldest_s(farm: Fleet) -> float:
     """Seconds since the oldest visibility timestamp of an unacknowledged message was renewed; 0 if there is none."""
-    oldest = farm.redis.zrange("unacked_index", 0, 0, withscores=True)
+    oldest = farm.redis.zrange(farm.names.unacked_index, 0, 0, withscores=True)
     return max(0.0, time.time() - float(oldest[0][1])) if oldest else 0.0
 
 
@@ -97,7 +97,7 @@ def test_a_worker_that_gets_sigterm_during_a_long_batch_requeues_its_messages_at
     farm.start("collector")
     worker = farm.start_slow_worker(batch_s=60.0, FILTERFARM_DRAIN_S="2", **long)
     job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-7")["job"]
-    wait_for("the worker to hold all messages", lambda: farm.redis.hlen("unacked") == 2 * BATCH, 60)
+    wait_for("the worker to hold all messages", lambda: farm.redis.hlen(farm.names.unacked) == 2 * BATCH, 60)
     # And another one, which is idle
     other = farm.start_slow_worker(batch_s=5.0, **long)
     wait_for("the other one", lambda: farm.is_ready(other), 60)
@@ -108,7 +108,9 @@ def test_a_worker_that_gets_sigterm_during_a_long_batch_requeues_its_messages_at
     # Then it exits with code 0
     assert worker.wait(25) == 0, farm.log(worker)
     # And the other one gets all messages, of which the first has rendered none
-    wait_for("the other to take over", lambda: farm.redis.hlen("unacked") == farm.outstanding() == 2 * BATCH, 15)
+    wait_for(
+        "the other to take over", lambda: farm.redis.hlen(farm.names.unacked) == farm.outstanding() == 2 * BATCH, 15
+    )
     assert rendered(farm, [worker]) == 0
     wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
     check_everything(farm, job_id)
@@ -161,7 +163,7 @@ def test_a_batch_longer_than_the_visibility_timeout_is_rendered_once(farm: Fleet
 
     # When a job of one batch takes three times the visibility timeout
     job_id = farm.submit(*RECIPE, "--layers", "features.0", "--filters", "0-3")["job"]
-    wait_for("the batch to begin", lambda: farm.redis.hlen("unacked") == BATCH, 60)
+    wait_for("the batch to begin", lambda: farm.redis.hlen(farm.names.unacked) == BATCH, 60)
     wait_for("the job to end", lambda: has_ended(farm, job_id), 120)
 
     # Then each tile has been rendered once
@@ -179,7 +181,7 @@ def test_a_worker_killed_while_it_redelivers_messages_delays_the_others_by_one_l
 
     # When one is killed while it holds Kombu's redelivery lock, which nobody releases then
     kill_group(victim)
-    assert farm.redis.lock("unacked_mutex", timeout=_mutex_expire_s(farm)).acquire(blocking_timeout=5)
+    assert farm.redis.lock(farm.names.unacked_mutex, timeout=_mutex_expire_s(farm)).acquire(blocking_timeout=5)
     assert not has_ended(farm, job_id), "the job was over before the kill; make it longer"
 
     # Then its messages are redelivered to the other all the same, in time
@@ -200,7 +202,7 @@ def _mutex_expire_s(farm: Fleet) -> float:
     from workers.clients.broker import make_app
     from workers.contract.settings import Settings
 
-    app = make_app(Settings.from_environ(farm.environ))
+    app = make_app(Settings.from_environ(farm.environ), farm.names)
     return float(app.conf.broker_transport_options["unacked_mutex_expire"])
 
 

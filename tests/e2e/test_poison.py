@@ -100,7 +100,7 @@ def test_hostile_objects_in_the_bucket_are_refused_and_change_nothing(farm: Flee
     }
     for name, body in foreign.items():
         farm.put(keys.job(name), json.dumps(body).encode())
-        farm.redis.sadd(keys.JOBS, name)
+        farm.redis.sadd(farm.names.jobs, name)
     before = farm.objects()
     collector = farm.start("collector")
 

@@ -69,8 +69,8 @@ def test_nothing_grows_while_a_farm_works(farm: Fleet) -> None:
     (farm.folder / "report").write_text("\n".join([f"{seed} jobs", *(f"{k}: {v}" for k, v in report.items())]))
 
     # And no message is left
-    assert farm.redis.hlen("unacked") == 0
-    assert farm.redis.zcard("unacked_index") == 0
+    assert farm.redis.hlen(farm.names.unacked) == 0
+    assert farm.redis.zcard(farm.names.unacked_index) == 0
     assert farm.outstanding() == 0
     # And all keys in Redis are ours or Kombu's
     assert all(b"filterfarm" in key or b"_kombu" in key for key in farm.redis.scan_iter())

@@ -12,7 +12,6 @@ import pytest
 from tests.e2e.fleet import Fleet, descendants, fleet, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.s3proxy import S3Proxy, s3_proxy
-from workers.contract import keys
 from workers.contract.tile_png import decode_tile
 
 #: Batch size of a slow worker, in tiles.
@@ -57,7 +56,7 @@ class Watch:
             # A message is in neither list for a moment while Kombu moves it. A lost message is so a second later, too.
             if sum(self._count(folder)) < 64 and not self._done.wait(1.0) and sum(found := self._count(folder)) < 64:
                 self.lost.append(found)
-            self.most_in_flight = max(self.most_in_flight, int(self._farm.redis.hlen("unacked")))
+            self.most_in_flight = max(self.most_in_flight, int(self._farm.redis.hlen(self._farm.names.unacked)))
             self.rss_mb.append(_rss_mb(self._worker))
             self._done.wait(0.2)
 
@@ -159,7 +158,7 @@ def test_a_store_that_refuses_is_reported_by_status_and_the_job_resumes_when_acc
     setattr(proxy, fault, True)
 
     # Then its status reports that within a minute, to clients with access to the store and to those without
-    wait_for("a worker's report", lambda: any(b"@" in name for name in farm.redis.hkeys(keys.STORAGE)), 60)
+    wait_for("a worker's report", lambda: any(b"@" in name for name in farm.redis.hkeys(farm.names.storage)), 60)
     _check_reported(farm, job, reason)
     _check_reported(farm, job, reason, AWS_ENDPOINT_URL_S3=farm.endpoint)
 

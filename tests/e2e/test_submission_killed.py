@@ -23,7 +23,7 @@ def test_a_submission_that_was_killed_halfway_is_completed_when_it_is_repeated(f
     sent = farm.outstanding()
 
     # When its status is read, then it counts the published messages
-    (job,) = (bytes(name).decode() for name in farm.redis.sscan_iter("filterfarm:jobs"))
+    (job,) = (bytes(name).decode() for name in farm.redis.sscan_iter(farm.names.jobs))
     assert farm.status(job)["queued"] == sent
 
     # And when it is repeated, then every tile has a message

@@ -23,8 +23,8 @@ JOB = (*RECIPE, "--layers", "features.0", "--steps", "10")
 
 def _send(farm: Fleet, job: Job) -> None:
     """Enqueue one more message for each tile."""
-    app = make_app(Settings(broker_url=farm.environ["FILTERFARM_BROKER_URL"]))
-    enqueue(app, (Task(job=job.id, layer=layer, filter=filter_) for layer, filter_ in job.tiles))
+    app = make_app(Settings(broker_url=farm.environ["FILTERFARM_BROKER_URL"]), farm.names)
+    enqueue(app, farm.names, (Task(job=job.id, layer=layer, filter=filter_) for layer, filter_ in job.tiles))
     close_pools()
 
 
@@ -32,7 +32,7 @@ def test_a_job_submitted_twice_at_once_with_every_message_sent_three_times_is_re
     # Given two submissions of one job at the same time
     submitters = [farm.start("submit", *JOB) for _ in range(2)]
     assert [process.wait(90) for process in submitters] == [0, 0], "".join(map(farm.log, submitters))
-    (name,) = (bytes(name).decode() for name in farm.redis.sscan_iter("filterfarm:jobs"))
+    (name,) = (bytes(name).decode() for name in farm.redis.sscan_iter(farm.names.jobs))
     job = Job.model_validate_json(farm.objects()[f"{name}/job.json"][1])
     # And at least three messages for each tile
     while farm.outstanding() < 3 * 64:

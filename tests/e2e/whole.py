@@ -15,12 +15,12 @@ from workers.contract.tile_png import decode_tile
 
 def stored(farm: Fleet, job_id: str) -> int:
     """Number of stored tiles in the ledger."""
-    return int(farm.redis.bitcount(keys.redis(job_id, "done")))
+    return int(farm.redis.bitcount(farm.names.field(job_id, "done")))
 
 
 def has_ended(farm: Fleet, job_id: str) -> bool:
     """Whether the job is finished or cancelled: it is no longer in the set of open jobs."""
-    return not farm.redis.sismember(keys.JOBS, job_id)
+    return not farm.redis.sismember(farm.names.jobs, job_id)
 
 
 def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, int]] = ()) -> Job:

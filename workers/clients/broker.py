@@ -5,13 +5,15 @@ can lose a message, for example if a worker is killed between BRPOP and the writ
 each job with the bucket and re-enqueues missing tiles.
 """
 
+import base64
 import json
 import os
 import ssl
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import redis
 from celery import Celery
@@ -19,16 +21,15 @@ from kombu import Exchange, Queue
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from workers.clients.broker_access import UNACKED, UNACKED_INDEX
-from workers.contract import keys
 from workers.contract.job import Task
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 
 TASK_NAME = "filterfarm.render"
 
 
-def make_app(settings: Settings) -> Celery:
-    """The Celery application of producer and workers. It connects on first use.
+def make_app(settings: Settings, names: RedisKeys) -> Celery:
+    """The Celery application of a farm's producer and workers. It connects on first use.
 
     It reads no configuration from the environment, which may belong to another Celery project: the variables that
     Celery prefers to its configuration are removed from this process.
@@ -45,8 +46,8 @@ def make_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(keys.QUEUE)],
-        task_default_queue=keys.QUEUE,
+        task_queues=[Queue(names.default_queue)],
+        task_default_queue=names.default_queue,
         # Tasks in a misspelt queue would never be read.
         task_create_missing_queues=False,
         worker_pool="threads",
@@ -65,6 +66,10 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={
             # One list per queue instead of four: all tasks of a job have the same priority.
             "priority_steps": [0],
+            # Farms that share a Redis redeliver their own messages only, after their own timeouts.
+            "unacked_key": names.unacked,
+            "unacked_index_key": names.unacked_index,
+            "unacked_mutex_key": names.unacked_mutex,
             "visibility_timeout": settings.visibility_timeout_s,
             # The defaults (10, 10 and 300) delay a redelivery by 100 s, and by 300 s if a worker dies while it holds
             # the lock for redelivering the messages of others.
@@ -98,25 +103,32 @@ def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "red
     )
 
 
-def job_queue(job_id: str) -> Queue:
-    """The job's queue. It has no exchange and no binding: a message names its list, also when it is requeued."""
-    name = keys.queue(job_id)
+def job_queue(name: str) -> Queue:
+    """A job's queue of that name. It has no exchange and no binding: a message names its list, also when requeued."""
     return Queue(name, Exchange(""), routing_key=name)
 
 
-def enqueue(app: Celery, tasks: Iterable[Task]) -> int:
-    """Publish one message per task, in order; returns their number. Workers skip tiles that are stored already."""
+def enqueue(app: Celery, names: RedisKeys, tasks: Iterable[Task]) -> int:
+    """Publish one message per task, in order; returns their number. Workers skip tiles that are stored already.
+
+    Celery makes one message, in which id and content are replaced for each task: ``send_task`` takes three times as
+    long.
+    """
     count = 0
-    queues: dict[str, Queue] = {}
+    template = app.amqp.create_task_message("", TASK_NAME, ignore_result=True)
+    _, _, embedded = template.body
     with app.producer_pool.acquire(block=True) as producer, producer.batch():  # type: ignore[attr-defined]
         for task in tasks:
-            app.send_task(
-                TASK_NAME,
-                kwargs=task.model_dump(),
-                queue=queues.setdefault(task.job, job_queue(task.job)),  # type: ignore[arg-type]  # the stubs know names
-                producer=producer,
+            identity = uuid.uuid4().hex
+            producer.publish(
+                ((), task.model_dump(), embedded),
+                exchange="",
+                routing_key=names.queue(task.job),
+                headers={**template.headers, "id": identity, "root_id": identity},
+                correlation_id=identity,
+                serializer="json",
+                delivery_mode=2,
                 retry=False,
-                ignore_result=True,
             )
             count += 1
     return count
@@ -137,26 +149,48 @@ class Outstanding:
         return self.queued + self.in_flight
 
 
-def outstanding(client: "redis.Redis", job_ids: Iterable[str]) -> dict[str, Outstanding]:
+def outstanding(client: "redis.Redis", names: RedisKeys, job_ids: Iterable[str]) -> dict[str, Outstanding]:
     """Messages of each of these jobs at one moment. Reads all messages in flight: some kB per device of the farm."""
     ids = list(job_ids)
     pipe = client.pipeline(transaction=True)
     for job_id in ids:
-        pipe.llen(keys.queue(job_id))
-    pipe.hvals(UNACKED)
+        pipe.llen(names.queue(job_id))
+    pipe.hvals(names.unacked)
     *lengths, entries = pipe.execute()
     in_flight = Counter(map(_queue_of, cast("list[bytes]", entries)))
     return {
-        job_id: Outstanding(queued=length, in_flight=in_flight[keys.queue(job_id)])
+        job_id: Outstanding(queued=length, in_flight=in_flight[names.queue(job_id)])
         for job_id, length in zip(ids, lengths, strict=True)
     }
 
 
-def refresh_visibility(client: "redis.Redis", tags: Iterable[str], now: float) -> None:
+def message_counts(client: "redis.Redis", names: RedisKeys, job_ids: Iterable[str]) -> tuple[dict[str, int], int]:
+    """Queued messages of each of these jobs, and the messages in flight of all jobs. Reads no message."""
+    ids = list(job_ids)
+    pipe = client.pipeline(transaction=True)
+    for job_id in ids:
+        pipe.llen(names.queue(job_id))
+    pipe.hlen(names.unacked)
+    *lengths, in_flight = pipe.execute()
+    return dict(zip(ids, lengths, strict=True)), int(in_flight)
+
+
+def tasks_in_redis(client: "redis.Redis", names: RedisKeys, job_id: str) -> set[tuple[str, int]]:
+    """(layer, filter) of every message of a job, queued or in flight, at one moment. Reads all of them."""
+    pipe = client.pipeline(transaction=True)
+    pipe.lrange(names.queue(job_id), 0, -1)
+    pipe.hvals(names.unacked)
+    queued, in_flight = pipe.execute()
+    queue = names.queue(job_id)
+    bodies = [*queued, *(json.loads(entry)[0] for entry in in_flight if _queue_of(entry) == queue)]
+    return {tile for body in bodies if (tile := _tile_of(body)) is not None}
+
+
+def refresh_visibility(client: "redis.Redis", names: RedisKeys, tags: Iterable[str], now: float) -> None:
     """Restart the visibility timeout of messages in flight at ``now`` (Unix seconds). Kombu starts it at delivery."""
     scores = dict.fromkeys(tags, now)
     if scores:
-        client.zadd(UNACKED_INDEX, scores, xx=True)
+        client.zadd(names.unacked_index, scores, xx=True)
 
 
 def _queue_of(entry: bytes) -> str:
@@ -165,3 +199,13 @@ def _queue_of(entry: bytes) -> str:
         return str(json.loads(entry)[2])
     except (ValueError, LookupError, TypeError):
         return ""
+
+
+def _tile_of(message: Any) -> tuple[str, int] | None:
+    """(layer, filter) of a message, as Kombu stores it or already decoded from JSON; None if it is no task."""
+    try:
+        content = message if isinstance(message, dict) else json.loads(message)
+        _, task, _ = json.loads(base64.b64decode(content["body"]))
+        return str(task["layer"]), int(task["filter"])
+    except (ValueError, LookupError, TypeError):
+        return None

@@ -10,31 +10,32 @@ from redis import exceptions
 
 from workers.contract import keys
 from workers.contract.errors import BrokerDenied, BrokerFull, BrokerUnreachable, FilterfarmError, one_line
+from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
-
-#: Redis keys in which Kombu holds a message between delivery and acknowledgement, and the lock for redelivering those
-#: of others.
-UNACKED, UNACKED_INDEX, UNACKED_MUTEX = "unacked", "unacked_index", "unacked_mutex"
-
-#: The set in which Kombu holds the queues of an exchange; the farm's has the name of its default queue.
-_BINDING = f"_kombu.binding.{keys.QUEUE}"
 
 
 def check_broker(client: "redis.Redis") -> None:
     """Try what producer, workers and collector do in Redis. Leaves nothing behind. Raises redis.RedisError."""
     probe = f"probe-{uuid.uuid4().hex}"
-    queue, own = keys.queue(probe), keys.claim(probe, 0)
+    names = RedisKeys(probe)
+    queue, own, more = names.queue(probe), names.claim(probe, 0), names.field(probe, "done")
+    # The set in which Kombu holds the queues of an exchange has the name of the default queue.
+    binding = f"_kombu.binding.{names.default_queue}"
     client.time()
+    unacked, index = names.unacked, names.unacked_index
     commands = (
-        ("SADD", _BINDING, probe), ("SMEMBERS", _BINDING), ("SREM", _BINDING, probe),
-        ("LPUSH", queue, probe), ("RPUSH", queue, probe), ("LLEN", queue), ("BRPOP", queue, 1), ("DEL", queue),
-        ("ZADD", UNACKED_INDEX, 0, probe), ("ZREVRANGEBYSCORE", UNACKED_INDEX, 0, 0, "LIMIT", 0, 1),
-        ("ZREM", UNACKED_INDEX, probe),
-        ("HSET", UNACKED, probe, probe), ("HGET", UNACKED, probe), ("HDEL", UNACKED, probe),
+        ("SADD", binding, probe), ("SMEMBERS", binding), ("SREM", binding, probe),
+        ("LPUSH", queue, probe), ("RPUSH", queue, probe), ("LLEN", queue), ("LRANGE", queue, 0, 0),
+        ("BRPOP", queue, 1), ("UNLINK", queue),
+        ("ZADD", index, 0, probe), ("ZREVRANGEBYSCORE", index, 0, 0, "LIMIT", 0, 1), ("ZREM", index, probe),
+        ("HSET", unacked, probe, probe), ("HGET", unacked, probe), ("HVALS", unacked), ("HLEN", unacked),
+        ("HDEL", unacked, probe),
         ("SET", own, probe, "NX", "PX", 1000), ("GET", own), ("PEXPIRE", own, 1000), ("EXISTS", own), ("DEL", own),
-        ("SETBIT", own, 0, 1), ("BITCOUNT", own), ("DEL", own),
-        ("HINCRBY", own, probe, 1), ("HGETALL", own), ("DEL", own),
-        ("ZREMRANGEBYSCORE", keys.WORKERS, 0, 0), ("ZRANGE", keys.WORKERS, 0, 0), ("SMEMBERS", keys.JOBS),
+        ("SETBIT", own, 0, 1), ("BITCOUNT", own), ("BITOP", "NOT", more, own), ("EXPIRE", more, 1), ("PERSIST", more),
+        ("UNLINK", own, more),
+        ("HINCRBY", own, probe, 1), ("HGETALL", own), ("HEXISTS", own, probe), ("UNLINK", own),
+        ("ZREMRANGEBYSCORE", names.workers, 0, 0), ("ZRANGE", names.workers, 0, 0), ("SMEMBERS", names.jobs),
+        ("HGETALL", keys.FARMS),
     )  # fmt: skip
     # One transaction, so that no worker sees these messages, and nothing is left if a command is refused.
     pipe = client.pipeline(transaction=True)
@@ -42,8 +43,8 @@ def check_broker(client: "redis.Redis") -> None:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]
     pipe.execute()
     with client.pipeline() as watching:
-        watching.watch(UNACKED)  # type: ignore[no-untyped-call]
-    client.register_script('return redis.call("EXISTS", KEYS[1])')(keys=[UNACKED_MUTEX], client=client)
+        watching.watch(names.unacked)  # type: ignore[no-untyped-call]
+    client.register_script('return redis.call("EXISTS", KEYS[1])')(keys=[names.unacked_mutex], client=client)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,46 @@
-"""A claim on a tile, and the attempts of machines at it, as the ledger holds them."""
+"""Claims on tiles, and the attempts of machines at them: one part of the ledger."""
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
+
+import redis
+
+from workers.contract.keys import RedisKeys
+
+# Lua scripts: one round trip instead of four. Idempotent per token, so a client may retry after a timeout. The number
+# of attempts is at least 1, because a Redis that lost its data may have counted fewer.
+
+#: Keys: the claim, done, failed, cancelled, starts, attempts. Arguments: token, milliseconds, the tile's number.
+_CLAIM = """
+local claim, number, starts = KEYS[1], ARGV[3], 0
+if redis.call("GETBIT", KEYS[2], number) == 1 or redis.call("HEXISTS", KEYS[3], number) == 1
+   or redis.call("EXISTS", KEYS[4]) == 1 then
+  return {0, ""}
+end
+if redis.call("SET", claim, ARGV[1], "NX", "PX", ARGV[2]) then
+  starts = math.max(1, redis.call("HINCRBY", KEYS[5], number, 1))
+elseif redis.call("GET", claim) == ARGV[1] then
+  starts = math.max(1, tonumber(redis.call("HGET", KEYS[5], number) or 1))
+end
+return {starts, redis.call("HGET", KEYS[6], number) or ""}
+"""
+
+#: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 if it is stored.
+_END_CLAIM = """
+local number = ARGV[2]
+if ARGV[3] == "1" then
+  redis.call("SETBIT", KEYS[2], number, 1)
+  for place = 3, 5 do
+    redis.call("HDEL", KEYS[place], number)
+  end
+end
+if redis.call("GET", KEYS[1]) == ARGV[1] then
+  redis.call("DEL", KEYS[1])
+end
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +77,52 @@ class Claim:
     #: number of attempts that have begun and not ended, this one included
     starts: int
     attempts: Attempts = field(default_factory=Attempts)
+
+
+class TileClaims:
+    """The claims of one farm. Raises redis.RedisError; thread-safe, as redis-py's client is."""
+
+    def __init__(self, client: "redis.Redis", names: RedisKeys) -> None:
+        self.client = client
+        self.names = names
+        self._claim = client.register_script(_CLAIM)
+        self._end_claim = client.register_script(_END_CLAIM)
+
+    def claim(self, job_id: str, number: int, token: str, seconds: float) -> Claim | None:
+        """Claim a tile. Returns None if the claim was refused.
+
+        It is refused if the tile is done or failed, its job is cancelled, or another token holds it. The claim expires
+        after ``seconds``, which must be less than the visibility timeout: the claim of a worker that died has expired
+        when its message is redelivered.
+        """
+        fields = (self.names.field(job_id, name) for name in ("done", "failed", "cancelled", "starts", "attempts"))
+        found = self._claim([self.names.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
+        starts, attempts = cast("tuple[int, bytes]", found)
+        return Claim(starts=int(starts), attempts=Attempts.from_json(attempts)) if starts else None
+
+    def renew_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
+        """Let the claims on these tiles, as (job id, number), expire ``seconds`` from now."""
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, number in tiles:
+            pipe.pexpire(self.names.claim(job_id, number), int(1000 * seconds))
+        pipe.execute()
+
+    def end_claim(self, job_id: str, number: int, token: str, *, stored: bool) -> None:
+        """Release the claim on a tile if ``token`` still holds it. ``stored``: also mark the tile as done."""
+        fields = (self.names.field(job_id, name) for name in ("done", "failed", "starts", "attempts"))
+        self._end_claim([self.names.claim(job_id, number), *fields], [token, number, int(stored)])
+
+    def undo_start(self, job_id: str, number: int) -> None:
+        """Subtract an attempt whose message was requeued: a preemption is no attempt."""
+        self.client.hincrby(self.names.field(job_id, "starts"), str(number), -1)
+
+    def record_attempts(self, job_id: str, number: int, attempts: Attempts) -> None:
+        """Record which machines could not render a tile. Called by the holder of the claim on it."""
+        self.client.hset(self.names.field(job_id, "attempts"), str(number), attempts.as_json())
+
+    def mark_failed(self, job_id: str, number: int, reason: str) -> None:
+        """Mark a tile as failed."""
+        pipe = self.client.pipeline()
+        pipe.hset(self.names.field(job_id, "failed"), str(number), reason)
+        pipe.hdel(self.names.field(job_id, "starts"), str(number))
+        pipe.execute()

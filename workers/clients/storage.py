@@ -79,13 +79,13 @@ class Store:
             )
         )
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
         """Store a file of at most 5 GiB under ``key`` without holding it in memory. Raises OSError if unreadable."""
 
         def send() -> None:
             with path.open("rb") as body:
                 self._client.put_object(
-                    Bucket=self._bucket, Key=self._prefix + key, Body=body, ContentType="application/octet-stream"
+                    Bucket=self._bucket, Key=self._prefix + key, Body=body, ContentType=content_type
                 )
 
         self._retrying(send)

@@ -11,39 +11,40 @@ Objects below the bucket's prefix. Everything can be rebuilt from them:
     <job>/grids/<layer>.png             the contact sheet of the layer
     <job>/index.html                    the gallery
     <job>/status.json                   state: running, finished, cancelled or stopped
+    farm.json                           the id of the farm, which its Redis keys carry
 
-Redis. A loss costs time and no tile:
+Redis. A loss costs time and no tile. Several farms may share a Redis:
 
-    filterfarm.render.<job>             list: the job's queue (Celery's; with its unacked and unacked_index)
-    filterfarm.render                   list: always empty; the queue of a worker without a job
-    filterfarm:jobs                     set: ids of the open jobs
-    filterfarm:collector                lock: the active collector
-    filterfarm:workers                  sorted set: worker name -> time of its last heartbeat (Unix seconds)
-    filterfarm:storage                  hash: worker name, or "collector" -> its object store error
-    filterfarm:troubles                 hash: machine -> why it does not render
-    filterfarm:<job>:done               bits: tile number -> the tile is stored
-    filterfarm:<job>:failed             hash: tile number -> reason
-    filterfarm:<job>:attempts           hash: tile number -> machines that could not render it, and why
-    filterfarm:<job>:starts             hash: tile number -> number of unfinished attempts
-    filterfarm:<job>:claim:<number>     text with a time to live: token of the claim on the tile
-    filterfarm:<job>:requeued           bits: tile number -> the collector has re-enqueued the tile
-    filterfarm:<job>:submission         text: id of the latest submission
-    filterfarm:<job>:submitting         flag with a time to live: the job is being enqueued
-    filterfarm:<job>:cancelled          flag: workers drop this job's tasks
-    filterfarm:<job>:synced             number of tiles, once the state above was read from the bucket
+    filterfarm:farms                            hash: id of a farm -> its bucket and endpoint
+    filterfarm.render.<farm>.<job>              list: the job's queue (Celery's; with unacked.<farm> and the like)
+    filterfarm.render.<farm>                    list: always empty; the queue of a worker without a job
+    filterfarm:<farm>:jobs                      set: ids of the open jobs
+    filterfarm:<farm>:collector                 lock: the active collector
+    filterfarm:<farm>:workers                   sorted set: worker name -> time of its last heartbeat (Unix seconds)
+    filterfarm:<farm>:storage                   hash: worker name, or "collector" -> its object store error
+    filterfarm:<farm>:troubles                  hash: machine -> why it does not render
+    filterfarm:<farm>:<job>:done                bits: tile number -> the tile is stored
+    filterfarm:<farm>:<job>:failed              hash: tile number -> reason
+    filterfarm:<farm>:<job>:attempts            hash: tile number -> machines that could not render it, and why
+    filterfarm:<farm>:<job>:starts              hash: tile number -> number of unfinished attempts
+    filterfarm:<farm>:<job>:claim:<number>      text with a time to live: token of the claim on the tile
+    filterfarm:<farm>:<job>:fed                 number of tiles, from the first on, that have been enqueued
+    filterfarm:<farm>:<job>:requeued            bits: tile number -> the collector has re-enqueued the tile
+    filterfarm:<farm>:<job>:submission          text: id of the latest submission
+    filterfarm:<farm>:<job>:submitting          flag with a time to live: the job is being enqueued
+    filterfarm:<farm>:<job>:cancelled           flag: workers drop this job's tasks
+    filterfarm:<farm>:<job>:synced              number of tiles, once the state above was read from the bucket
 """
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import StringConstraints
 
-QUEUE = "filterfarm.render"
-JOBS = "filterfarm:jobs"
-COLLECTOR_LOCK = "filterfarm:collector"
-WORKERS = "filterfarm:workers"
-STORAGE = "filterfarm:storage"
-TROUBLES = "filterfarm:troubles"
+#: Redis key of the hash of farms, and object key of a farm's id.
+FARMS = "filterfarm:farms"
+FARM_OBJECT = "farm.json"
 
 #: A name is a segment of a key, and a file name if the bucket is a folder: no slash, no leading dot, and short enough
 #: for every file system with ".json" added.
@@ -108,16 +109,65 @@ def parse_filter_key(key: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def queue(job_id: str) -> str:
-    """Name of the job's queue, which is the Redis key of its list."""
-    return f"{QUEUE}.{job_id}"
+@dataclass(frozen=True)
+class RedisKeys:
+    """The Redis keys of one farm, as listed above."""
 
+    farm: str
 
-def claim(job_id: str, number: int) -> str:
-    """Redis key of the claim on one tile."""
-    return f"filterfarm:{job_id}:claim:{number}"
+    @property
+    def default_queue(self) -> str:
+        """The queue of a worker without a job."""
+        return f"filterfarm.render.{self.farm}"
 
+    @property
+    def unacked(self) -> str:
+        """Kombu's hash of messages between delivery and acknowledgement."""
+        return f"unacked.{self.farm}"
 
-def redis(job_id: str, field: str) -> str:
-    """Redis key of one field of a job's ledger, as listed above."""
-    return f"filterfarm:{job_id}:{field}"
+    @property
+    def unacked_index(self) -> str:
+        """Kombu's sorted set of their delivery times."""
+        return f"unacked_index.{self.farm}"
+
+    @property
+    def unacked_mutex(self) -> str:
+        """Kombu's lock for redelivering those of others."""
+        return f"unacked_mutex.{self.farm}"
+
+    @property
+    def jobs(self) -> str:
+        """The open jobs."""
+        return f"filterfarm:{self.farm}:jobs"
+
+    @property
+    def collector(self) -> str:
+        """The collector's lock."""
+        return f"filterfarm:{self.farm}:collector"
+
+    @property
+    def workers(self) -> str:
+        """The workers' heartbeats."""
+        return f"filterfarm:{self.farm}:workers"
+
+    @property
+    def storage(self) -> str:
+        """The object store errors."""
+        return f"filterfarm:{self.farm}:storage"
+
+    @property
+    def troubles(self) -> str:
+        """The machines that do not render."""
+        return f"filterfarm:{self.farm}:troubles"
+
+    def queue(self, job_id: str) -> str:
+        """Name of the job's queue, which is the key of its list."""
+        return f"{self.default_queue}.{job_id}"
+
+    def claim(self, job_id: str, number: int) -> str:
+        """The claim on one tile."""
+        return f"filterfarm:{self.farm}:{job_id}:claim:{number}"
+
+    def field(self, job_id: str, name: str) -> str:
+        """One field of a job's ledger."""
+        return f"filterfarm:{self.farm}:{job_id}:{name}"

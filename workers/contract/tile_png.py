@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: The PNG text field that holds the record as JSON.
 TEXT_KEY = "filterfarm"
 
+#: Largest number of pixels of a tile: Pillow warns of more.
+MAX_TILE_PIXELS = 89_478_485
+
 #: Durations in milliseconds of a frame of an animation, and of the last one.
 _FRAME_MS, _REST_MS = 100, 1500
 

@@ -17,6 +17,7 @@ import redis
 from celery import Celery
 
 from tests.conftest import close_pools
+from tests.jobs import NAMES
 from tests.proxies import proxy
 from tests.servers import free_port
 from workers.clients.broker import (
@@ -28,8 +29,7 @@ from workers.clients.broker import (
     outstanding,
     refresh_visibility,
 )
-from workers.clients.broker_access import UNACKED, UNACKED_INDEX, broker_errors
-from workers.contract import keys
+from workers.clients.broker_access import broker_errors
 from workers.contract.errors import BrokerDenied, BrokerUnreachable, FilterfarmError
 from workers.contract.job import Task, decode
 from workers.contract.settings import Settings
@@ -67,12 +67,12 @@ def tasks(count: int) -> list[Task]:
 
 def queued(client: "redis.Redis") -> list[bytes]:
     """Messages in the order they will be delivered."""
-    return [entry for entry in reversed(client.lrange(keys.queue(JOB), 0, -1)) if isinstance(entry, bytes)]
+    return [entry for entry in reversed(client.lrange(NAMES.queue(JOB), 0, -1)) if isinstance(entry, bytes)]
 
 
 def count_of(client: "redis.Redis") -> tuple[int, int]:
     """Messages of the job: queued, and in flight."""
-    messages = outstanding(client, [JOB])[JOB]
+    messages = outstanding(client, NAMES, [JOB])[JOB]
     return messages.queued, messages.in_flight
 
 
@@ -81,14 +81,14 @@ def delivered(app: Celery, count: int) -> Iterator[list[Any]]:
     """As many messages, taken from the queue and not acknowledged."""
     with app.connection_for_read() as connection:
         channel: Any = connection.default_channel  # kombu's own, which has no types
-        yield [channel.basic_get(keys.queue(JOB)) for _ in range(count)]
+        yield [channel.basic_get(NAMES.queue(JOB)) for _ in range(count)]
 
 
 def test_tasks_are_published_in_order_and_counted(app: Celery, redis_client: "redis.Redis") -> None:
     # Given some tasks
     wanted = tasks(10)
     # When they are enqueued
-    assert enqueue(app, iter(wanted)) == 10
+    assert enqueue(app, NAMES, iter(wanted)) == 10
     # Then they come out in the same order, each a task of ours
     found = []
     for message in map(json.loads, queued(redis_client)):
@@ -100,7 +100,7 @@ def test_tasks_are_published_in_order_and_counted(app: Celery, redis_client: "re
 
 def test_a_message_is_plain_json_with_references_only_and_small(app: Celery, redis_client: "redis.Redis") -> None:
     # Given one task
-    enqueue(app, tasks(1))
+    enqueue(app, NAMES, tasks(1))
     # When its message is read as it lies in Redis
     [raw] = queued(redis_client)
     message = json.loads(raw)
@@ -120,23 +120,23 @@ def test_a_message_is_plain_json_with_references_only_and_small(app: Celery, red
 def test_no_tasks_are_no_messages(app: Celery, redis_client: "redis.Redis") -> None:
     # Given nothing to do
     # When it is enqueued
-    assert enqueue(app, []) == 0
+    assert enqueue(app, NAMES, []) == 0
     # Then the queue is empty
     assert redis_client.dbsize() == 0
 
 
 def test_nothing_of_results_is_ever_written(app: Celery, redis_client: "redis.Redis") -> None:
     # Given enqueued tasks
-    enqueue(app, tasks(2))
+    enqueue(app, NAMES, tasks(2))
     # When Redis is asked for its keys
     # Then there is the queue, and no result of a task
-    assert redis_client.keys() == [keys.queue(JOB).encode()]
+    assert redis_client.keys() == [NAMES.queue(JOB).encode()]
 
 
 def test_outstanding_are_the_queued_and_those_with_a_worker(app: Celery, redis_client: "redis.Redis") -> None:
     # Given five messages of a job, and one of another
-    enqueue(app, tasks(5))
-    enqueue(app, [Task(job="another-job", layer="features.24", filter=0)])
+    enqueue(app, NAMES, tasks(5))
+    enqueue(app, NAMES, [Task(job="another-job", layer="features.24", filter=0)])
     assert count_of(redis_client) == (5, 0)
     # When two are delivered
     with delivered(app, 2) as messages:
@@ -148,16 +148,16 @@ def test_outstanding_are_the_queued_and_those_with_a_worker(app: Celery, redis_c
         # And a message that is handed back is in its own queue again
         messages[1].requeue()
         assert count_of(redis_client) == (4, 0)
-    assert redis_client.hlen(UNACKED) == 0
+    assert redis_client.hlen(NAMES.unacked) == 0
     # And the other job's is still its own, and a job without messages has none
-    both = outstanding(redis_client, ["another-job", "no-job"])
+    both = outstanding(redis_client, NAMES, ["another-job", "no-job"])
     assert [both["another-job"].total, both["no-job"].total] == [1, 0]
 
 
 def test_foreign_entries_among_the_messages_in_flight_count_for_no_job(redis_client: "redis.Redis") -> None:
     # Given entries that are no message of ours
     for tag, entry in enumerate(["", "{", "[]", "5", '[{}, "", null]', '["x"]']):
-        redis_client.hset(UNACKED, str(tag), entry)
+        redis_client.hset(NAMES.unacked, str(tag), entry)
     # When a job's messages are counted
     # Then they are not among them
     assert count_of(redis_client) == (0, 0)
@@ -165,7 +165,7 @@ def test_foreign_entries_among_the_messages_in_flight_count_for_no_job(redis_cli
 
 def test_a_message_of_another_priority_is_outstanding_too(app: Celery, redis_client: "redis.Redis") -> None:
     # Given a message with a priority
-    app.send_task(TASK_NAME, kwargs=tasks(1)[0].model_dump(), queue=job_queue(JOB), priority=9)  # type: ignore[arg-type]  # the stubs know names
+    app.send_task(TASK_NAME, kwargs=tasks(1)[0].model_dump(), queue=job_queue(NAMES.queue(JOB)), priority=9)  # type: ignore[arg-type]  # the stubs know names
     # When outstanding ones are counted
     # Then it is among them
     assert count_of(redis_client) == (1, 0)
@@ -173,34 +173,34 @@ def test_a_message_of_another_priority_is_outstanding_too(app: Celery, redis_cli
 
 def test_refreshing_visibility_touches_only_messages_in_flight(app: Celery, redis_client: "redis.Redis") -> None:
     # Given two messages in flight
-    enqueue(app, tasks(2))
+    enqueue(app, NAMES, tasks(2))
     with delivered(app, 2) as messages:
         tags = [message.delivery_tag for message in messages]
-        before = redis_client.zscore(UNACKED_INDEX, tags[1])
+        before = redis_client.zscore(NAMES.unacked_index, tags[1])
         later = time.time() + 1000
         # When the first is refreshed, and one that was acknowledged long ago
-        refresh_visibility(redis_client, [tags[0], "gone"], later)
+        refresh_visibility(redis_client, NAMES, [tags[0], "gone"], later)
         # Then the first has the new time, the second its old one, and the third none
-        assert redis_client.zscore(UNACKED_INDEX, tags[0]) == pytest.approx(later)
-        assert redis_client.zscore(UNACKED_INDEX, tags[1]) == before
-        assert redis_client.zscore(UNACKED_INDEX, "gone") is None
-        assert redis_client.zcard(UNACKED_INDEX) == 2
+        assert redis_client.zscore(NAMES.unacked_index, tags[0]) == pytest.approx(later)
+        assert redis_client.zscore(NAMES.unacked_index, tags[1]) == before
+        assert redis_client.zscore(NAMES.unacked_index, "gone") is None
+        assert redis_client.zcard(NAMES.unacked_index) == 2
 
 
 def test_refreshing_nothing_does_nothing(redis_client: "redis.Redis") -> None:
     # Given a worker without messages
     # When it refreshes them
-    refresh_visibility(redis_client, iter(()), time.time())
+    refresh_visibility(redis_client, NAMES, iter(()), time.time())
     # Then Redis is as empty as before
     assert redis_client.dbsize() == 0
 
 
 def test_a_message_of_a_silent_worker_is_redelivered(broker_url: str, redis_client: "redis.Redis") -> None:
     # Given a message in flight, delivered longer ago than the visibility timeout
-    app = make_app(Settings(broker_url=broker_url, visibility_timeout_s=5.0))
-    enqueue(app, tasks(1))
+    app = make_app(Settings(broker_url=broker_url, visibility_timeout_s=5.0), NAMES)
+    enqueue(app, NAMES, tasks(1))
     with delivered(app, 1) as messages:
-        refresh_visibility(redis_client, [messages[0].delivery_tag], time.time() - 6)
+        refresh_visibility(redis_client, NAMES, [messages[0].delivery_tag], time.time() - 6)
         # When another worker looks after such messages
         with app.connection_for_read() as connection:
             channel: Any = connection.default_channel
@@ -215,7 +215,7 @@ def test_celerys_own_variable_does_not_beat_our_settings(monkeypatch: pytest.Mon
     # Given Celery's variable in the environment, which beats what code passes as broker_url alone
     monkeypatch.setenv("CELERY_BROKER_URL", url)
     # When the application is made from settings
-    app = make_app(Settings(broker_url="redis://right:6379/0"))
+    app = make_app(Settings(broker_url="redis://right:6379/0"), NAMES)
     # Then it goes where the settings say, to read and to write
     assert app.connection_for_read().hostname == "right"
     assert app.connection_for_write().hostname == "right"
@@ -231,9 +231,9 @@ def test_a_misspelt_queue_is_refused(app: Celery) -> None:
 
 def publish(settings: Settings) -> None:
     """What "submit" does last."""
-    app = make_app(settings)
+    app = make_app(settings, NAMES)
     try:
-        enqueue(app, tasks(1))
+        enqueue(app, NAMES, tasks(1))
     finally:
         close_pools()
 
@@ -241,7 +241,7 @@ def publish(settings: Settings) -> None:
 def count(settings: Settings) -> None:
     """What every command does first."""
     with connect(settings, retries=1) as client:
-        outstanding(client, [JOB])
+        outstanding(client, NAMES, [JOB])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_connection_lost_while_messages_are_sent_is_unreachable(broker_url: st
 
         # When they are sent
         with pytest.raises(BrokerUnreachable) as caught, broker_errors(settings):
-            enqueue(make_app(settings), cut_off())
+            enqueue(make_app(settings, NAMES), NAMES, cut_off())
         close_pools()
     # Then one line says so
     assert "FILTERFARM_BROKER_URL" in str(caught.value)

@@ -11,6 +11,7 @@ import redis
 from tests.servers import free_port, running, valkey_program, wait_until_ready
 from workers.clients.broker import connect
 from workers.clients.broker_access import broker_errors, check_broker
+from workers.contract import keys
 from workers.contract.errors import BrokerDenied, BrokerUnreachable, FilterfarmError
 from workers.contract.settings import Settings
 
@@ -126,6 +127,6 @@ def test_a_database_that_does_not_exist_is_refused(acl_url: str) -> None:
 def test_a_key_of_another_program_with_our_name_is_reported(tmp_path: Path) -> None:
     # Given
     with server(tmp_path) as url, redis.Redis.from_url(url) as client:
-        client.set("unacked", "theirs")
+        client.set(keys.FARMS, "theirs")
         # When / Then
         assert "WRONGTYPE" in refused(BrokerDenied, url)

@@ -5,7 +5,7 @@ import time
 import pytest
 import redis
 
-from tests.jobs import sample_job
+from tests.jobs import NAMES, bits, done_tiles, sample_job
 from workers.clients.claims import Attempts, Claim
 from workers.clients.ledger import SUBMITTING_S, Ledger
 from workers.clients.presence import Presence
@@ -47,7 +47,7 @@ def test_a_new_ledger_knows_nothing(ledger: Ledger) -> None:
     # Given an empty Redis
     # Then every question has an answer, and it is no
     assert ledger.jobs() == set()
-    assert ledger.done(JOB.id) == set()
+    assert done_tiles(ledger, JOB) == set()
     assert ledger.failed(JOB.id) == {}
     assert ledger.requeued(JOB.id) == 0
     assert ledger.planned(JOB.id) is None
@@ -91,7 +91,7 @@ def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledg
     ledger.begin_submission(JOB.id)
     # Then it is held, for a limited time
     assert ledger.is_submitting(JOB.id)
-    assert 0 < ledger.client.ttl(keys.redis(JOB.id, "submitting")) <= SUBMITTING_S
+    assert 0 < ledger.client.ttl(NAMES.field(JOB.id, "submitting")) <= SUBMITTING_S
     # When it is released, twice
     for _ in range(2):
         ledger.end_submission(JOB.id)
@@ -101,20 +101,22 @@ def test_a_job_is_held_until_it_is_released_or_its_holder_is_silent(ledger: Ledg
 
 def test_done_tiles_are_known_and_no_others(ledger: Ledger) -> None:
     # Given tiles whose bits are the first, the last and the middle of a byte, and far apart, marked twice
+    job = sample_job(filters="0-17299", channels=17_300)
     numbers = {0, 7, 8, 12, 63, 17_215}
     for number in [*numbers, *numbers]:
-        ledger.end_claim(JOB.id, number, "token", stored=True)
+        ledger.end_claim(job.id, number, "token", stored=True)
     # When the ledger is asked
     # Then it knows those and no others
-    assert ledger.done(JOB.id) == numbers
-    assert ledger.done(OTHER.id) == set()
+    assert done_tiles(ledger, job) == numbers
+    assert ledger.counts(job.id) == (6, 0)
+    assert done_tiles(ledger, OTHER) == set()
 
 
 def test_bits_stand_in_the_order_that_redis_itself_counts_them(ledger: Ledger, redis_client: "redis.Redis") -> None:
     # Given two done tiles
     for number in (3, 17):
         ledger.end_claim(JOB.id, number, "token", stored=True)
-    key = keys.redis(JOB.id, "done")
+    key = NAMES.field(JOB.id, "done")
     # When Redis looks for the first set bit, from the start and further on
     # Then it finds the same
     assert redis_client.bitpos(key, 1) == 3
@@ -129,7 +131,7 @@ def test_a_failed_tile_keeps_its_reason_and_its_last_one(ledger: Ledger) -> None
     # When the ledger is asked
     # Then the last reason is there, to the letter, and the tile is not done
     assert ledger.failed(JOB.id) == {3: "größer: \U0001f4a5\nnext line"}
-    assert ledger.done(JOB.id) == set()
+    assert done_tiles(ledger, JOB) == set()
 
 
 def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
@@ -141,8 +143,8 @@ def test_a_tile_that_is_done_after_all_is_no_failure(ledger: Ledger) -> None:
     ledger.end_claim(JOB.id, 3, "token", stored=True)
     # Then nothing of the failure is left
     assert ledger.failed(JOB.id) == {}
-    assert not ledger.client.exists(keys.redis(JOB.id, "starts"))
-    assert not ledger.client.exists(keys.redis(JOB.id, "attempts"))
+    assert not ledger.client.exists(NAMES.field(JOB.id, "starts"))
+    assert not ledger.client.exists(NAMES.field(JOB.id, "attempts"))
 
 
 def test_beginnings_count_until_they_end(ledger: Ledger) -> None:
@@ -175,7 +177,7 @@ def test_a_beginning_counts_though_redis_has_lost_those_before(ledger: Ledger) -
     # When it is delivered again
     # Then it can be claimed, and the claim survives another loss of the count
     assert starts(ledger.claim(JOB.id, 5, "other", 60.0)) == 1
-    ledger.client.delete(keys.redis(JOB.id, "starts"))
+    ledger.client.delete(NAMES.field(JOB.id, "starts"))
     assert starts(ledger.claim(JOB.id, 5, "other", 60.0)) == 1
 
 
@@ -208,7 +210,7 @@ def test_the_machines_that_could_not_render_a_tile_are_kept_with_their_reasons(l
 @pytest.mark.parametrize("text", ["2", "", "{", "[]", '{"since": "x", "reasons": {}}', '{"since": 1}', b"\xff"])
 def test_what_is_no_list_of_attempts_is_none(ledger: Ledger, text: str | bytes) -> None:
     # Given what an earlier version, or another program, left
-    ledger.client.hset(keys.redis(JOB.id, "attempts"), "1", text)
+    ledger.client.hset(NAMES.field(JOB.id, "attempts"), "1", text)
     # When / Then
     assert attempts(ledger, 1) == Attempts()
 
@@ -224,9 +226,9 @@ def test_a_reopened_tile_is_as_new_and_others_stay(ledger: Ledger) -> None:
     for _ in range(2):
         ledger.reopen(JOB.id, {1, 3})
     # Then they are as new, and the others are as they were
-    assert ledger.done(JOB.id) == {2}
+    assert done_tiles(ledger, JOB) == {2}
     assert ledger.failed(JOB.id) == {4: "why"}
-    assert ledger.client.hkeys(keys.redis(JOB.id, "attempts")) == [b"4"]
+    assert ledger.client.hkeys(NAMES.field(JOB.id, "attempts")) == [b"4"]
     assert begin(ledger, JOB.id, 3) == 1
 
 
@@ -258,9 +260,9 @@ def test_syncing_replaces_the_ledger_by_the_buckets_state(ledger: Ledger) -> Non
     ledger.record_attempts(JOB.id, 11, TRIED)
     # When it is filled from the bucket, twice
     for _ in range(2):
-        ledger.sync(JOB, {0, 40}, {5: "why"})
+        ledger.sync(JOB, bits(JOB, {0, 40}), {5: "why"}, ledger.done_bits(JOB.id))
     # Then it says that, and knows that it does
-    assert ledger.done(JOB.id) == {0, 40}
+    assert done_tiles(ledger, JOB) == {0, 40}
     assert ledger.failed(JOB.id) == {5: "why"}
     assert ledger.is_synced(JOB.id)
     assert not ledger.is_synced(OTHER.id)
@@ -268,9 +270,43 @@ def test_syncing_replaces_the_ledger_by_the_buckets_state(ledger: Ledger) -> Non
     assert attempts(ledger, 11) == Attempts()
 
 
+def test_what_is_stored_while_the_bucket_is_read_stays_done(ledger: Ledger) -> None:
+    # Given a ledger that has a tile of which the bucket knows nothing any more
+    ledger.end_claim(JOB.id, 3, "token", stored=True)
+    ledger.end_claim(JOB.id, 4, "token", stored=True)
+    before = ledger.done_bits(JOB.id)
+    # When other tiles are stored between the reading of the bucket and the filling of the ledger
+    listed = bits(JOB, {4, 7})
+    ledger.end_claim(JOB.id, 40, "token", stored=True)
+    ledger.end_claim(JOB.id, 5, "token", stored=True)
+    ledger.sync(JOB, listed, {}, before)
+    # Then they are done, and what the bucket has lost is not
+    assert done_tiles(ledger, JOB) == {4, 5, 7, 40}
+    assert ledger.counts(JOB.id) == (4, 0)
+
+
+def test_the_state_of_a_job_that_has_ended_expires_after_a_week(ledger: Ledger) -> None:
+    # Given a job with every kind of state
+    ledger.register(JOB.id)
+    ledger.sync(JOB, bits(JOB, {1}), {2: "why"}, b"")
+    ledger.set_fed(JOB.id, 41)
+    ledger.record_attempts(JOB.id, 3, TRIED)
+    ledger.record_requeued(JOB.id, {3})
+    begin(ledger, JOB.id, 3)
+    # When it ends
+    ledger.unregister(JOB.id)
+    # Then each key expires
+    found = list(ledger.client.scan_iter(f"*{JOB.id}*"))
+    assert len(found) == 7
+    assert all(6 * 86400 < int(ledger.client.ttl(key)) <= 7 * 86400 for key in found), found
+    # And when it is opened again, none does
+    ledger.register(JOB.id)
+    assert all(int(ledger.client.ttl(key)) == -1 for key in ledger.client.scan_iter(f"*{JOB.id}*"))
+
+
 def test_an_emptied_redis_differs_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
     # Given a job of which nothing is done
-    ledger.sync(JOB, set(), {})
+    ledger.sync(JOB, bits(JOB, set()), {}, b"")
     assert ledger.is_synced(JOB.id)
     # When Redis is emptied
     redis_client.flushall()
@@ -291,7 +327,7 @@ def test_a_tile_is_claimed_by_one_message_until_it_ends_or_its_time_is_over(ledg
     # And one that is not kept ends by itself, and one that is kept does not
     assert ledger.claim(JOB.id, 3, "fourth", 0.3)
     ledger.renew_claims([(JOB.id, 4)], 600.0)
-    assert int(ledger.client.pttl(keys.claim(JOB.id, 4))) > 60_000
+    assert int(ledger.client.pttl(NAMES.claim(JOB.id, 4))) > 60_000
     deadline = time.monotonic() + 30
     while not ledger.claim(JOB.id, 3, "fifth", 60.0):
         assert time.monotonic() < deadline
@@ -307,8 +343,8 @@ def test_a_stored_tile_is_done_whatever_token_holds_the_claim(ledger: Ledger) ->
     # When the first, who had lost it, has stored it all the same
     ledger.end_claim(JOB.id, 3, "first", stored=True)
     # Then it is done, and the claim is the other's still
-    assert ledger.done(JOB.id) == {3}
-    assert ledger.client.get(keys.claim(JOB.id, 3)) == b"second"
+    assert done_tiles(ledger, JOB) == {3}
+    assert ledger.client.get(NAMES.claim(JOB.id, 3)) == b"second"
 
 
 def test_an_ended_tile_cannot_be_claimed(ledger: Ledger) -> None:
@@ -331,17 +367,20 @@ def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     # Given a ledger of which every part was used
     ledger.register(JOB.id)
     ledger.begin_submission(JOB.id)
-    ledger.sync(JOB, {1}, {2: "why"})
+    ledger.sync(JOB, bits(JOB, {1}), {2: "why"}, b"")
     ledger.record_attempts(JOB.id, 3, TRIED)
     ledger.record_requeued(JOB.id, {3})
     ledger.claim(JOB.id, 3, "token", 60.0)
-    presence = Presence(ledger.client)
+    presence = Presence(ledger.client, NAMES)
     presence.worker_heartbeat("cpu-1@here")
     presence.report_storage_error("cpu-1@here", NoBucket("none"))
     ledger.register(OTHER.id)
     ledger.cancel(JOB.id)
     # When Redis is asked for its keys
-    found = {key.decode().replace(JOB.id, "<job>").replace(OTHER.id, "<job>") for key in contents(ledger)}
+    found = {
+        key.decode().replace("f0", "<farm>").replace(JOB.id, "<job>").replace(OTHER.id, "<job>")
+        for key in contents(ledger)
+    }
     found = {key.replace("claim:3", "claim:<number>") for key in found}
     # Then each is in the list of keys.py
     listed = {line.split("  ")[0].strip() for line in (keys.__doc__ or "").replace("    ", "\n").splitlines()}

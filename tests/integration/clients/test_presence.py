@@ -6,8 +6,8 @@ import time
 import pytest
 import redis
 
+from tests.jobs import NAMES
 from workers.clients.presence import COLLECTOR, Presence, machine_of
-from workers.contract import keys
 from workers.contract.errors import NoBucket, StorageDenied, StorageUnreachable
 
 ONE, TWO = "cpu-1@here", "cpu-2@here"
@@ -16,7 +16,7 @@ ONE, TWO = "cpu-1@here", "cpu-2@here"
 @pytest.fixture
 def presence(redis_client: "redis.Redis") -> Presence:
     """No worker has been seen yet."""
-    return Presence(redis_client)
+    return Presence(redis_client, NAMES)
 
 
 def test_workers_of_the_last_day_are_listed_with_the_age_of_their_heartbeat(
@@ -25,7 +25,7 @@ def test_workers_of_the_last_day_are_listed_with_the_age_of_their_heartbeat(
     # Given heartbeats of now (two), a minute ago, and last week
     for _ in range(2):
         presence.worker_heartbeat(ONE)
-    redis_client.zadd(keys.WORKERS, {TWO: time.time() - 60, "cpu-3@here": time.time() - 7 * 86400})
+    redis_client.zadd(NAMES.workers, {TWO: time.time() - 60, "cpu-3@here": time.time() - 7 * 86400})
     # When one worker sends another
     presence.worker_heartbeat(ONE)
     # Then those of the last day are listed, with the seconds since
@@ -45,7 +45,7 @@ def test_a_removed_worker_leaves_no_heartbeat_and_no_error(presence: Presence, r
         presence.remove_worker(ONE)
     # Then the other remains
     assert set(presence.workers()) == {TWO}
-    assert redis_client.hkeys(keys.STORAGE) == [TWO.encode()]
+    assert redis_client.hkeys(NAMES.storage) == [TWO.encode()]
 
 
 def test_a_storage_error_counts_if_every_worker_reports_it(presence: Presence) -> None:
@@ -81,7 +81,7 @@ def test_errors_that_are_old_or_of_dead_workers_do_not_count(presence: Presence,
     presence.worker_heartbeat(ONE)
     presence.report_storage_error(TWO, NoBucket("no bucket"))
     old = json.dumps({"refused": True, "reason": "refused", "at": time.time() - 120})
-    redis_client.hset(keys.STORAGE, COLLECTOR, old)
+    redis_client.hset(NAMES.storage, COLLECTOR, old)
     # When / Then
     assert presence.storage_error() is None
 
@@ -105,9 +105,9 @@ def test_troubles_are_shown_for_a_day_or_until_the_machine_renders_again(
     # Given troubles of today and of last week, and entries that are none
     presence.report_trouble("cpu@one", "no disk")
     presence.report_trouble("cpu@two", "no internet")
-    redis_client.hset(keys.TROUBLES, "cpu@old", json.dumps({"reason": "x", "at": time.time() - 7 * 86400}))
+    redis_client.hset(NAMES.troubles, "cpu@old", json.dumps({"reason": "x", "at": time.time() - 7 * 86400}))
     for name, text in (("a", b"\xff"), ("b", b"{"), ("c", b"[]"), ("d", b'{"at": 1}'), (b"\xff", b"{}")):
-        redis_client.hset(keys.TROUBLES, name, text)
+        redis_client.hset(NAMES.troubles, name, text)
     # When / Then
     assert presence.troubles("job") == {"cpu@one": "no disk", "cpu@two": "no internet"}
     presence.report_trouble("cpu@one", None)
@@ -120,7 +120,7 @@ def test_a_trouble_with_one_job_is_shown_for_that_job_for_some_minutes(
     # Given
     presence.report_trouble("cpu@one", "version 2 is not known", job_id="job")
     old = json.dumps({"reason": "x", "at": time.time() - 600})
-    redis_client.hset(keys.TROUBLES, "cpu@two job", old)
+    redis_client.hset(NAMES.troubles, "cpu@two job", old)
     # When / Then
     assert presence.troubles("job") == {"cpu@one": "version 2 is not known"}
     assert presence.troubles("other") == {}

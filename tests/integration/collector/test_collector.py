@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from celery import Celery
 from PIL import Image
 
 from producer.collector import collector as module
+from producer.collector import lost_messages
 from producer.collector.collector import Collector
 from producer.collector.contact_sheet import DEAD_RGB
-from producer.jobs.inventory import read_state, write_status
+from producer.jobs import feeding
+from producer.jobs.inventory import read_problems, read_state, write_status
 from producer.jobs.submit import submit
 from tests.integration.jobs.test_submit import fail, queued
-from tests.jobs import finish_tiles, sample_job, sample_tile
-from workers.clients.broker import outstanding
+from tests.jobs import NAMES, done_tiles, finish_tiles, sample_job, sample_tile
+from workers.clients.broker import outstanding, tasks_in_redis
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
@@ -53,7 +56,7 @@ class Passes(threading.Event):
 @pytest.fixture(autouse=True)
 def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages count as lost after two passes without any, and each pass lists the bucket."""
-    monkeypatch.setattr(module, "LOST_S", 0.0)
+    monkeypatch.setattr(lost_messages, "LOST_S", 0.0)
     monkeypatch.setattr(module, "RESCAN_S", 0.0)
     monkeypatch.setattr(module, "PASS_S", 0.05)
 
@@ -61,7 +64,7 @@ def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def make_collector(settings: Settings, store: Store, app: Celery, redis_client: "redis.Redis") -> MakeCollector:
     """Makes a new collector, as after a restart."""
-    return lambda: Collector(settings, store=store, ledger=Ledger(redis_client), app=app)
+    return lambda: Collector(settings, store=store, ledger=Ledger(redis_client, NAMES), app=app)
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def objects(store: Store) -> dict[str, bytes | None]:
 
 def acknowledge_all(client: "redis.Redis") -> None:
     """Empty the queues, as workers do."""
-    for queue in client.scan_iter(f"{keys.QUEUE}.*"):
+    for queue in client.scan_iter(f"{NAMES.default_queue}.*"):
         client.delete(queue)
 
 
@@ -201,7 +204,7 @@ def test_a_dead_filter_is_framed_on_the_sheet_and_marked_in_records_and_gallery(
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "text", "large", "foreign-job", "foreign-filter", "no-text", "grey"])
-def test_an_invalid_tile_is_deleted_and_reopened(
+def test_an_invalid_tile_is_reopened_and_only_what_is_no_picture_is_deleted(
     collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
     caplog: pytest.LogCaptureFixture, kind: str,
 ) -> None:  # fmt: skip
@@ -229,11 +232,10 @@ def test_an_invalid_tile_is_deleted_and_reopened(
     assert not store.exists(keys.grid(job.id, "features.0"))
     assert not store.exists(keys.records(job.id, "features.0"))
     assert read_state(store, job.id) == "running"
-    # And it is deleted and open again
-    assert not store.exists(key)
-    assert ledger.done(job.id) == {0, 2, 3}
-    # And after two passes with an empty queue, that tile alone is enqueued
-    drive(collector, caplog, 2)
+    # And it is open again, and deleted unless it is a picture, which a later version may have written
+    assert store.exists(key) == (kind in {"large", "foreign-job", "foreign-filter", "no-text", "grey"})
+    assert done_tiles(ledger, job) == {0, 2, 3}
+    # And that tile alone is enqueued
     assert queued(redis_client) == [("features.0", 1)]
     # And when it is rendered, the job is finished
     acknowledge_all(redis_client)
@@ -252,7 +254,7 @@ def test_a_tile_that_is_recorded_and_not_stored_is_reopened(
     # When the collector makes its passes
     drive(collector, caplog)
     # Then it is open again
-    assert ledger.done(job.id) == {0, 1, 2}
+    assert done_tiles(ledger, job) == {0, 1, 2}
     assert read_state(store, job.id) == "running"
 
 
@@ -290,12 +292,12 @@ def test_nothing_is_enqueued_again_before_a_message_counts_as_lost(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     # Given a message in transit from the queue to a worker, which is in neither list
-    monkeypatch.setattr(module, "LOST_S", 60.0)
+    monkeypatch.setattr(lost_messages, "LOST_S", 60.0)
     submitted(JOB, store, ledger, app)
     acknowledge_all(redis_client)
     # When the collector makes some passes, and then some more while the worker holds the message
     drive(collector, caplog, 3)
-    redis_client.hset("unacked", "tag", json.dumps([{}, "", keys.queue(JOB.id)]))
+    redis_client.hset(NAMES.unacked, "tag", json.dumps([{}, "", NAMES.queue(JOB.id)]))
     drive(collector, caplog, 3)
     # Then it never counted as lost
     assert ledger.requeued(JOB.id) == 0
@@ -312,28 +314,87 @@ def test_lost_messages_of_one_job_are_found_although_another_has_messages(
     # When the collector makes some passes
     drive(collector, caplog, 5)
     # Then the first has a message for each tile again, and the other is unchanged
-    messages = outstanding(redis_client, [lost.id, waiting.id])
+    messages = outstanding(redis_client, NAMES, [lost.id, waiting.id])
     assert [messages[lost.id].queued, messages[waiting.id].queued] == [4, 4]
     assert [ledger.requeued(lost.id), ledger.requeued(waiting.id)] == [4, 0]
 
 
-def test_a_job_that_stalls_with_fewer_messages_than_it_lacks_tiles_is_requeued(
-    settings: Settings, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+def test_of_a_thousand_messages_exactly_the_lost_one_is_enqueued_again(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    # Given a job that has lost one message of four, and one that has all of them
-    short = submitted(sample_job(), store, ledger, app)
-    redis_client.rpop(keys.queue(short.id))
-    waiting = submitted(sample_job(seed=1), store, ledger, app)
-    # When there was no progress for longer than a redelivery takes
-    collector = Collector(settings, store=store, ledger=ledger, app=app)
+    # Given a job that has lost one message of a thousand, one that a worker holds, and another job
+    job = submitted(sample_job(filters="0-999", channels=1000), store, ledger, app)
+    submitted(sample_job(seed=1), store, ledger, app)
+    taken, lost = (cast("bytes", redis_client.rpop(NAMES.queue(job.id))) for _ in range(2))
+    assert lost
+    assert taken
+    redis_client.hset(NAMES.unacked, "tag", json.dumps([json.loads(taken), "", NAMES.queue(job.id)]))
+    # When the collector makes some passes
+    drive(collector, caplog, 5)
+    # Then there are a thousand messages again, of a thousand tiles
+    assert redis_client.llen(NAMES.queue(job.id)) == 999
+    assert ledger.requeued(job.id) == 1
+    assert tasks_in_redis(redis_client, NAMES, job.id) == set(job.tiles)
+
+
+def test_a_tile_that_a_worker_holds_is_not_lost_though_its_message_is_gone(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    # Given a claimed tile without a message
+    job = submitted(sample_job(), store, ledger, app)
+    acknowledge_all(redis_client)
+    assert ledger.claim(job.id, 2, "token", 60.0)
+    # When the collector makes some passes
+    drive(collector, caplog, 5)
+    # Then the others are enqueued again
+    assert sorted(queued(redis_client)) == [("features.0", number) for number in (0, 1, 3)]
+
+
+def test_a_large_job_is_topped_up(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis",
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Given a job of which a window was sent and rendered
+    monkeypatch.setattr(feeding, "WINDOW", 4)
+    monkeypatch.setattr(feeding, "_LEAST_WINDOW", 4)
+    job = submitted(JOB, store, ledger, app)
+    assert len(queued(redis_client)) == 4
+    acknowledge_all(redis_client)
+    finish_tiles(job, {0, 1, 2, 3}, store, ledger)
+    # When the collector makes a pass
     drive(collector, caplog)
-    assert ledger.requeued(short.id) == 0
-    collector._stalled_s = 0.0
-    drive(collector, caplog, 3)
-    # Then the first has a message for each tile again, and the other is unchanged
-    assert set(queued(redis_client)) == set(short.tiles)
-    assert [ledger.requeued(short.id), ledger.requeued(waiting.id)] == [4, 0]
+    # Then the rest is sent, and nothing counts as lost
+    assert queued(redis_client) == [job.tiles[number] for number in (4, 5, 6, 7)]
+    assert ledger.requeued(job.id) == 0
+
+
+def test_a_layer_that_cannot_be_assembled_is_reported_and_blocks_nobody(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Given a job of two layers, and a disk that holds no sheet of the first
+    submitted(JOB, store, ledger, app)
+    other = submitted(sample_job(seed=1), store, ledger, app)
+    finish_tiles(JOB, ALL, store, ledger)
+    finish_tiles(other, {0, 1, 2, 3}, store, ledger)
+    put_file = Store.put_file
+
+    def refuse(self: Store, key: str, path: Path, content_type: str = "") -> None:
+        if key == keys.grid(JOB.id, "features.0"):
+            raise OSError(28, "No space left on device")
+        put_file(self, key, path, content_type)
+
+    monkeypatch.setattr(Store, "put_file", refuse)
+    # When the collector makes its passes
+    drive(collector, caplog, 5)
+    # Then it tried three times, and the job ended with the reason; the rest of it is there, and so is the other job
+    assert caplog.text.count("cannot assemble") <= 3
+    assert read_state(store, JOB.id) == "finished"
+    assert read_state(store, other.id) == "finished"
+    assert "No space left on device" in read_problems(store, JOB.id)["features.0"]
+    assert store.exists(keys.grid(JOB.id, "features.2"))
 
 
 def test_a_job_that_is_being_submitted_is_not_requeued(
@@ -368,7 +429,7 @@ def test_an_emptied_redis_is_filled_again_from_the_bucket(
     drive(collector, caplog, 3)
     # Then the ledger is rebuilt from the bucket
     assert ledger.jobs() == {JOB.id}
-    assert ledger.done(JOB.id) == {0, 1, 4}
+    assert done_tiles(ledger, JOB) == {0, 1, 4}
     assert ledger.failed(JOB.id) == {6: "out of paint"}
     # And only what is missing is enqueued
     assert queued(redis_client) == [JOB.tiles[number] for number in (2, 3, 5, 7)]
@@ -577,7 +638,7 @@ def test_a_second_collector_stands_by_and_takes_over(
     # Given a running collector
     caplog.set_level(logging.INFO)
     with running(make_collector) as stop_first:
-        eventually(lambda: bool(ledger.client.exists(keys.COLLECTOR_LOCK)))
+        eventually(lambda: bool(ledger.client.exists(NAMES.collector)))
         # When another starts
         with running(make_collector):
             # Then it stands by, logs that once, and the first assembles
@@ -592,7 +653,7 @@ def test_a_second_collector_stands_by_and_takes_over(
             finish_tiles(two, {0, 1, 2, 3}, store, ledger)
             eventually(lambda: read_state(store, two.id) == "finished")
     # And the last one releases the lock
-    assert not ledger.client.exists(keys.COLLECTOR_LOCK)
+    assert not ledger.client.exists(NAMES.collector)
 
 
 def test_a_killed_collector_is_replaced_when_its_lock_expires(
@@ -602,14 +663,14 @@ def test_a_killed_collector_is_replaced_when_its_lock_expires(
     # Given the lock of a killed collector, and a complete job
     submitted(JOB, store, ledger, app)
     finish_tiles(JOB, ALL, store, ledger)
-    assert redis_client.lock(keys.COLLECTOR_LOCK, timeout=60).acquire(blocking=False)
+    assert redis_client.lock(NAMES.collector, timeout=60).acquire(blocking=False)
     # When another makes a pass before the lock expires
     drive(collector, caplog)
     # Then it does nothing
     assert read_state(store, JOB.id) == "running"
     # And when the lock has expired, it finishes the job
-    redis_client.pexpire(keys.COLLECTOR_LOCK, 1)
-    eventually(lambda: not redis_client.exists(keys.COLLECTOR_LOCK))
+    redis_client.pexpire(NAMES.collector, 1)
+    eventually(lambda: not redis_client.exists(NAMES.collector))
     drive(collector, caplog)
     assert read_state(store, JOB.id) == "finished"
 
@@ -620,7 +681,7 @@ def test_a_collector_that_has_lost_its_lock_writes_nothing(
     # Given a collector whose lock has expired, and another that has taken over
     submitted(JOB, store, ledger, app)
     finish_tiles(JOB, ALL, store, ledger)
-    assert redis_client.lock(keys.COLLECTOR_LOCK, timeout=30).acquire(blocking=False)
+    assert redis_client.lock(NAMES.collector, timeout=30).acquire(blocking=False)
     before = objects(store)
     # When the first continues its pass
     with pytest.raises(redis.exceptions.LockError):

@@ -11,11 +11,10 @@ from producer.jobs.inventory import write_status
 from producer.jobs.status import JobStatus, job_status, require_complete, status_without_storage
 from producer.jobs.submit import submit
 from tests.integration.jobs.test_submit import fail
-from tests.jobs import finish_tiles, sample_job
+from tests.jobs import NAMES, finish_tiles, sample_job
 from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
 from workers.clients.storage import Store
-from workers.contract import keys
 from workers.contract.errors import NoBucket, StorageDenied, StorageUnreachable
 
 JOB = sample_job("features.0", "features.2")
@@ -28,13 +27,13 @@ def running(store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redi
     finish_tiles(JOB, {0, 1, 4}, store, ledger)
     fail(JOB, 5, store, ledger)
     for number in range(5):
-        message = redis_client.rpop(keys.queue(JOB.id))
+        message = redis_client.rpop(NAMES.queue(JOB.id))
         assert isinstance(message, bytes)
         if number == 4:
-            redis_client.hset("unacked", "tag", f'[{message.decode()}, "", "{keys.queue(JOB.id)}"]')
+            redis_client.hset(NAMES.unacked, "tag", f'[{message.decode()}, "", "{NAMES.queue(JOB.id)}"]')
     ledger.record_requeued(JOB.id, {1, 2})
-    redis_client.set(keys.COLLECTOR_LOCK, "x")
-    Presence(redis_client).worker_heartbeat("cpu-1@here")
+    redis_client.set(NAMES.collector, "x")
+    Presence(redis_client, NAMES).worker_heartbeat("cpu-1@here")
     return ledger
 
 
@@ -61,11 +60,11 @@ def test_a_job_without_a_worker_or_a_collector_reports_it(
     running: Ledger, store: Store, redis_client: "redis.Redis"
 ) -> None:
     # Given a worker that was last seen 40 s ago
-    redis_client.zadd(keys.WORKERS, {"cpu-1@here": time.time() - 40})
+    redis_client.zadd(NAMES.workers, {"cpu-1@here": time.time() - 40})
     # When the status is read, then the job waits for a worker
     assert "a worker: none has been seen for 40 s" in job_status(JOB, store, running).waiting_for
     # And with neither messages nor a collector, it waits for a collector
-    redis_client.delete(keys.COLLECTOR_LOCK, "unacked", keys.queue(JOB.id))
+    redis_client.delete(NAMES.collector, NAMES.unacked, NAMES.queue(JOB.id))
     assert "a collector, to re-enqueue lost tiles" in job_status(JOB, store, running).waiting_for
     # And with all tiles stored, for a collector to assemble the sheets
     finish_tiles(JOB, set(range(8)), store, running)
@@ -83,7 +82,7 @@ def test_an_object_store_error_is_reported_for_every_running_job(
     running: Ledger, store: Store, error: StorageDenied | NoBucket | StorageUnreachable, state: str
 ) -> None:
     # Given a collector that gets errors from the store
-    presence = Presence(running.client)
+    presence = Presence(running.client, NAMES)
     presence.report_storage_error(COLLECTOR, error)
     # When the status is read by a client with access to the store
     status = job_status(JOB, store, running)
@@ -109,7 +108,7 @@ def test_a_finished_job_is_not_failed_by_later_errors_of_the_store(running: Ledg
     # Given a finished job, and a store that refuses
     write_status(store, JOB.id, "finished", reasons={})
     running.unregister(JOB.id)
-    Presence(running.client).report_storage_error(COLLECTOR, StorageDenied("refused"))
+    Presence(running.client, NAMES).report_storage_error(COLLECTOR, StorageDenied("refused"))
     # When it is asked for
     status = job_status(JOB, store, running)
     # Then it is finished, and the ledger alone knows no open job of that name

@@ -5,18 +5,20 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 from celery import Celery
 
+from producer.jobs import feeding
 from producer.jobs.inventory import inventory, read_state
-from producer.jobs.submit import submit
-from tests.jobs import finish_tiles, sample_job, sample_tile
+from producer.jobs.submit import stored_form, submit
+from tests.jobs import NAMES, done_tiles, finish_tiles, sample_job, sample_tile
 from workers.clients.broker import outstanding
 from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
-from workers.contract.errors import WeightsUnreadable
+from workers.contract.errors import BadOption, WeightsUnreadable
 from workers.contract.job import Job, Weights, decode
 from workers.contract.records import FailureRecord
 
@@ -34,7 +36,7 @@ def fail(job: Job, number: int, store: Store, ledger: Ledger, reason: str = "out
 def queued(client: "redis.Redis") -> list[tuple[str, int]]:
     """(layer, filter) of every message of every job, in order."""
     found = []
-    for queue in sorted(client.scan_iter(f"{keys.QUEUE}.*")):
+    for queue in sorted(client.scan_iter(f"{NAMES.default_queue}.*")):
         for raw in reversed(client.lrange(queue, 0, -1)):
             _, body, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))
             found.append((body["layer"], body["filter"]))
@@ -81,7 +83,7 @@ def test_stored_tiles_are_not_enqueued(store: Store, ledger: Ledger, app: Celery
     assert (result.stored, result.enqueued) == (3, 5)
     assert queued(redis_client) == [JOB.tiles[number] for number in (1, 2, 4, 6, 7)]
     # And the ledger lists the three
-    assert ledger.done(JOB.id) == {0, 3, 5}
+    assert done_tiles(ledger, JOB) == {0, 3, 5}
 
 
 def test_a_complete_job_enqueues_nothing(
@@ -120,7 +122,7 @@ def test_failed_filters_are_retried_while_the_rest_is_queued(
 ) -> None:
     # Given a running job of which one filter has failed
     submit(JOB, None, store=store, ledger=ledger, app=app)
-    redis_client.rpop(keys.queue(JOB.id))
+    redis_client.rpop(NAMES.queue(JOB.id))
     fail(JOB, 0, store, ledger)
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
@@ -151,12 +153,54 @@ def test_a_submission_completes_an_interrupted_one(
 ) -> None:
     # Given a job of which only three messages were enqueued
     submit(JOB, None, store=store, ledger=ledger, app=app)
-    redis_client.ltrim(keys.queue(JOB.id), -3, -1)
+    redis_client.ltrim(NAMES.queue(JOB.id), -3, -1)
+    ledger.set_fed(JOB.id, 3)
     # When it is submitted again
     result = submit(JOB, None, store=store, ledger=ledger, app=app)
-    # Then every missing tile has a message
-    assert result.enqueued == 8
-    assert set(queued(redis_client)) == set(JOB.tiles)
+    # Then every missing tile has a message, and just one
+    assert result.enqueued == 5
+    assert queued(redis_client) == list(JOB.tiles)
+
+
+def test_a_large_job_is_enqueued_in_windows(
+    store: Store, ledger: Ledger, app: Celery, redis_client: "redis.Redis"
+) -> None:
+    # Given a job of more tiles than a window holds, of which some in the middle are stored
+    large = sample_job(*(f"layer{number}" for number in range(10)), filters="0-999", channels=1000)
+    finish_tiles(large, {5, 2000, 4100}, store, ledger)
+    # When it is submitted
+    result = submit(large, None, store=store, ledger=ledger, app=app)
+    # Then its first tiles have messages, in order
+    assert (result.planned, result.stored, result.enqueued) == (10_000, 3, feeding.WINDOW)
+    assert "4,096 enqueued, 5,901 more on their way" in result.summary
+    wanted = [tile for number, tile in enumerate(large.tiles) if number not in {5, 2000, 4100}]
+    assert queued(redis_client) == wanted[: feeding.WINDOW]
+    # And nothing is sent until half of them are taken
+    assert feeding.feed(large, ledger, app, open_jobs=1) == 0
+    redis_client.ltrim(NAMES.queue(large.id), 0, feeding.WINDOW // 2 - 1)
+    assert feeding.feed(large, ledger, app, open_jobs=1) == feeding.WINDOW // 2
+    # And with many open jobs, a job has fewer messages, but never none
+    assert feeding.window(1) == feeding.window(4) == feeding.WINDOW
+    assert feeding.window(16) == feeding.WINDOW // 4
+    assert feeding.window(10_000) == 256
+    # And at the end, each tile was sent once
+    sent = wanted[: feeding.WINDOW + feeding.WINDOW // 2]
+    while ledger.fed(large.id) < 10_000:
+        redis_client.unlink(NAMES.queue(large.id))
+        feeding.feed(large, ledger, app, open_jobs=1)
+        sent += queued(redis_client)
+    assert sent == wanted
+    assert not ledger.is_submitting(large.id)
+
+
+def test_another_content_under_the_same_id_is_refused(store: Store) -> None:
+    # Given a job whose id the bucket gives to other content
+    taken = sample_job(seed=1).model_copy(update={"id": JOB.id})
+    store.put(keys.job(JOB.id), taken.to_json(), "application/json")
+    # When / Then
+    with pytest.raises(BadOption, match=f"the bucket has a job {JOB.id} of other options; choose another --seed"):
+        stored_form(JOB, store)
+    assert stored_form(taken, store) == taken
 
 
 def test_another_job_is_enqueued_while_one_runs(
@@ -169,7 +213,7 @@ def test_another_job_is_enqueued_while_one_runs(
     result = submit(other, None, store=store, ledger=ledger, app=app)
     # Then all of it is enqueued, in a queue of its own
     assert result.enqueued == 4
-    messages = outstanding(redis_client, [JOB.id, other.id])
+    messages = outstanding(redis_client, NAMES, [JOB.id, other.id])
     assert [messages[JOB.id].queued, messages[other.id].queued] == [8, 4]
     assert ledger.jobs() == {JOB.id, other.id}
 
@@ -224,7 +268,7 @@ def test_the_inventory_counts_objects_of_the_job_only(store: Store, ledger: Ledg
     # When the inventory is taken
     stored, failed = inventory(JOB, store)
     # Then only the job's own tiles count, a tile overrides a failure, and an unreadable reason is "unknown"
-    assert stored == {1}
+    assert np.flatnonzero(stored).tolist() == [1]
     assert failed == {2: "größer\nnext line", 3: "unknown", 4: "unknown"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 from celery import Celery
 
+from tests.jobs import NAMES
 from workers.clients.broker import connect, make_app
 from workers.contract.errors import BadSettings
 from workers.contract.settings import Settings
@@ -30,7 +31,7 @@ def test_celery_and_redis_py_accept_every_broker_url_that_is_accepted(url: str) 
     # Given
     settings = Settings.from_environ({"FILTERFARM_BROKER_URL": url})
     # When
-    app: Celery = make_app(settings)
+    app: Celery = make_app(settings, NAMES)
     with app.connection_for_write() as connection, connect(settings, retries=0) as client:
         ours = client.connection_pool.connection_kwargs
         # Then both lead to the same server

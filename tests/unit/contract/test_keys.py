@@ -64,6 +64,7 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
         keys.grid(JOB, LAYER),
         keys.index(JOB),
         keys.status(JOB),
+        keys.FARM_OBJECT,
     }
     # When the names in them are put back
     # Then they are the docstring's list
@@ -73,11 +74,11 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
 def test_every_redis_key_that_is_made_somewhere_is_listed() -> None:
     # Given the fixed keys, and each field that the source asks a key of
     source = "".join(path.read_text() for path in SOURCES)
-    fields = set(re.findall(r'keys\.redis\([^"()]*(?:\.id)?, "(\w+)"\)', source))
-    fields |= {name for row in re.findall(r"for field in \(([^)]*)\)", source) for name in re.findall(r'"(\w+)"', row)}
-    made = {keys.QUEUE, keys.queue(JOB), keys.JOBS, keys.COLLECTOR_LOCK, keys.WORKERS, keys.STORAGE, keys.TROUBLES}
-    made |= {keys.claim(JOB, 123).replace("123", "<number>")}
-    made |= {keys.redis(JOB, field) for field in fields}
+    fields = set(re.findall(r'names\.field\([^"()]*(?:\.id)?, "(\w+)"\)', source))
+    names = keys.RedisKeys("<farm>")
+    made = {keys.FARMS, names.default_queue, names.queue(JOB), names.jobs, names.collector, names.workers}
+    made |= {names.storage, names.troubles, names.claim(JOB, 123).replace("123", "<number>")}
+    made |= {names.field(JOB, field) for field in fields}
     # When the names in them are put back
     # Then they are the docstring's list
     assert {as_pattern(key) for key in made} == listed("Redis. A loss")

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from celery import Celery
 
+from tests.jobs import NAMES
 from workers.clients.broker import connect, make_app
 from workers.contract import settings as module
 from workers.contract.errors import BadSettings
@@ -171,7 +172,7 @@ def test_queue_and_ledger_both_understand_every_broker_url_that_is_accepted(sche
         return  # refused at once: just as good
     # When the queue's client and the ledger's are made from it
     # Then neither objects
-    app: Celery = make_app(settings)
+    app: Celery = make_app(settings, NAMES)
     assert app.connection_for_write().transport is not None
     connect(settings, retries=0).close()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from producer.planning.job_builder import check_weights, make_job
 from producer.planning.layers import LayerPlan, accepted_sizes, layers, select
@@ -17,6 +18,7 @@ from workers.contract.errors import (
     WeightsMissing,
     WeightsUnreadable,
 )
+from workers.contract.tile_png import MAX_TILE_PIXELS
 
 VGG16: dict[str, Any] = {"model": "vgg16", "weights": "none", "size": "32"}
 
@@ -300,3 +302,13 @@ def test_a_size_that_a_network_does_not_take_is_not_too_small(model: str, size: 
     # Then
     assert f"for {size}x{size} px pictures; use another --size, such as 224" in message
     assert "small" not in message
+
+
+def test_a_tile_that_the_collector_could_not_read_is_refused() -> None:
+    # Given sixteen pictures of 4096 px side by side
+    message = refused(BadOption, size="4096", diversity=16, filters="0", layers="features.0")
+    # Then
+    assert "a tile would have 4096x65566 px" in message
+    assert "--diversity" in message
+    # And the limit is Pillow's
+    assert (Image.MAX_IMAGE_PIXELS or 0) >= MAX_TILE_PIXELS
