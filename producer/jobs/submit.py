@@ -11,7 +11,7 @@ from celery import Celery
 from producer.jobs.feeding import feed, send
 from producer.jobs.inventory import Reader, inventory, load_job, write_status
 from workers.clients.ledger import Ledger
-from workers.clients.storage import Store
+from workers.clients.storage import MAX_OBJECT_BYTES, Store
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptJob, NoJob, WeightsUnreadable
 from workers.contract.job import Job, file_sha256
@@ -98,6 +98,11 @@ def _store_checkpoint(job: Job, checkpoint: Path | None, store: Store) -> None:
     key = keys.weights(job.id, job.weights.sha256)
     if not store.exists(key):
         try:
+            if checkpoint.stat().st_size > MAX_OBJECT_BYTES:
+                raise WeightsUnreadable(
+                    f"weights {str(checkpoint)!r} have more than {MAX_OBJECT_BYTES >> 30} GiB, which is what an object "
+                    "store takes in one request; store them in half precision"
+                )
             if file_sha256(checkpoint) != job.weights.sha256:
                 raise WeightsUnreadable(f"weights {str(checkpoint)!r} changed during submission; submit once more")
             store.put_file(key, checkpoint)

@@ -97,6 +97,22 @@ def test_a_foreign_module_in_pythonpath_is_named(tmp_path: Path, module: str) ->
     assert "unset PYTHONPATH" in done.stderr
 
 
+def test_a_run_follows_a_bucket_that_is_a_link_and_serves_nothing_else(tmp_path: Path) -> None:
+    # Given a data folder whose bucket lies on another disk
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    data.mkdir()
+    disk.mkdir()
+    (data / "bucket").symlink_to(disk)
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **ONE_THREAD}
+    # When
+    done = run("run", *JOB, "--data", str(data), "--json", environ=environ)
+    # Then the pictures are there
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert len(list(disk.glob("*/tiles/*/*.png"))) == 4
+    # And of the data folder the store sees the bucket alone
+    assert sorted(path.name for path in (data / "store").iterdir()) == ["bucket"]
+
+
 def limited(farm: Fleet, *rights: str) -> str:
     """URL of the farm's Redis for a user with these rights."""
     command = ("ACL", "SETUSER", "limited", "reset", "on", ">pw", "&*", *rights)

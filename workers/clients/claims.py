@@ -10,22 +10,19 @@ import redis
 
 from workers.contract.keys import RedisKeys
 
-# Lua scripts: one round trip instead of four. Idempotent per token, so a client may retry after a timeout. The number
-# of attempts is at least 1, because a Redis that lost its data may have counted fewer.
+# Lua scripts: one round trip instead of four. Idempotent per token, so a client may retry after a timeout.
 
 #: Keys: the claim, done, failed, cancelled, starts, attempts. Arguments: token, milliseconds, the tile's number.
 _CLAIM = """
-local claim, number, starts = KEYS[1], ARGV[3], 0
+local claim, number = KEYS[1], ARGV[3]
 if redis.call("GETBIT", KEYS[2], number) == 1 or redis.call("HEXISTS", KEYS[3], number) == 1
    or redis.call("EXISTS", KEYS[4]) == 1 then
-  return {0, ""}
+  return false
 end
-if redis.call("SET", claim, ARGV[1], "NX", "PX", ARGV[2]) then
-  starts = math.max(1, redis.call("HINCRBY", KEYS[5], number, 1))
-elseif redis.call("GET", claim) == ARGV[1] then
-  starts = math.max(1, tonumber(redis.call("HGET", KEYS[5], number) or 1))
+if redis.call("SET", claim, ARGV[1], "NX", "PX", ARGV[2]) or redis.call("GET", claim) == ARGV[1] then
+  return {redis.call("HGET", KEYS[5], number) or "0", redis.call("HGET", KEYS[6], number) or ""}
 end
-return {starts, redis.call("HGET", KEYS[6], number) or ""}
+return false
 """
 
 #: Keys: the claim, done, failed, starts, attempts. Arguments: token, the tile's number, 1 if it is stored.
@@ -74,7 +71,7 @@ class Attempts:
 class Claim:
     """A claim on a tile."""
 
-    #: number of attempts that have begun and not ended, this one included
+    #: number of earlier attempts that have begun and not ended: their workers died, or lost Redis
     starts: int
     attempts: Attempts = field(default_factory=Attempts)
 
@@ -97,8 +94,17 @@ class TileClaims:
         """
         fields = (self.names.field(job_id, name) for name in ("done", "failed", "cancelled", "starts", "attempts"))
         found = self._claim([self.names.claim(job_id, number), *fields], [token, int(1000 * seconds), number])
-        starts, attempts = cast("tuple[int, bytes]", found)
-        return Claim(starts=int(starts), attempts=Attempts.from_json(attempts)) if starts else None
+        if found is None:
+            return None
+        starts, attempts = cast("tuple[bytes, bytes]", found)
+        return Claim(starts=max(0, int(starts)), attempts=Attempts.from_json(attempts))
+
+    def begin(self, job_id: str, numbers: Iterable[int]) -> None:
+        """Count an attempt at these tiles, which are the batch on the device now."""
+        pipe = self.client.pipeline(transaction=False)
+        for number in numbers:
+            pipe.hincrby(self.names.field(job_id, "starts"), str(number), 1)
+        pipe.execute()
 
     def renew_claims(self, tiles: Iterable[tuple[str, int]], seconds: float) -> None:
         """Let the claims on these tiles, as (job id, number), expire ``seconds`` from now."""
@@ -113,7 +119,7 @@ class TileClaims:
         self._end_claim([self.names.claim(job_id, number), *fields], [token, number, int(stored)])
 
     def undo_start(self, job_id: str, number: int) -> None:
-        """Subtract an attempt whose message was requeued: a preemption is no attempt."""
+        """Subtract an attempt that has begun and whose message is requeued: a preemption is no attempt."""
         self.client.hincrby(self.names.field(job_id, "starts"), str(number), -1)
 
     def record_attempts(self, job_id: str, number: int, attempts: Attempts) -> None:

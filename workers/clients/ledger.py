@@ -122,7 +122,7 @@ class Ledger(TileClaims):
     def failed(self, job_id: str) -> dict[int, str]:
         """Tile number -> reason, of all failed tiles."""
         entries = self.client.hgetall(self.names.field(job_id, "failed"))
-        return {int(number): _text(reason) for number, reason in entries.items()}
+        return {int(number): _text(reason) for number, reason in entries.items() if _text(number).isdigit()}
 
     def fed(self, job_id: str) -> int:
         """Number of tiles, from the first on, for which a message has been sent."""

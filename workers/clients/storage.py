@@ -42,6 +42,9 @@ _ABSENT = {"NoSuchKey", "404", "NotFound"}
 #: First and longest pause between retries in seconds. Jitter spreads a fleet's retries over the whole pause.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
+#: Largest object of one PUT in S3.
+MAX_OBJECT_BYTES = 5 << 30
+
 #: Part of an object that is in memory while it is written to a file.
 _CHUNK_BYTES = 1 << 20
 

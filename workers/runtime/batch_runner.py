@@ -42,6 +42,8 @@ class BatchRunner:
         self._renderer = renderer
         self._jobs = jobs
         self._health = health
+        #: (job id, tile number) of what has been on the device, until its message ends
+        self.begun: set[tuple[str, int]] = set()
         #: with a client that fails fast: if Redis is unreachable, the batch runs anyway
         self._ledger = Ledger(connect(settings, retries=0, answer_s=_ANSWER_S), names)
 
@@ -60,6 +62,7 @@ class BatchRunner:
             raise Cancelled(f"job {group[0]} was cancelled")
         job = self._jobs.job(group[0])
         checkpoint = self._jobs.checkpoint(job)
+        self._begin(job, [job.tiles.number(group[1], filter_) for filter_ in filters])
         batch = Batch(job=job, layer=group[1], filters=filters, checkpoint=checkpoint, device=self._device)
         try:
             tiles = self._renderer.render(batch, on_start)
@@ -71,6 +74,14 @@ class BatchRunner:
         seconds = sum(tile.seconds for tile in tiles.values() if not isinstance(tile, FilterfarmError))
         log.info("rendered job=%s layer=%s filters=%d seconds=%.2f", job.id, group[1], len(filters), seconds)
         return tiles
+
+    def _begin(self, job: Job, numbers: list[int]) -> None:
+        """Count an attempt at tiles. If Redis is unreachable, the batch runs anyway."""
+        try:
+            self._ledger.begin(job.id, numbers)
+            self.begun |= {(job.id, number) for number in numbers}
+        except redis.RedisError as error:
+            log.warning("an attempt is not counted job=%s reason=%s", job.id, error)
 
     def _note_health(self, job: Job, layer: str, tiles: "dict[int, Tile | FilterfarmError]") -> None:
         """Note a batch of which each tile failed, unless the job is to blame: no machine has a tile of the layer."""

@@ -107,7 +107,7 @@ class MessageHandler:
             raise
         self._jobs = JobCache(self._store, settings.cache_dir)
         self.health = MachineHealth(self._machine, presence, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        runner = BatchRunner(settings, names, self._renderer, self._jobs, self.health)
+        self._runner = runner = BatchRunner(settings, names, self._renderer, self._jobs, self.health)
         self._batcher: Batcher[Tile] = Batcher(
             lambda group, filters: runner.run(group, filters, self._batcher.resolve_previous),
             size=settings.batch or max_batch_size(settings.device),
@@ -143,6 +143,7 @@ class MessageHandler:
             stored = self._attempt(task, job, number, claim)
         finally:
             self._claims.discard((job.id, number))
+            self._runner.begun.discard((job.id, number))
             self.ledger.end_claim(job.id, number, token, stored=stored)
 
     @property
@@ -175,26 +176,31 @@ class MessageHandler:
         try:
             return self._render_and_store(task, job, number, claim)
         except Cancelled:
-            self.ledger.undo_start(job.id, number)
+            self._undo(job, number)
             return False
         except Draining as error:
-            self.ledger.undo_start(job.id, number)
+            self._undo(job, number)
             raise Requeue from error
         except (TransientError, *MACHINE_ERRORS, *STORAGE_ERRORS) as error:
-            self.ledger.undo_start(job.id, number)
+            self._undo(job, number)
             self._requeue_tile(task, str(error), error)
+
+    def _undo(self, job: Job, number: int) -> None:
+        """Subtract the attempt at a tile whose message is requeued, if it was on the device."""
+        if (job.id, number) in self._runner.begun:
+            self.ledger.undo_start(job.id, number)
 
     def _render_and_store(self, task: Task, job: Job, number: int, claim: Claim) -> bool:
         key = keys.tile(job.id, task.layer, task.filter)
-        if claim.starts > 1 and self._store.exists(key):  # its worker died between storing and recording it
+        if claim.starts and self._store.exists(key):  # its worker died between storing and recording it
             return True
         attempts = claim.attempts
         try:
-            if claim.starts > MAX_STARTS:
+            if claim.starts >= MAX_STARTS:
                 raise Unrenderable(f"{MAX_STARTS} workers ended while rendering it")
             if self._machine in attempts.reasons:
                 return self._leave_to_others(task, job, number, attempts)
-            artifacts = self._render(task, job, claim.starts + len(attempts.reasons))
+            artifacts = self._render(task, job, 1 + claim.starts + len(attempts.reasons))
         except Unrenderable as error:
             self._store_failure(task, job, number, claim.starts, str(error))
             return False
@@ -217,7 +223,7 @@ class MessageHandler:
         """Requeue a tile that this machine cannot render; once no other is left to try, record its failure."""
         *_, reason = attempts.reasons.values()
         if self._others.may_try(attempts):
-            self.ledger.undo_start(job.id, number)
+            self._undo(job, number)
             self._requeue_tile(task, f"left to other machines: {reason}", None)
         where = f" (on {', '.join(attempts.reasons)})" if len(attempts.reasons) > 1 else ""
         self._store_failure(task, job, number, len(attempts.reasons), f"{reason}{where}")

@@ -18,13 +18,14 @@ TRIED = Attempts(since=1.0, reasons={"cpu@one": "why"})
 
 
 def starts(claim: Claim | None) -> int:
-    """The number of unfinished attempts; 0 if the claim was refused."""
-    return claim.starts if claim else 0
+    """The number of unfinished attempts, with the one that the claim allows; 0 if the claim was refused."""
+    return 1 + claim.starts if claim else 0
 
 
 def begin(ledger: Ledger, job_id: str, number: int) -> int:
     """A beginning that has no end, though nobody has the tile any more."""
     claim = ledger.claim(job_id, number, "begins", 60.0)
+    ledger.begin(job_id, [number])
     ledger.end_claim(job_id, number, "begins", stored=False)
     return starts(claim)
 
@@ -34,7 +35,6 @@ def attempts(ledger: Ledger, number: int) -> Attempts:
     claim = ledger.claim(JOB.id, number, "asks", 60.0)
     assert claim is not None
     ledger.end_claim(JOB.id, number, "asks", stored=False)
-    ledger.undo_start(JOB.id, number)
     return claim.attempts
 
 
@@ -189,7 +189,7 @@ def test_scripts_outlive_a_restart_of_redis(ledger: Ledger, redis_client: "redis
     ledger.end_claim(JOB.id, 1, "token", stored=False)
     redis_client.script_flush()
     # Then they work
-    assert starts(ledger.claim(JOB.id, 1, "other", 60.0)) == 2
+    assert starts(ledger.claim(JOB.id, 1, "other", 60.0)) == 1
 
 
 def test_the_machines_that_could_not_render_a_tile_are_kept_with_their_reasons(ledger: Ledger) -> None:
@@ -304,6 +304,17 @@ def test_the_state_of_a_job_that_has_ended_expires_after_a_week(ledger: Ledger) 
     assert all(int(ledger.client.ttl(key)) == -1 for key in ledger.client.scan_iter(f"*{JOB.id}*"))
 
 
+def test_bytes_of_other_programs_in_the_ledger_are_ignored(ledger: Ledger) -> None:
+    # Given entries that are no names, no numbers and no UTF-8
+    ledger.register(JOB.id)
+    ledger.client.sadd(NAMES.jobs, b"\xff\xfe", "../x", "a b")
+    ledger.mark_failed(JOB.id, 3, "why")
+    ledger.client.hset(NAMES.field(JOB.id, "failed"), mapping={b"\xff": b"\xfe", "x": "y", "7": b"\xff"})
+    # When / Then
+    assert ledger.jobs() == {JOB.id}
+    assert ledger.failed(JOB.id) == {3: "why", 7: "\ufffd"}
+
+
 def test_an_emptied_redis_differs_from_a_job_without_tiles(ledger: Ledger, redis_client: "redis.Redis") -> None:
     # Given a job of which nothing is done
     ledger.sync(JOB, bits(JOB, set()), {}, b"")
@@ -371,6 +382,7 @@ def test_every_key_the_ledger_writes_is_listed(ledger: Ledger) -> None:
     ledger.record_attempts(JOB.id, 3, TRIED)
     ledger.record_requeued(JOB.id, {3})
     ledger.claim(JOB.id, 3, "token", 60.0)
+    ledger.begin(JOB.id, [3])
     presence = Presence(ledger.client, NAMES)
     presence.worker_heartbeat("cpu-1@here")
     presence.report_storage_error("cpu-1@here", NoBucket("none"))

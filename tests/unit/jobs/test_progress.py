@@ -1,12 +1,17 @@
 """The progress of a running job, on a terminal and in a log."""
 
 import io
+import time
 from collections.abc import Iterator
 
+import pytest
+import redis
 from rich.console import Console
 
+from producer.jobs import progress
 from producer.jobs.progress import Rate, summary, watch
 from producer.jobs.status import JobStatus, LayerStatus
+from workers.contract.errors import NoBucket, StorageUnreachable
 
 
 def status(
@@ -112,3 +117,41 @@ def test_a_log_gets_plain_lines() -> None:
     text = shown(status(3), status(100, state="finished"), terminal=False)
     # Then there is one line at the start and one at the end, without control characters
     assert text.splitlines() == ["a-job: running, 3 of 100 tiles", "a-job: finished, 100 of 100 tiles"]
+
+
+@pytest.mark.parametrize("error", [StorageUnreachable("no answer from the store"), redis.ConnectionError("gone")])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_watch_goes_on_while_store_or_redis_cannot_be_reached(
+    error: Exception, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job whose status cannot be read twice
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    answers: Iterator[JobStatus | Exception] = iter([status(3), error, error, status(100, state="finished")])
+
+    def look() -> JobStatus:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    # When it is watched, then that is said once, and the end is seen
+    assert watch(look, console, every_s=0.0).state == "finished"
+    assert out.getvalue().count("unreachable, retrying") == 1
+
+
+@pytest.mark.parametrize("error", [StorageUnreachable("no answer"), redis.AuthenticationError("no"), NoBucket("no")])
+def test_a_watch_ends_with_an_error_that_lasts_or_that_a_person_must_fix(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given ten minutes without an answer, or a refusal
+    monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def look() -> JobStatus:
+        raise error
+
+    # When / Then
+    with pytest.raises(type(error)):
+        watch(look, Console(file=io.StringIO()), every_s=0.0)
