@@ -3,10 +3,21 @@
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import Protocol, overload
 
-if TYPE_CHECKING:
-    from workers.contract.job import Layer
+from workers.contract.filter_ranges import Filters
+
+
+class Layer(Protocol):
+    """What is needed of a job's layer."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def selected(self) -> Filters:
+        """The rendered filters."""
 
 
 class Tiles(Sequence[tuple[str, int]]):
@@ -16,7 +27,7 @@ class Tiles(Sequence[tuple[str, int]]):
     sequence of the same pairs.
     """
 
-    def __init__(self, layers: "tuple[Layer, ...]") -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         #: layer -> number of its first tile
         self.starts = dict(
@@ -53,7 +64,7 @@ class Tiles(Sequence[tuple[str, int]]):
         return isinstance(other, Sequence) and len(other) == len(self) and all(a == b for a, b in zip(self, other))  # noqa: B905
 
     def __hash__(self) -> int:
-        return hash(self._layers)
+        return hash(tuple(self._selected.items()))
 
     def __contains__(self, tile: object) -> bool:
         try:
@@ -69,7 +80,7 @@ class Tiles(Sequence[tuple[str, int]]):
             raise KeyError(filter_)
         return self.starts[layer] + position
 
-    def of_layer(self, layer: "Layer") -> range:
+    def of_layer(self, layer: Layer) -> range:
         """The numbers of a layer's tiles."""
         start = self.starts[layer.name]
         return range(start, start + len(layer.selected))

@@ -6,14 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
+from tests.e2e.fleet import wait_for
 from tests.injection import into_python, into_renderer
 from tests.jobs import sample_job
 from workers.contract.errors import DeviceFailed, DeviceFull, DeviceLost, Draining, FilterfarmError, RenderFailed
-from workers.contract.job import Job
+from workers.contract.job import Job, Weights
 from workers.rendering.tile import Tile
+from workers.runtime import render_child
 from workers.runtime.render_process import MAX_ATTEMPTS, Batch, Renderer
 
 FILTERS = tuple(range(8))
@@ -375,3 +379,42 @@ def test_large_tensors_are_allocated_in_huge_pages_unless_the_user_sets_glibc_tu
             child.render(a_batch(a_job("features.0")))
         # Then
         assert found.read_text() == wanted
+
+
+@pytest.mark.parametrize(("source", "seeds"), [("none", {1, 2}), ("file", {0})])
+def test_a_network_with_trained_weights_is_the_same_for_every_seed(
+    source: Literal["none", "file"], seeds: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given batches of two seeds
+    renderer = Renderer(hang_s=60)
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(renderer, "_call", lambda function, network, *rest: asked.append(network) or [])
+    weights = Weights(source=source, name="mine.pth", sha256="0" * 64)
+    try:
+        # When they are rendered
+        for seed in (1, 2):
+            job = sample_job(weights=weights, seed=seed)
+            renderer.render(Batch(job=job, layer="features.0", filters=(0,), checkpoint=None, device="cpu"))
+    finally:
+        renderer.stop()
+    # Then random networks differ, and a trained one is loaded once
+    assert {network[3] for network in asked} == seeds
+
+
+def test_a_growing_download_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a folder of downloads
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(render_child, "_DOWNLOAD_CHECK_S", 0.05)
+    partial = tmp_path / "hub" / "checkpoints" / "vgg16.pth.0123.partial"
+    partial.parent.mkdir(parents=True)
+    progress = SimpleNamespace(value=0)
+    threading.Thread(target=render_child._count_downloads, args=(progress,), daemon=True).start()
+    # When a file grows, then that counts
+    seen = 0
+    for size in (10, 20, 30):
+        partial.write_bytes(bytes(size))
+        wait_for("progress", lambda seen=seen: progress.value > seen, 10)  # type: ignore[misc]
+        seen = progress.value
+    # And when it does not, then it does not
+    time.sleep(0.3)
+    assert progress.value == seen
