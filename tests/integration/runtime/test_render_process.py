@@ -388,7 +388,12 @@ def test_a_network_with_trained_weights_is_the_same_for_every_seed(
     # Given batches of two seeds
     renderer = Renderer(hang_s=60)
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(renderer, "_call", lambda function, network, *rest: asked.append(network) or [])
+
+    def answer(function: object, network: tuple[Any, ...], *rest: object) -> list[Tile]:
+        asked.append(network)
+        return []
+
+    monkeypatch.setattr(renderer, "_call", answer)
     weights = Weights(source=source, name="mine.pth", sha256="0" * 64)
     try:
         # When they are rendered
