@@ -31,7 +31,7 @@ from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.job import Grid, Job
 from workers.contract.settings import Settings
-from workers.contract.tile_png import max_bytes
+from workers.contract.tile_png import decode_tile, encode_tile, max_bytes
 
 JOB = sample_job("features.0", "features.2")
 ALL = set(range(len(JOB.tiles)))
@@ -242,6 +242,26 @@ def test_an_invalid_tile_is_reopened_and_only_what_is_no_picture_is_deleted(
     finish_tiles(job, {1}, store, ledger)
     drive(collector, caplog)
     assert read_state(store, job.id) == "finished"
+
+
+def test_tiles_of_a_later_version_are_kept_and_assembled_with_all_that_their_records_say(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a job of which a later version's worker has rendered a tile, with a field and a word more
+    job = submitted(sample_job(), store, ledger, app)
+    finish_tiles(job, {0, 1, 2, 3}, store, ledger)
+    pixels, record = decode_tile(sample_tile(job, "features.0", 2), (8, 8))
+    later = record.model_copy(update={"kernels": "cudnn", "entropy": 1.5})
+    data = encode_tile(pixels, later)
+    store.put(keys.tile(job.id, "features.0", 2), data, "image/png")
+    # When the collector makes its passes
+    drive(collector, caplog, 2)
+    # Then the tile is as it was, the job is finished, and the layer's records hold all of it
+    assert store.get(keys.tile(job.id, "features.0", 2)) == data
+    assert read_state(store, job.id) == "finished"
+    assert "reopened" not in caplog.text
+    records = document(store, keys.records(job.id, "features.0"))["filters"]
+    assert (records[2]["kernels"], records[2]["entropy"]) == ("cudnn", 1.5)
 
 
 def test_a_tile_that_is_recorded_and_not_stored_is_reopened(
