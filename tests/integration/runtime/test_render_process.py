@@ -417,7 +417,8 @@ def test_a_growing_download_is_progress(tmp_path: Path, monkeypatch: pytest.Monk
     # When a file grows, then that counts
     seen = 0
     for size in (10, 20, 30):
-        partial.write_bytes(bytes(size))
+        (tmp_path / "next").write_bytes(bytes(size))
+        (tmp_path / "next").replace(partial)  # at once, without an empty file between
         wait_for("progress", lambda seen=seen: progress.value > seen, 10)  # type: ignore[misc]
         seen = progress.value
     # And when it does not, then it does not
