@@ -97,8 +97,8 @@ if "workers.runtime" in sys.orig_argv:
 
 @pytest.mark.timeout(300)
 def test_a_worker_whose_renderer_cannot_be_killed_ends_and_its_tiles_are_rendered_by_others(farm: Fleet) -> None:
-    # Given a worker whose renderer hangs for ever at its first batch
-    hanging = into_renderer(farm.folder / "hanging", "any(iter(int, 1))", everywhere=_UNKILLABLE)
+    # Given a worker whose renderer hangs at its first batch, and holds the interpreter's lock meanwhile
+    hanging = into_renderer(farm.folder / "hanging", "ctypes.PyDLL(None).sleep(90)", everywhere=_UNKILLABLE)
     farm.start("collector")
     stuck = farm.start("worker", "--batch", "4", FILTERFARM_HANG_S="20", FILTERFARM_MACHINE="stuck", **hanging)
     wait_for("the worker", lambda: farm.is_ready(stuck), 60)
@@ -115,7 +115,7 @@ def test_a_worker_whose_renderer_cannot_be_killed_ends_and_its_tiles_are_rendere
         wait_for("the job to end", lambda: has_ended(farm, job), 120)
         check_everything(farm, job)
         assert farm.status(job)["failed"] == 0
-    finally:  # the renderer has outlived its parent
+    finally:  # the renderer outlives its parent until it wakes
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
