@@ -99,7 +99,7 @@ def _folders(settings: Settings, environ: Mapping[str, str]) -> str:
 
 def _bucket(settings: Settings) -> str:
     Store(settings, retry_s=2.0).check_writable()
-    return f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'} can be listed, written and deleted"
+    return f"{settings.place} can be listed, written and deleted"
 
 
 def _broker(settings: Settings) -> str:

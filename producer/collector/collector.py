@@ -65,7 +65,7 @@ class Collector:
     """One collector. ``run`` loops; ``run_pass`` examines every job once."""
 
     def __init__(self, settings: Settings, *, store: Store, ledger: Ledger, app: Celery) -> None:
-        self._place = f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'}"
+        self._place = settings.place
         self._store, self._ledger, self._app = store, ledger, app
         self._lock = ledger.client.lock(ledger.names.collector, timeout=LOCK_S)
         self._renew_at = 0.0

@@ -45,17 +45,14 @@ class LostMessages:
             self._since = now
         if now - self._since < LOST_S:
             return {}
-        suspects = {
-            job_id: self._without_message(job, numbers)
-            for job_id, (job, numbers) in missing.items()
-            if len(numbers) > queued[job_id]
-        }
+        short = [job_id for job_id, (_, numbers) in missing.items() if len(numbers) > queued[job_id]]
+        held = tasks_in_redis(self._ledger.client, self._ledger.names, short)
+        suspects = {job_id: self._without_message(*missing[job_id], held[job_id]) for job_id in short}
         lost = {job_id: numbers & self._suspects.get(job_id, set()) for job_id, numbers in suspects.items()}
         self._suspects = suspects
         return {job_id: numbers for job_id, numbers in lost.items() if numbers}
 
-    def _without_message(self, job: Job, numbers: "NDArray[np.intp]") -> set[int]:
-        held = tasks_in_redis(self._ledger.client, self._ledger.names, job.id)
+    def _without_message(self, job: Job, numbers: "NDArray[np.intp]", held: set[tuple[str, int]]) -> set[int]:
         present = {job.tiles.number(*tile) for tile in held if tile in job.tiles}
         lacking = set(numbers.tolist()) - present
         return lacking - self._ledger.claimed(job.id, lacking)

@@ -175,15 +175,19 @@ def message_counts(client: "redis.Redis", names: RedisKeys, job_ids: Iterable[st
     return dict(zip(ids, lengths, strict=True)), int(in_flight)
 
 
-def tasks_in_redis(client: "redis.Redis", names: RedisKeys, job_id: str) -> set[tuple[str, int]]:
-    """(layer, filter) of every message of a job, queued or in flight, at one moment. Reads all of them."""
+def tasks_in_redis(client: "redis.Redis", names: RedisKeys, job_ids: Iterable[str]) -> dict[str, set[tuple[str, int]]]:
+    """Job -> (layer, filter) of each of its messages, queued or in flight, at one moment. Reads all of them."""
+    ids = list(job_ids)
     pipe = client.pipeline(transaction=True)
-    pipe.lrange(names.queue(job_id), 0, -1)
+    for job_id in ids:
+        pipe.lrange(names.queue(job_id), 0, -1)
     pipe.hvals(names.unacked)
-    queued, in_flight = pipe.execute()
-    queue = names.queue(job_id)
-    bodies = [*queued, *(json.loads(entry)[0] for entry in in_flight if _queue_of(entry) == queue)]
-    return {tile for body in bodies if (tile := _tile_of(body)) is not None}
+    *queued, in_flight = pipe.execute()
+    messages = {names.queue(job_id): list(entries) for job_id, entries in zip(ids, queued, strict=True)}
+    for entry in in_flight:
+        if _queue_of(entry) in messages:
+            messages[_queue_of(entry)].append(json.loads(entry)[0])
+    return {job_id: set(filter(None, map(_tile_of, messages[names.queue(job_id)]))) for job_id in ids}
 
 
 def refresh_visibility(client: "redis.Redis", names: RedisKeys, tags: Iterable[str], now: float) -> None:

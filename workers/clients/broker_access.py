@@ -53,10 +53,10 @@ def broker_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, KombuError, ConnectionError, TimeoutError) as error:
-        raise explain(error, settings) from error
+        raise _explain(error, settings) from error
 
 
-def explain(error: BaseException, settings: Settings) -> FilterfarmError:
+def _explain(error: BaseException, settings: Settings) -> FilterfarmError:
     """The error that describes one of redis-py or Kombu: BrokerUnreachable, BrokerDenied or BrokerFull."""
     cause = _redis_error(error)
     server, variable = f"Redis at {settings.public_broker_url}", settings.variable("broker_url")

@@ -7,7 +7,7 @@ dropping every message as one of an unknown job.
 
 import json
 import uuid
-from typing import Protocol
+from typing import Protocol, cast
 
 import redis
 
@@ -34,25 +34,25 @@ def identify(settings: Settings, store: _Store, client: "redis.Redis", *, founds
     if not farm:
         with client.lock(f"{keys.FARMS}:founding", timeout=_FOUNDING_S):
             farm = _read(settings, store) or _write(settings, store)
-    here = f"{settings.bucket_url} at {settings.endpoint_url or 'AWS S3'}"
-    known = {_text(name): _text(place) for name, place in client.hgetall(keys.FARMS).items()}
+    entries = cast("dict[bytes, bytes]", client.hgetall(keys.FARMS))
+    known = {name.decode(errors="replace"): place.decode(errors="replace") for name, place in entries.items()}
     if farm in known:
         return farm
     if known and not founds:
         raise BadSettings(
             f"Redis at {settings.public_broker_url} serves the farm of {' and of '.join(sorted(known.values()))}, and "
-            f"this process is set to {here}; correct {settings.variable('bucket_url')}, "
+            f"this process is set to {settings.place}; correct {settings.variable('bucket_url')}, "
             f"{settings.variable('endpoint_url')} or {settings.variable('broker_url')} (a second farm on one Redis "
             "begins with its 'filterfarm collector')"
         )
-    client.hset(keys.FARMS, farm, here)
+    client.hset(keys.FARMS, farm, settings.place)
     return farm
 
 
 def known_farm(client: "redis.Redis") -> str | None:
     """The id of the only farm that Redis serves, for when the bucket cannot be read; None if there is not one."""
-    found = client.hkeys(keys.FARMS)
-    return _text(found[0]) if len(found) == 1 else None
+    found = cast("list[bytes]", client.hkeys(keys.FARMS))
+    return found[0].decode(errors="replace") if len(found) == 1 else None
 
 
 def _read(settings: Settings, store: _Store) -> str:
@@ -74,7 +74,3 @@ def _write(settings: Settings, store: _Store) -> str:
     content = {"farm": farm, "bucket": settings.bucket_url, "endpoint": settings.endpoint_url}
     store.put(keys.FARM_OBJECT, json.dumps(content, indent=1).encode(), "application/json")
     return farm
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -68,6 +68,11 @@ class Settings:
         return bool(self.bucket_url) or self.broker_url != Settings.broker_url
 
     @property
+    def place(self) -> str:
+        """Bucket, prefix and object store of the farm, for messages."""
+        return f"{self.bucket_url} at {self.endpoint_url or 'AWS S3'}"
+
+    @property
     def public_broker_url(self) -> str:
         """The broker's URL for messages and logs: the password replaced by ``**``, the query removed."""
         parts = urlsplit(self.broker_url)

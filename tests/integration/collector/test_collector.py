@@ -355,7 +355,7 @@ def test_of_a_thousand_messages_exactly_the_lost_one_is_enqueued_again(
     # Then there are a thousand messages again, of a thousand tiles
     assert redis_client.llen(NAMES.queue(job.id)) == 999
     assert ledger.requeued(job.id) == 1
-    assert tasks_in_redis(redis_client, NAMES, job.id) == set(job.tiles)
+    assert tasks_in_redis(redis_client, NAMES, [job.id]) == {job.id: set(job.tiles)}
 
 
 def test_a_tile_that_a_worker_holds_is_not_lost_though_its_message_is_gone(
