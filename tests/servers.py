@@ -4,6 +4,7 @@ Each is a context manager that takes a folder of its own, keeps its data and its
 the end. The object stores hold no bucket yet; ``Store.make_bucket`` makes one.
 """
 
+import json
 import os
 import secrets
 import signal
@@ -75,8 +76,19 @@ def rclone(folder: Path, *, at: tuple[str, str, str] | None = None) -> Iterator[
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """A strict S3 server, as deploy/compose.yaml has it; gives endpoint, key and secret."""
+def public_folder(folder: Path, served: Path) -> Iterator[str]:
+    """A folder of buckets that anyone may read; gives the endpoint. ``folder`` is for the log."""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    command = [str(SCRIPTS / "rclone"), "serve", "s3", "--addr", urlsplit(endpoint).netloc, "--config", ""]
+    command += ["--read-only", "--log-level", "ERROR", str(served)]
+    with running(command, folder, {}) as process:
+        wait_until_ready(lambda: answers(endpoint), OSError, process, folder)
+        yield endpoint
+
+
+@contextmanager
+def seaweedfs(folder: Path, *, public: bool = False) -> Iterator[tuple[str, str, str]]:
+    """A strict S3 server, as deploy/compose.yaml has it; gives endpoint, key and secret. ``public``: all may read."""
     (folder / "data").mkdir(exist_ok=True)
     s3, key, secret = free_port(block=4), secrets.token_hex(8), secrets.token_hex(16)
     endpoint = f"http://127.0.0.1:{s3}"
@@ -85,6 +97,11 @@ def seaweedfs(folder: Path) -> Iterator[tuple[str, str, str]]:
     command += ["-s3.iam=false", "-master.telemetry=false", "-volume.max=0", "-volume.preStopSeconds=1"]
     command += ["-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false"]
     command += [f"-{part}.port={s3 + place}" for place, part in enumerate(("master", "volume", "filer"), start=1)]
+    if public:
+        owner = {"name": "owner", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+        rights = {"identities": [owner, {"name": "anonymous", "actions": ["Read"]}]}
+        (folder / "s3.json").write_text(json.dumps(rights))
+        command += [f"-s3.config={folder / 's3.json'}"]
     with running(command, folder, {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}) as process:
         wait_until_ready(lambda: answers(f"{endpoint}/healthz"), OSError, process, folder)
         yield endpoint, key, secret

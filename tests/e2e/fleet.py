@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,15 @@ class Fleet:
 
 @contextmanager
 def fleet(folder: Path, store: str) -> Iterator[Fleet]:
-    """A fleet with no processes yet, an empty Redis and an empty bucket on ``rclone`` or ``seaweedfs``."""
+    """A fleet with no processes yet, an empty Redis and an empty bucket on ``rclone`` or ``seaweedfs``.
+
+    ``public`` is a SeaweedFS of which anyone may read each object.
+    """
     with ExitStack() as stack:
         for name in ("queue", "store"):
             (folder / name).mkdir(exist_ok=True)
         broker_url = stack.enter_context(valkey(folder / "queue"))
-        serve = {"rclone": rclone, "seaweedfs": seaweedfs}[store]
+        serve = rclone if store == "rclone" else partial(seaweedfs, public=store == "public")
         made = Fleet(folder, broker_url, *stack.enter_context(serve(folder / "store")))
         stack.callback(made.stop_all)
         yield made
