@@ -1,9 +1,8 @@
-"""Commands of a farm: its processes, and the state, download and quality of its jobs."""
+"""Commands of a farm: its processes, and the state of its jobs."""
 
 import json
 import os
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,33 +10,14 @@ from typing import TYPE_CHECKING
 import rich_click as click
 from rich.console import Console
 
-from producer.cli.job_options import DATA, as_json
+from producer.cli.job_options import DATA, as_json, local_store, with_data
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
 
 if TYPE_CHECKING:
-    from producer.jobs.local_store import LocalStore
     from producer.jobs.status import JobStatus
     from workers.contract.settings import Settings
 
 # Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.
-
-
-_DATA = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False),
-    help="Data folder of filterfarm run.  [default: the farm of the settings; without one, filterfarm-data]",
-)  # fmt: skip
-
-
-def _local(data: Path | None, settings: "Settings", *jobs: str | None) -> "LocalStore | None":
-    """The data folder to read jobs from, or None for the bucket. Raises NoJob if the folder lacks one of ``jobs``."""
-    from producer.jobs.local_store import LocalStore
-
-    if data is None and settings.names_farm:
-        return None
-    store = LocalStore(data or DATA)
-    for job in filter(None, jobs):
-        store.require(job)
-    return store
 
 
 @click.command()
@@ -83,7 +63,7 @@ def collector() -> None:
 
 @click.command()
 @click.argument("job", required=False)
-@_DATA
+@with_data
 @as_json
 def status(job: str | None, data: Path | None, json_: bool) -> None:
     """Show the state of JOB and what it waits for. Without JOB, list all jobs."""
@@ -95,7 +75,7 @@ def status(job: str | None, data: Path | None, json_: bool) -> None:
     from workers.clients.broker_access import broker_errors
 
     settings = read_settings(local=data is not None)
-    local = _local(data, settings, job)
+    local = local_store(data, settings, job)
     if job is not None:
         one = local_status(load_job(job, local), local) if local else _status_of(job, settings)
         click.echo(json.dumps(one.as_json()) if json_ else text.status(one, queue=local is None))
@@ -141,7 +121,7 @@ def _status_of(job: str, settings: "Settings") -> "JobStatus":
 
 @click.command()
 @click.argument("job")
-@_DATA
+@with_data
 def watch(job: str, data: Path | None) -> None:
     """Show JOB's progress until it has ended."""
     from producer.jobs.inventory import load_job
@@ -151,7 +131,7 @@ def watch(job: str, data: Path | None) -> None:
     from workers.clients.broker_access import broker_errors
 
     settings = read_settings(local=data is not None)
-    local = _local(data, settings, job)
+    local = local_store(data, settings, job)
     if local is not None:
         stored = load_job(job, local)
         require_complete(watch_job(lambda: local_status(stored, local), Console(stderr=True)))
@@ -160,23 +140,6 @@ def watch(job: str, data: Path | None) -> None:
     frozen = load_job(job, farm.store)
     with broker_errors(farm.settings):
         require_complete(watch_job(lambda: job_status(frozen, farm.store, farm.ledger), Console(stderr=True)))
-
-
-@click.command()
-@click.argument("job")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@_DATA
-def fetch(job: str, folder: Path, data: Path | None) -> None:
-    """Copy JOB's tiles, sheets, records and gallery into DIR. Other files in DIR are kept."""
-    from producer.jobs.download import fetch as fetch_job
-    from producer.jobs.inventory import load_job
-    from producer.jobs.session import open_store, read_settings
-
-    settings = read_settings(local=data is not None)
-    store = _local(data, settings, job) or open_store(settings)
-    count = fetch_job(load_job(job, store), folder, store)
-    click.echo(f"{count} files fetched", err=True)
-    click.echo(str(folder))
 
 
 @click.command()
@@ -193,44 +156,6 @@ def cancel(job: str) -> None:
         farm.ledger.cancel(frozen.id)
         write_status(farm.store, frozen.id, "cancelled", reasons={})
     click.echo(f"cancelled {frozen.id}", err=True)
-
-
-@click.command()
-@click.argument("job")
-@click.option("--against", metavar="JOB2", help="Another job of the same network, such as one with another seed.")
-@_DATA
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
-@as_json
-def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
-    """Measure the quality of JOB's pictures. The network evaluates each stored tile."""
-    from producer.cli import quality_text
-    from producer.jobs.inventory import load_job
-    from producer.jobs.progress import can_redraw
-    from producer.jobs.session import open_store, read_settings
-    from producer.quality.quality import measure, require_whole
-
-    settings = read_settings(device=device, local=data is not None)
-    reader = _local(data, settings, job, against) or open_store(settings)
-    frozen = load_job(job, reader)
-    other = load_job(against, reader) if against else None
-    from workers.networks.devices import available  # loads torch, which nothing before this needs
-
-    device = settings.choose_device(available())
-    console = Console(stderr=True)
-    # In a notebook's cell a spinner would print a line for each of its turns.
-    with console.status("reading tiles") if can_redraw(console) else nullcontext() as shown:
-        layers = measure(
-            frozen,
-            reader,
-            device=device,
-            against=other,
-            done=lambda name: shown.update(f"{name} measured") if shown else None,
-        )
-    if json_:
-        click.echo(json.dumps(quality_text.as_json(frozen, layers, other)))
-    else:
-        click.echo(quality_text.as_table(layers, against=other is not None))
-    require_whole(frozen, layers)
 
 
 @click.command()

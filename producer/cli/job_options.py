@@ -1,9 +1,9 @@
-"""Options that commands share: those of a job (``run``, ``plan``, ``submit``), and ``--json``."""
+"""Options that commands share: those of a job (``run``, ``plan``, ``submit``), ``--data`` and ``--json``."""
 
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import rich_click as click
 from annotated_types import Ge, Gt, Le
@@ -15,6 +15,10 @@ from workers.contract.option import Option
 from workers.contract.recipe import METHODS, Recipe
 from workers.contract.recipe import options as recipe_options
 
+if TYPE_CHECKING:
+    from producer.jobs.local_store import LocalStore
+    from workers.contract.settings import Settings
+
 Command = Callable[..., Any]
 
 #: Default data folder of ``filterfarm run``.
@@ -24,6 +28,25 @@ as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.", pane
 
 #: Groups of the job's options, in the order of ``--help``.
 _PANELS = ("Model and layers", "Objective", "Method", "Picture", "Sheet", "This machine", "Command")
+
+
+#: Option of commands that read jobs, as ``data``; see ``local_store``.
+with_data = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False),
+    help="Data folder of filterfarm run.  [default: the farm of the settings; without one, filterfarm-data]",
+)  # fmt: skip
+
+
+def local_store(data: Path | None, settings: "Settings", *jobs: str | None) -> "LocalStore | None":
+    """The data folder to read jobs from, or None for the bucket. Raises NoJob if the folder lacks one of ``jobs``."""
+    from producer.jobs.local_store import LocalStore
+
+    if data is None and settings.names_farm:
+        return None
+    store = LocalStore(data or DATA)
+    for job in filter(None, jobs):
+        store.require(job)
+    return store
 
 
 def job_options(command: Command) -> Command:

@@ -6,7 +6,7 @@ import sys
 import rich_click as click
 from click import HelpFormatter
 
-from producer.cli import farm_commands, job_commands
+from producer.cli import farm_commands, job_commands, picture_commands
 from workers.contract.errors import ExitCode, FilterfarmError
 
 _EPILOG = """Examples:
@@ -14,13 +14,15 @@ _EPILOG = """Examples:
   filterfarm run vgg16 --layers block1_conv1 --filters 0-63 --size 64 --grid 8x8 --margin 5
   filterfarm layers vgg16
   filterfarm plan inception_v3 --size 299
+  filterfarm gallery                  shows the pictures in the browser
   filterfarm quality JOB              measures the quality of its pictures
 
 On a fleet, with FILTERFARM_BROKER_URL, FILTERFARM_BUCKET and the AWS variables set:
   filterfarm worker --all-gpus        on every GPU machine
   filterfarm collector                once, anywhere
   filterfarm submit vgg16 --wait      from your desk
-  filterfarm fetch JOB pictures/
+  filterfarm gallery JOB              while it runs, and afterwards
+  filterfarm fetch JOB pictures/      only what changed
 """
 
 
@@ -49,8 +51,9 @@ for _command in (
     farm_commands.collector,
     farm_commands.status,
     farm_commands.watch,
-    farm_commands.fetch,
-    farm_commands.quality,
+    picture_commands.gallery,
+    picture_commands.fetch,
+    picture_commands.quality,
     farm_commands.cancel,
     farm_commands.doctor,
 ):

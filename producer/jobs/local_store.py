@@ -2,15 +2,22 @@
 
 import difflib
 import fcntl
+import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from workers.clients.stored_object import SETTLED_NS, OpenObject, StoredObject
 from workers.contract import keys
 from workers.contract.errors import NoJob, StorageDenied
 
 #: Where ``filterfarm run`` keeps the bucket of a data folder.
 BUCKET = "bucket"
+
+#: Part of a file that is in memory while it is read piece by piece.
+_CHUNK_BYTES = 1 << 20
 
 
 class LocalStore:
@@ -49,11 +56,36 @@ class LocalStore:
             shutil.copyfileobj(source, target)
         return True
 
+    def open(self, key: str) -> OpenObject | None:
+        """The object, to be read piece by piece and closed by the caller, or None if there is none.
+
+        Raises StorageDenied if the file cannot be read.
+        """
+        path = self._bucket / key
+        try:
+            file = path.open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageDenied(f"cannot read {path}: {error.strerror}") from error
+        size = os.fstat(file.fileno()).st_size
+        return OpenObject(size, iter(lambda: file.read(_CHUNK_BYTES), b""), file.close)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with ``prefix``, which must end with a slash."""
+        return (entry.key for entry in self.list_objects(prefix))
+
+    def list_objects(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects whose keys start with ``prefix``, which must end with a slash."""
+        now_ns = time.time_ns()
         for path in sorted((self._bucket / prefix).rglob("*")):
-            if path.is_file():
-                yield path.relative_to(self._bucket).as_posix()
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                key = path.relative_to(self._bucket).as_posix()
+                yield StoredObject(key, found.st_size, found.st_mtime_ns, found.st_mtime_ns < now_ns - SETTLED_NS)
 
     def folders(self) -> Iterator[str]:
         """Ids of the jobs in the folder."""

@@ -62,6 +62,8 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         _stop_others(job, store, console)
         submitted = submit(job, checkpoint, store=store, ledger=ledger, app=make_app(farm.settings, farm.names))
         console.print(submitted.summary, highlight=False, soft_wrap=True)
+        folder = farm.bucket_folder / job.id
+        console.print(f"gallery: {folder / 'index.html'}, fills while it runs", highlight=False, soft_wrap=True)
 
         def look() -> JobStatus:
             farm.restart_dead()
@@ -77,7 +79,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
 
         return Outcome(
             status=watch(look, console),
-            folder=farm.bucket_folder / job.id,
+            folder=folder,
             grids=tuple(farm.bucket_folder / keys.grid(job.id, layer.name) for layer in job.layers),
         )
 

@@ -11,33 +11,26 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
-from workers.clients.s3_client import CREDENTIAL_ERRORS, environment_error, make_client
-from workers.contract.errors import FilterfarmError, NoBucket, PermanentError, StorageDenied, StorageUnreachable
+from workers.clients.s3_client import environment_error, make_client
+from workers.clients.s3_errors import Absent, error_code, translate
+from workers.clients.stored_object import SETTLED_NS, OpenObject, StoredObject
+from workers.contract.errors import StorageUnreachable
 from workers.contract.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from types_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 Result = TypeVar("Result")
 
 #: Number of threads that read many objects: a GET spends most of its time waiting.
 READERS = 8
-
-#: S3 error codes and HTTP statuses that deny access, and those of an absent object, which is not an error.
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "401", "403"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-_ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 #: First and longest pause between retries in seconds. Jitter spreads a fleet's retries over the whole pause.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
@@ -47,10 +40,6 @@ MAX_OBJECT_BYTES = 5 << 30
 
 #: Part of an object that is in memory while it is written to a file.
 _CHUNK_BYTES = 1 << 20
-
-
-class _Absent(PermanentError):
-    """There is no such object. Public methods return None or False, or raise NoBucket instead."""
 
 
 class Store:
@@ -64,7 +53,6 @@ class Store:
     def __init__(self, settings: Settings, *, retry_s: float, stop: threading.Event | None = None) -> None:
         self._bucket = settings.bucket
         self._prefix = settings.prefix
-        self._variable = settings.variable("endpoint_url")
         self._retry_s = retry_s
         self._stop = stop or threading.Event()
         try:
@@ -72,7 +60,12 @@ class Store:
         except (BotoCoreError, ValueError, OSError) as error:
             raise environment_error(error) from error
         address = self._client.meta.endpoint_url
-        self._endpoint = "AWS S3" if ".amazonaws.com" in address else address
+        self._translate = functools.partial(
+            translate,
+            endpoint="AWS S3" if ".amazonaws.com" in address else address,
+            bucket=settings.bucket,
+            variable=settings.variable("endpoint_url"),
+        )
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Store ``body`` under ``key``."""
@@ -107,7 +100,7 @@ class Store:
 
         try:
             self._retrying(receive, may_be_absent=True)
-        except _Absent:
+        except Absent:
             return False
         return True
 
@@ -121,8 +114,22 @@ class Store:
 
         try:
             return self._retrying(read, may_be_absent=True)
-        except _Absent:
+        except Absent:
             return None
+
+    def open(self, key: str) -> OpenObject | None:
+        """The object, to be read piece by piece and closed by the caller, or None if there is none.
+
+        While it is read, object store errors are raised at once.
+        """
+        try:
+            answer = self._retrying(
+                lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key), may_be_absent=True
+            )
+        except Absent:
+            return None
+        body = answer["Body"]
+        return OpenObject(answer["ContentLength"], self._chunks(body), body.close)
 
     def exists(self, key: str) -> bool:
         """True if there is such an object."""
@@ -132,21 +139,29 @@ class Store:
 
         try:
             self._retrying(head, may_be_absent=True)
-        except _Absent:
+        except Absent:
             return False
         return True
 
     def delete(self, key: str) -> None:
         """Delete the object if it exists."""
-        with contextlib.suppress(_Absent):
+        with contextlib.suppress(Absent):
             self._retrying(
                 lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key), may_be_absent=True
             )
 
     def list(self, prefix: str) -> Iterator[str]:
         """All keys that begin with ``prefix``, in the server's order."""
+        return (entry.key for entry in self.list_objects(prefix))
+
+    def list_objects(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects whose keys begin with ``prefix``, in the server's order."""
         for page in self._pages(prefix, delimiter=""):
-            yield from (entry["Key"][len(self._prefix) :] for entry in page.get("Contents", []))
+            now_ns = _date_ns(page)
+            for entry in page.get("Contents", []):
+                modified_ns = round(entry["LastModified"].timestamp() * 1e6) * 1000
+                key = entry["Key"][len(self._prefix) :]
+                yield StoredObject(key, entry["Size"], modified_ns, modified_ns < now_ns - SETTLED_NS)
 
     def folders(self) -> Iterator[str]:
         """Names of the top-level folders: the ids of all jobs, and folders of other programs."""
@@ -172,7 +187,7 @@ class Store:
             try:
                 self._client.create_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if _code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                if error_code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                     raise
 
         self._retrying(create)
@@ -190,10 +205,16 @@ class Store:
         where = {"Bucket": self._bucket, "Prefix": self._prefix + prefix, "Delimiter": delimiter}
         return self._client.list_objects_v2(**where, **({"ContinuationToken": token} if token else {}))  # type: ignore[arg-type]  # all str
 
+    def _chunks(self, body: "StreamingBody") -> Iterator[bytes]:
+        try:
+            yield from body.iter_chunks(_CHUNK_BYTES)
+        except BotoCoreError as cause:
+            raise self._translate(cause, may_be_absent=False) from cause
+
     def _retrying(self, call: Callable[[], Result], *, may_be_absent: bool = False) -> Result:
         """Result of ``call``, retried with back-off while the store is unreachable.
 
-        A missing object raises _Absent if ``may_be_absent``, else NoBucket: then the address leads into a bucket.
+        A missing object raises Absent if ``may_be_absent``, else NoBucket: then the address leads into a bucket.
         """
         deadline = time.monotonic() + self._retry_s
         pause_s = _FIRST_PAUSE_S
@@ -201,46 +222,18 @@ class Store:
             try:
                 return call()
             except (ClientError, BotoCoreError) as cause:
-                error = self._translate(cause, may_be_absent)
+                error = self._translate(cause, may_be_absent=may_be_absent)
                 if not isinstance(error, StorageUnreachable) or time.monotonic() >= deadline:
                     raise error from cause
                 if self._stop.wait(min(random.uniform(0, pause_s), max(0.0, deadline - time.monotonic()))):
                     raise error from cause
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _translate(self, cause: ClientError | BotoCoreError, may_be_absent: bool) -> FilterfarmError:
-        """The error that describes what boto3 raised."""
-        code = _code(cause)
-        if isinstance(cause, ClientError) and code in _DENIED:
-            return StorageDenied(
-                f"{self._endpoint} refuses {cause.operation_name} in bucket {self._bucket!r} ({code}); "
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they permit"
-            )
-        if code in _EXPIRED:
-            return StorageDenied(f"{self._endpoint} refuses the session token ({code}); renew AWS_SESSION_TOKEN")
-        if code == "RequestTimeTooSkewed":
-            return StorageDenied(f"{self._endpoint} refuses this machine's clock ({code}); set it by NTP")
-        if isinstance(cause, CREDENTIAL_ERRORS):
-            return environment_error(cause)
-        if code in _ABSENT and may_be_absent:
-            return _Absent(f"no such object in bucket {self._bucket!r}")
-        if code in _ABSENT:
-            return NoBucket(
-                f"{self._endpoint} leads to no bucket {self._bucket!r} ({code}); "
-                f"if {self._variable} contains the bucket's name or another path, leave it out"
-            )
-        if code == "NoSuchBucket":
-            return NoBucket(f"no bucket {self._bucket!r} at {self._endpoint}; create it or correct FILTERFARM_BUCKET")
-        if isinstance(cause, (EndpointConnectionError, ConnectTimeoutError, HTTPClientError)):
-            return StorageUnreachable(
-                f"no answer from the object store at {self._endpoint} ({type(cause).__name__}); "
-                f"check {self._variable} and that the server runs"
-            )
-        return StorageUnreachable(f"the object store at {self._endpoint} fails: {code or type(cause).__name__}")
 
-
-def _code(error: BaseException | None) -> str:
-    """S3's error code, or the HTTP status if the server sent none; "" for errors of other kinds."""
-    if not isinstance(error, ClientError):
-        return ""
-    return str(error.response.get("Error", {}).get("Code", ""))
+def _date_ns(page: "ListObjectsV2OutputTypeDef") -> int:
+    """Unix time of an answer in ns, by the server's clock if it says."""
+    try:
+        date = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return time.time_ns()
+    return int(date.timestamp()) * 1_000_000_000

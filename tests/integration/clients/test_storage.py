@@ -59,6 +59,61 @@ def test_a_file_is_stored_and_fetched_without_being_held_in_memory(store: Store,
     assert peak < sent.stat().st_size / 2
 
 
+def test_an_object_is_read_piece_by_piece(store: Store) -> None:
+    # Given an object of several pieces, and an empty one
+    body = random.Random(0).randbytes(2_500_000)
+    store.put("job/grids/a.png", body, "image/png")
+    store.put("job/empty", b"", TEXT)
+    # When they are opened
+    found, empty = store.open("job/grids/a.png"), store.open("job/empty")
+    assert found
+    assert empty
+    with found, empty:
+        # Then the size is known before they are read, and no piece is large
+        assert (found.size, empty.size) == (len(body), 0)
+        pieces = list(found.chunks)
+        assert b"".join(pieces) == body
+        assert max(map(len, pieces)) <= 1 << 20
+        assert list(empty.chunks) == []
+    # And one that was not read to its end may be closed, and an absent one is None
+    unread = store.open("job/grids/a.png")
+    assert unread
+    unread.close()
+    assert store.open("job/none") is None
+    assert store.get("job/empty") == b""
+
+
+def test_an_object_that_breaks_off_is_an_error_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a server that ends while an object is read, of which more is left than sockets hold
+    with servers.rclone(tmp_path) as (endpoint, key, secret):
+        S3(name="rclone", endpoint=endpoint, key=key, secret=secret).sign_in(monkeypatch)
+        store = Store(Settings(bucket_url="s3://filterfarm", endpoint_url=endpoint), retry_s=0)
+        store.make_bucket()
+        store.put("job/a", bytes(64 << 20), TEXT)
+        found = store.open("job/a")
+        assert found
+        next(found.chunks)
+    # When the rest is read
+    with found, pytest.raises(StorageUnreachable, match=endpoint):
+        list(found.chunks)
+
+
+def test_a_listing_has_sizes_and_times(store: Store) -> None:
+    # Given an object
+    began = time.time()
+    store.put("job/a", b"four", TEXT)
+    # When it is listed at once
+    (found,) = store.list_objects("job/")
+    # Then its size and time are there, and the time may still be that of another write
+    assert (found.key, found.size) == ("job/a", 4)
+    assert began - 2 < found.modified_ns / 1e9 < time.time() + 2
+    assert not found.settled
+    # And some seconds later it is not
+    time.sleep(3.5)
+    (later,) = store.list_objects("job/")
+    assert later == replace(found, settled=True)
+
+
 def test_a_file_that_is_absent_is_not_fetched(store: Store, tmp_path: Path) -> None:
     # When / Then
     assert not store.get_file("job/weights/1", tmp_path / "received.pth")

@@ -1,0 +1,1 @@
+"""The gallery of a bucket's jobs: its server."""
