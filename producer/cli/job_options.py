@@ -71,6 +71,10 @@ def job_options(command: Command) -> Command:
             "--margin", "margin_px", type=int, default=5, show_default=True, panel="Sheet",
             help="Pixels between tiles.",
         ),
+        click.option(
+            "--labels/--no-labels", default=False, show_default=True, panel="Sheet",
+            help="Write the number of each filter below its tile.",
+        ),
     ]  # fmt: skip
     decorated: Command = with_options
     for decorate in reversed(decorators):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.collector.contact_sheet import Layout, bands, fit, layout
+from producer.collector.contact_sheet import bands, fit, layout
 from producer.collector.gallery import page
 from producer.collector.png_writer import PngWriter
 from producer.jobs.inventory import MAX_FAILURE_BYTES
@@ -30,7 +30,8 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, rene
     failed tiles to the reason. ``renew_lock`` is called once per row of the sheet; what it raises ends the assembly.
     Holds the tiles of one row in memory.
     """
-    plan = layout(job.grid, len(layer.selected), job.recipe.tile_px)
+    numbers = [str(filter_) for filter_ in layer.selected]
+    plan = layout(job.grid, len(numbers), job.recipe.tile_px, numbers)
     records: dict[int, TileRecord | FailureRecord] = {}
     broken: set[int] = set()
 
@@ -55,7 +56,7 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, rene
         path = Path(folder) / "sheet.png"
         with path.open("wb") as file:
             height, width = plan.size_px
-            writer = PngWriter(file, width, height, _text(plan))
+            writer = PngWriter(file, width, height, plan.text)
             for band in bands(plan, rows(pool)):
                 writer.write(band)
             writer.close()
@@ -72,14 +73,6 @@ def assemble(job: Job, layer: Layer, reasons: dict[int, str], store: Store, rene
     # Written last: a layer counts as assembled once its records exist.
     store.put(keys.records(job.id, layer.name), json.dumps(content, indent=1).encode(), "application/json")
     return broken
-
-
-def _text(plan: Layout) -> dict[str, str]:
-    """What the sheet says about itself."""
-    if plan.tile_px == plan.stored_px:
-        return {}
-    (high, wide), (stored_high, stored_wide) = plan.tile_px, plan.stored_px
-    return {"Description": f"Tiles of {stored_high}x{stored_wide} px, scaled down to {high}x{wide} px"}
 
 
 def write_gallery(job: Job, store: Store, given_up: Collection[str] = ()) -> set[str]:

@@ -20,6 +20,7 @@ class Options:
     preset: str | None = None
     grid: str = "auto"
     margin_px: int = 5
+    labels: bool = False
     #: option of the recipe -> value, if given: precision="fp32", size="96x160", tv=0.1
     recipe: dict[str, Any] = field(default_factory=dict)
 

@@ -57,6 +57,5 @@ def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, in
             assert record.model_dump(mode="json") == records[place]
             top, left = place // columns * (size + margin), place % columns * (size + margin)
             shown = sheet[top : top + size, left : left + size]
-            inner = slice(2, -2)  # at the edge of the sheet, the frame of a dead tile covers part of the tile
-            assert np.array_equal(shown[inner, inner], pixels[inner, inner])
+            assert record.status == "dead" or np.array_equal(shown, pixels)
     return job

@@ -73,6 +73,8 @@ class Grid(Frozen):
     columns: Annotated[int, Field(ge=1, le=10_000)] | None = None
     #: black pixels between tiles; 5 in Chollet's notebook
     margin_px: Annotated[int, Field(ge=0, le=256)] = 5
+    #: numbers of the filters below the tiles. Written only if set, so that jobs without keep what 0.1.0 hashed
+    labels: Annotated[bool, Field(exclude_if=lambda labels: not labels)] = False
 
     @model_validator(mode="after")
     def _rows_and_columns_come_together(self) -> "Grid":
@@ -128,7 +130,7 @@ class Job(Frozen):
 
     @property
     def first_id(self) -> str:
-        """The id that filterfarm 0.1.0 gave to this content. Fields added since must be left out here."""
+        """The id that filterfarm 0.1.0 gave to this content. Fields added since are left out at their default."""
         content = self.model_dump(mode="json", exclude={"versions", "id"})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.model}-{self.recipe.method}-{digest[:8]}"

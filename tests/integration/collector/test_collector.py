@@ -19,7 +19,7 @@ from PIL import Image
 from producer.collector import collector as module
 from producer.collector import lost_messages
 from producer.collector.collector import Collector
-from producer.collector.contact_sheet import DEAD_RGB
+from producer.collector.contact_sheet import CELL_GREY, sheet
 from producer.jobs import feeding
 from producer.jobs.inventory import read_problems, read_state, write_status
 from producer.jobs.submit import submit
@@ -185,22 +185,50 @@ def test_another_pass_changes_nothing(
     assert queued(redis_client) == []
 
 
-def test_a_dead_filter_is_framed_on_the_sheet_and_marked_in_records_and_gallery(
+def test_a_dead_filter_has_a_dark_cell_on_the_sheet_and_is_marked_in_records_and_gallery(
     collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a job of which one filter is dead
     job = submitted(sample_job(), store, ledger, app)
     finish_tiles(job, {0, 1, 2, 3}, store, ledger)
-    store.put(keys.tile(job.id, "features.0", 2), sample_tile(job, "features.0", 2, status="dead"), "image/png")
+    dead = sample_tile(job, "features.0", 2, status="dead")
+    store.put(keys.tile(job.id, "features.0", 2), dead, "image/png")
     # When the collector makes its passes
     drive(collector, caplog)
-    # Then its record says so, the gallery too, and the sheet has a frame beside its tile
+    # Then its record says so, the gallery too, and its cell alone is dark on the sheet
     records = document(store, keys.records(job.id, "features.0"))["filters"]
     assert [record["status"] for record in records] == ["live", "live", "dead", "live"]
     assert b'class="dead"' in (store.get(keys.index(job.id)) or b"")
     with Image.open(io.BytesIO(store.get(keys.grid(job.id, "features.0")) or b"")) as image:
-        assert image.getpixel((9, 15)) == DEAD_RGB
-        assert image.getpixel((9, 4)) != DEAD_RGB
+        assert image.getpixel((0, 13)) == (CELL_GREY,) * 3
+        assert [image.getpixel(place) for place in ((0, 0), (13, 0), (13, 13))] == [(n, 0, 200) for n in (1, 2, 4)]
+    # And its stored tile is as it was rendered
+    assert store.get(keys.tile(job.id, "features.0", 2)) == dead
+
+
+def test_a_job_with_labels_has_the_numbers_of_its_filters_on_its_sheets(
+    collector: Collector, store: Store, ledger: Ledger, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given two jobs with labels, of tiles that have room for them and of tiles that have not
+    wide = sample_job(grid=Grid(labels=True), filters="7,11,30", size_px=32)
+    small = sample_job(grid=Grid(labels=True), filters="7,11,30")
+    for job in (wide, small):
+        submitted(job, store, ledger, app)
+        finish_tiles(job, {0, 1, 2}, store, ledger)
+    # When the collector makes its passes
+    drive(collector, caplog, 2)
+    # Then the sheet of the first has the filters' numbers below its tiles
+    with Image.open(io.BytesIO(store.get(keys.grid(wide.id, "features.0")) or b"")) as image:
+        pixels = [decode_tile(sample_tile(wide, "features.0", number), (32, 32))[0] for number in (7, 11, 30)]
+        assert np.array_equal(
+            np.asarray(image), sheet([(one, "live") for one in pixels], wide.grid, (32, 32), ["7", "11", "30"])
+        )
+        assert image.info.get("Description") is None
+        assert image.height > 2 * 32 + 5
+    # And that of the second says that it has none
+    with Image.open(io.BytesIO(store.get(keys.grid(small.id, "features.0")) or b"")) as image:
+        assert image.size == (2 * 8 + 5, 2 * 8 + 5)
+        assert "Labels left out" in image.info["Description"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "text", "large", "foreign-job", "foreign-filter", "no-text", "grey"])
@@ -521,10 +549,10 @@ def test_a_job_with_failed_filters_finishes_with_a_gap_and_the_reasons(
     record = document(store, keys.records(JOB.id, "features.2"))["filters"][1]
     assert (record["filter"], record["status"], record["reason"]) == (1, "failed", "out of paint")
     assert record["attempts"] == 3
-    # And it is crossed out on the sheet, and marked in the gallery
+    # And its cell is dark on the sheet, and it is marked in the gallery
     with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, "features.2")) or b"")) as image:
-        assert image.getpixel((13 + 4, 4)) == DEAD_RGB
-        assert image.getpixel((4, 4)) != DEAD_RGB
+        assert image.getpixel((13 + 4, 0)) == (CELL_GREY,) * 3
+        assert image.getpixel((0, 0)) == (1, 0, 200)
     assert b'class="failed"' in (store.get(keys.index(JOB.id)) or b"")
 
 
@@ -575,7 +603,7 @@ def test_a_failed_filter_that_succeeds_while_the_job_runs_leaves_no_gap(
     records = document(store, keys.records(JOB.id, "features.0"))["filters"]
     assert [record["status"] for record in records] == ["live"] * 4
     with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, "features.0")) or b"")) as image:
-        assert not (np.asarray(image) == DEAD_RGB).all(axis=-1).any()
+        assert [image.getpixel(place) for place in ((0, 13), (13, 13))] == [(3, 0, 200), (4, 0, 200)]
 
 
 def garbage(kind: str) -> bytes:

@@ -1,13 +1,14 @@
-"""Contact sheets: the place of each tile, and the marks of dead, rescued and failed ones."""
+"""Contact sheets: the place of each tile, the marks of dead and failed ones, and labels."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producer.collector.contact_sheet import DEAD_RGB, MAX_SIDE_PX, RESCUED_RGB, fit, layout, sheet
+from producer.collector.contact_sheet import CELL_GREY, MARK_GREY, MAX_SIDE_PX, bands, fit, layout, sheet
 from producer.collector.png_writer import PngWriter
 from workers.contract.job import Grid
 
@@ -37,11 +38,6 @@ def pixels_of(entries: Entries, number: int) -> Pixels:
     pixels = entries[number][0]
     assert pixels is not None
     return pixels
-
-
-def has_mark(area: Pixels) -> bool:
-    """True if any pixel has the colour of frames and crosses."""
-    return bool((area == DEAD_RGB).all(axis=-1).any())
 
 
 def test_the_notebooks_sheet_runs_down_its_columns() -> None:
@@ -96,76 +92,64 @@ def test_every_tile_has_a_place_of_its_own_on_the_sheet(grid: Grid) -> None:
     assert sorted(places) == list(range(12))
 
 
-@pytest.mark.parametrize("margin", [4, 5, 9])
-def test_a_dead_tile_is_framed_in_the_margin_and_no_pixel_of_any_tile_changes(margin: int) -> None:
-    # Given nine tiles, of which the one in the middle is dead
-    size, entries = 8, tiles(9, 8)
-    entries[4] = (entries[4][0], "dead")
-    # When they are put on a sheet whose margin has room for a frame
-    whole = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then every tile is unchanged
-    for number in range(9):
-        assert np.array_equal(window(whole, divmod(number, 3), size, margin), pixels_of(entries, number))
-    # And the dead one has a frame on all sides
-    top = left = size + margin
-    ring = whole[top - 1 : top + size + 1, left - 1 : left + size + 1].astype(int)
-    for edge in (ring[0], ring[-1], ring[:, 0], ring[:, -1]):
-        assert (edge == DEAD_RGB).all()
+@pytest.mark.parametrize("size", [7, 8, 16, 64, 150])
+@pytest.mark.parametrize("status", ["dead", "failed"])
+def test_a_cell_without_a_picture_is_dark_with_a_quiet_mark(size: int, status: str) -> None:
+    # Given a tile, of a dead filter as it is stored or none because it failed
+    entries: Entries = [(tile(0, size) if status == "dead" else None, status)]
+    # When it is on a sheet
+    cell = sheet(entries, Grid(), (size, size))
+    # Then the cell is grey and dark, with a mark that is lighter than the cell and darker than a picture
+    assert (cell == cell[..., :1]).all()
+    assert cell.min() == CELL_GREY
+    assert 2 * CELL_GREY < cell.max() <= MARK_GREY < 96
+    # And the mark has a small part of a larger tile
+    marked = (cell[..., 0] > CELL_GREY).nonzero()
+    assert np.ptp(marked[0]) + 1 <= max(9, size // 7)
 
 
-@pytest.mark.parametrize("margin", [0, 1, 3])
-def test_without_room_in_the_margin_the_frame_is_on_the_dead_tile_itself(margin: int) -> None:
-    # Given nine tiles, of which the one in the middle is dead
-    size, entries = 8, tiles(9, 8)
-    entries[4] = (entries[4][0], "dead")
-    # When they are put on a sheet without room for a frame
-    whole = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then the frame is on the dead tile's edge; its middle and all other tiles are unchanged
-    dead = window(whole, (1, 1), size, margin)
-    assert has_mark(dead)
-    middle = pixels_of(entries, 4)
-    assert np.array_equal(dead[2:-2, 2:-2], middle[2:-2, 2:-2])
-    for number in {*range(9)} - {4}:
-        assert np.array_equal(window(whole, divmod(number, 3), size, margin), pixels_of(entries, number))
+@pytest.mark.parametrize("size", [7, 8, 15, 16, 64, 150])
+def test_a_dead_cell_has_a_ring_and_a_failed_one_a_cross(size: int) -> None:
+    # Given the cells of both
+    dead, failed = (sheet([(None, status)], Grid(), (size, size))[..., 0] for status in ("dead", "failed"))
+    middle = slice((size - 1) // 2, size // 2 + 1)
+    # Then the ring is empty in the middle and the cross is not
+    assert dead[middle, middle].max() == CELL_GREY
+    assert failed[middle, middle].min() > 2 * CELL_GREY
+    # And above the middle it is the other way round
+    assert dead[:, middle].max() > 2 * CELL_GREY
+    above = failed[: (size - 1) // 2 - 1, middle]
+    assert above.max() == CELL_GREY
 
 
 @pytest.mark.parametrize("number", range(9))
-@pytest.mark.parametrize("margin", [0, 5])
-def test_a_frame_on_the_rim_of_the_sheet_touches_no_other_tile(number: int, margin: int) -> None:
-    # Given nine tiles, of which one is dead
-    size, entries = 8, tiles(9, 8)
+@pytest.mark.parametrize("margin", [0, 1, 5])
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_dark_cell_changes_nothing_around_it(number: int, margin: int, labels: bool) -> None:
+    # Given nine tiles, and the same of which one is dead
+    size, names, grid = 32, [str(place) for place in range(9)], Grid(margin_px=margin, labels=labels)
+    entries = tiles(9, size)
+    all_live = sheet(entries, grid, (size, size), names)
     entries[number] = (entries[number][0], "dead")
     # When they are put on a sheet
-    whole = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then it is marked, and its middle and all other tiles are unchanged
-    pixels = pixels_of(entries, number)
-    assert has_mark(whole)
-    assert np.array_equal(window(whole, divmod(number, 3), size, margin)[2:-2, 2:-2], pixels[2:-2, 2:-2])
-    for other in {*range(9)} - {number}:
-        assert np.array_equal(window(whole, divmod(other, 3), size, margin), pixels_of(entries, other))
+    whole = sheet(entries, grid, (size, size), names)
+    # Then it differs in that cell alone
+    rows, columns = (all_live != whole).any(axis=-1).nonzero()
+    row, column = divmod(number, 3)
+    top, left = row * ((all_live.shape[0] + margin) // 3), column * (size + margin)
+    assert (top <= rows).all()
+    assert (rows < top + size).all()
+    assert (left <= columns).all()
+    assert (columns < left + size).all()
 
 
-def test_a_live_tile_has_no_frame() -> None:
-    # Given live tiles only
-    # When they are put on a sheet
-    # Then nothing has the colour of a frame
-    assert not has_mark(sheet(tiles(9, 8), Grid(), (8, 8)))
-
-
-@pytest.mark.parametrize("margin", [0, 5])
-def test_a_filter_without_a_tile_is_crossed_out(margin: int) -> None:
-    # Given four filters, of which the second has no tile
-    size, entries = 16, tiles(4, 16)
-    entries[1] = (None, "failed")
-    # When they are put on a sheet
-    whole = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then both diagonals are drawn, and the other tiles are unchanged
-    gap = window(whole, (0, 1), size, margin)
-    for step in range(2, size - 2):
-        assert has_mark(gap[step : step + 1, step - 1 : step + 2])
-        assert has_mark(gap[step : step + 1, size - 2 - step : size + 1 - step])
-    for number in (0, 2, 3):
-        assert np.array_equal(window(whole, divmod(number, 2), size, margin), pixels_of(entries, number))
+@pytest.mark.parametrize("status", ["live", "rescued"])
+def test_a_tile_with_a_picture_is_on_the_sheet_as_it_is(status: str) -> None:
+    # Given nine tiles, of which the middle one is live or rescued
+    entries = tiles(9, 16)
+    entries[4] = (entries[4][0], status)
+    # When they are put on a sheet, then it has no mark
+    assert np.array_equal(sheet(entries, Grid(), (16, 16)), sheet(tiles(9, 16), Grid(), (16, 16)))
 
 
 def test_a_sheet_without_margin_holds_tiles_and_nothing_else() -> None:
@@ -219,14 +203,104 @@ def test_a_usual_sheet_has_tiles_of_their_own_size() -> None:
     assert layout(Grid(), 512, (150, 150)).tile_px == (150, 150)
 
 
-def test_a_rescued_tile_is_framed_in_amber_and_its_pixels_are_unchanged() -> None:
-    # Given nine tiles, of which the middle one was rescued
-    size, margin, entries = 16, 5, tiles(9, 16)
-    entries[4] = (entries[4][0], "rescued")
-    # When they are put on a sheet
-    whole = sheet(entries, Grid(margin_px=margin), (size, size))
-    # Then its margin has the frame's colour, its own pixels are unchanged, and nothing is red
-    pitch = size + margin
-    assert tuple(whole[pitch - 1, pitch + 3]) == RESCUED_RGB
-    assert np.array_equal(window(whole, (1, 1), size, margin), pixels_of(entries, 4))
-    assert not has_mark(whole)
+@pytest.mark.parametrize(("rows", "columns"), [(None, None), (2, 3), (3, 2), (4, 2)])
+@pytest.mark.parametrize("margin", [0, 5])
+def test_labels_are_in_a_strip_below_each_row_of_tiles(rows: int | None, columns: int | None, margin: int) -> None:
+    # Given five tiles with labels, of which one has no text
+    entries, names = tiles(5, 40), ["8", "11", "", "300", "47"]
+    grid = Grid(rows=rows, columns=columns, margin_px=margin)
+    labelled = grid.model_copy(update={"labels": True})
+    plan = layout(labelled, 5, (40, 40), names)
+    # When they are put on a sheet with labels
+    whole = sheet(entries, labelled, (40, 40), names)
+    # Then it is as large as the layout says, and higher than without by one strip per row
+    assert whole.shape == (*plan.size_px, 3)
+    plain = sheet(entries, grid, (40, 40), names)
+    assert whole.shape[0] == plain.shape[0] + plan.rows * plan.strip_px
+    # And every tile is unchanged, with digits of 8 px or more below it if it has a label, and nothing where none is
+    pitch = 40 + plan.strip_px + margin
+    for row in range(plan.rows):
+        for column, place in enumerate(plan.row(row)):
+            top, left = row * pitch, column * (40 + margin)
+            cell, strip = whole[top : top + 40, left : left + 40], whole[top + 40 : top + pitch, left : left + 40]
+            lines, across = strip.max(axis=-1).nonzero()
+            if place is None or not names[place]:
+                assert not strip.any()
+            else:
+                assert np.ptp(lines) + 1 >= 8
+                assert lines.min() > 0
+                assert lines.max() < plan.strip_px - 1
+                assert abs(across.min() - (39 - across.max())) <= 2
+            assert not cell.any() if place is None else np.array_equal(cell, pixels_of(entries, place))
+
+
+def test_without_labels_the_sheet_is_the_same_whatever_the_numbers_are() -> None:
+    # Given
+    names = [str(number) for number in range(9)]
+    # When / Then
+    assert np.array_equal(sheet(tiles(9, 40), Grid(), (40, 40), names), sheet(tiles(9, 40), Grid(), (40, 40)))
+
+
+def test_a_label_is_larger_below_a_larger_tile_and_no_wider_than_it() -> None:
+    # Given names of classes
+    names = ["tiger shark, Galeocerdo"] * 4
+    # When they are below tiles of several sizes
+    sizes = [layout(Grid(labels=True), 4, (size, size), names).font_px for size in (150, 200, 300, 1000)]
+    # Then they are as large as fits
+    assert sizes == sorted(sizes)
+    assert 12 <= sizes[0] < sizes[-1] == 28
+    whole = sheet(tiles(4, 150), Grid(labels=True, margin_px=20), (150, 150), names)
+    assert not whole[:, 150:170].any()
+
+
+@pytest.mark.parametrize(
+    ("grid", "count", "tile_px", "names"),
+    [
+        (Grid(labels=True), 4, (12, 12), ["1000"] * 4),
+        (Grid(labels=True, rows=1, columns=2048), 2048, (64, 64), ["2000"] * 2048),
+        (Grid(labels=True, rows=2048, columns=1), 2048, (64, 64), ["2"] * 2048),
+        (Grid(labels=True, rows=500, columns=1), 500, (64, 64), ["2"] * 500),
+    ],
+)
+def test_labels_that_do_not_fit_are_left_out_and_the_png_says_so(
+    grid: Grid, count: int, tile_px: tuple[int, int], names: list[str]
+) -> None:
+    # Given tiles too narrow for their labels, or so many rows that the strips would take the tiles' height
+    # When
+    plan = layout(grid, count, tile_px, names)
+    plain = layout(grid.model_copy(update={"labels": False}), count, tile_px, names)
+    # Then the sheet is that without labels
+    assert plan.size_px == plain.size_px
+    assert plan.strip_px == 0
+    # And says that they are missing
+    assert plan.text["Description"].endswith("Labels left out: the tiles are too small for them")
+    assert "Labels" not in plain.text.get("Description", "")
+
+
+def test_a_large_sheet_has_smaller_tiles_with_labels_below_them() -> None:
+    # Given
+    names = [str(number) for number in range(2048)]
+    # When
+    plan = layout(Grid(labels=True), 2048, (1024, 1024), names)
+    # Then labels are part of the height that is limited
+    assert plan.labels
+    assert 0.9 * MAX_SIDE_PX < plan.size_px[0] <= MAX_SIDE_PX
+    assert plan.text["Description"].startswith("Tiles of 1024x1024 px, scaled down to ")
+
+
+def test_a_sheet_with_labels_is_made_row_by_row() -> None:
+    # Given rows that are made when they are asked for
+    names = [str(number) for number in range(12)]
+    plan, made = layout(Grid(labels=True), 12, (40, 40), names), []
+
+    def rows() -> Iterator[list[tuple[Pixels | None, str] | None]]:
+        for number in range(plan.rows):
+            made.append(number)
+            yield [None if place is None else (tile(place, 40), "live") for place in plan.row(number)]
+
+    # When the first band is taken
+    parts = bands(plan, rows())
+    first = next(parts)
+    # Then no other row was made, and all bands together are the sheet
+    assert made == [0]
+    assert np.array_equal(np.concatenate([first, *parts]), sheet(tiles(12, 40), Grid(labels=True), (40, 40), names))

@@ -52,6 +52,7 @@ CHANGES: dict[str, Any] = {
     "grid.rows": 2,
     "grid.columns": 5,
     "grid.margin_px": 4,
+    "grid.labels": True,
 }
 
 #: path in job.json -> what else has to be so for that value to be allowed
@@ -171,6 +172,19 @@ def test_the_id_does_not_change_with_versions() -> None:
     # Then an upgrade resumes and does not restart
     assert upgraded.versions != job.versions
     assert upgraded.id == job.id
+
+
+def test_an_option_that_0_1_0_did_not_have_is_in_no_job_without_it() -> None:
+    # Given a job without labels and one with them
+    plain, labelled = sample_job(), sample_job(grid=Grid(labels=True))
+    # Then the file and both ids of the first are as before
+    assert b"labels" not in plain.to_json()
+    assert sample_job(grid=Grid(labels=False)).id == plain.id
+    assert sample_job(grid=Grid(labels=False)).first_id == plain.first_id
+    # And the second says it, in its file and in its id
+    assert decode_whole_job(labelled.to_json(), labelled.id).grid.labels
+    assert labelled.id != plain.id
+    assert not labelled.has_content_of(plain)
 
 
 def test_a_job_cannot_be_changed() -> None:

@@ -160,6 +160,19 @@ def test_the_filters_that_a_small_grid_advises_do_fit() -> None:
     assert len(job.tiles) == 16
 
 
+@pytest.mark.parametrize("grid", ["auto", "8x8"])
+def test_labels_are_part_of_the_job_and_off_unless_asked_for(grid: str) -> None:
+    # Given the same options with labels, with --no-labels and with neither
+    chosen = {"layers": "features.0", "grid": grid, "filters": "0-15"}
+    labelled, without, neither = (
+        make_job(changed(**chosen, **labels))[0] for labels in ({"labels": True}, {"labels": False}, {})
+    )
+    # Then labels make another job, and --no-labels does not
+    assert labelled.grid.labels
+    assert without == neither
+    assert labelled.id != neither.id
+
+
 def test_a_picture_too_small_for_the_network_is_refused_with_the_layer_it_does_not_reach() -> None:
     # Given Inception v3, which shrinks its pictures
     # When a job of 32 px is made
