@@ -143,9 +143,10 @@
   function keys(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     const route = router.current();
-    if (event.key === "Escape" && !event.target.closest("input, select, textarea")) {
+    if (event.key === "Escape") {
       const menu = document.querySelector("details.menu[open]");
       if (menu) { menu.open = false; menu.firstElementChild.focus(); }
+      else if (event.target.closest("input, select, textarea")) { /* its own key */ }
       else if (route.zoom) router.go(router.link(route, { zoom: false }));
       else if (route.unit !== null) router.go(router.link(route, { unit: null }));
       else if (route.layer !== null) router.go(router.format({ embed: route.embed }));
