@@ -8,7 +8,7 @@ from pathlib import Path
 
 from producer.planning.layers import LayerPlan, accepted_sizes, layers, select
 from producer.planning.options import Options
-from producer.planning.recipe_builder import chosen_size, make_grid, make_recipe
+from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe
 from workers.contract.errors import BadOption
 from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
@@ -34,13 +34,17 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     from workers.networks import weights as loading
 
     weights, checkpoint = loading.choose(options.model, options.weights)
-    recipe = make_recipe(options, loading.preprocess(options.recipe.get("preprocess", "auto"), options.model, weights))
+    choice = options.recipe.get("preprocess", "auto")
+    recipe = make_recipe(options, loading.preprocess(choice, options.model, weights, chosen_method(options)))
     _check_tile(recipe)
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
     widest = max(chosen, key=lambda plan: _tiles(recipe, plan))
     named = parse_filters(options.filters, _tiles(recipe, widest), widest.name)
     frozen = tuple(_layer(recipe, plan, named) for plan in chosen)
+    if weights.layout == "torch" and not options.model.startswith("vgg"):
+        # Part of a job's content: with Keras's names, jobs of earlier versions would have other ids.
+        frozen = tuple(layer.model_copy(update={"aliases": ()}) for layer in frozen)
     grid = make_grid(options)
     _check_grid(grid, frozen)
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")

@@ -45,7 +45,7 @@ def layers(model_name: str, size_px: tuple[int, int]) -> list[LayerPlan]:
         channels = int(model.get_submodule(name).out_channels)  # type: ignore[arg-type]  # a convolution's
         plan = LayerPlan(
             name=name,
-            aliases=(names[name],) if name in names else (),
+            aliases=names.get(name, ()),
             channels=channels,
             output_px=cost.output_px if cost else None,
             step_gflop=cost.step_gflop() if cost else 0.0,

@@ -46,6 +46,11 @@ def chosen_size(options: Options) -> tuple[int, int]:
     return size
 
 
+def chosen_method(options: Options) -> str:
+    """Name of the method; raises BadOption."""
+    return str(_chosen(options).get("method", Recipe.model_fields["method"].default))
+
+
 def make_grid(options: Options) -> Grid:
     """The grid of the options; raises BadOption."""
     if options.grid == "auto":

@@ -20,6 +20,9 @@ from workers.contract.keys import Name, is_name
 from workers.contract.recipe import Frozen, Recipe
 from workers.contract.tiles import Tiles
 
+#: Whose layout a checkpoint has.
+Layout = Literal["torch", "keras"]
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in 64 hex digits, as in :class:`Weights`. Raises OSError if it cannot be read."""
@@ -35,6 +38,8 @@ class Weights(Frozen):
     name: Annotated[str, Field(max_length=255, pattern=r"^[^/\x00-\x1f]+$")]
     #: SHA-256 of the file in hex digits: all 64, or the first ones if torchvision publishes no more
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    #: keras: the file is Keras's, and the network pools as Keras's of that name
+    layout: Annotated[Layout, Field(exclude_if=lambda layout: layout == "torch")] = "torch"
 
 
 class Layer(Frozen):

@@ -27,7 +27,7 @@ class Frozen(BaseModel):
 class Preprocess(Frozen):
     """The network's input for a picture x in 0..255: (x / 255 - mean) / std per colour channel, or x with ``raw``."""
 
-    name: Literal["raw", "imagenet", "model"]
+    name: Literal["raw", "imagenet", "model", "caffe", "tf"]
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
 
@@ -136,9 +136,10 @@ class Recipe(Frozen):
         Preprocess,
         Option(
             panel="Model and layers",
-            choices=("auto", "raw", "imagenet"),
+            choices=("auto", "raw", "imagenet", "caffe", "tf"),
             default="auto",
-            help="Network input: raw 0..255 RGB, ImageNet mean and std, or (auto) as the weights were trained.",
+            help="Network input: raw 0..255 RGB, ImageNet mean and std, caffe (0..255 minus the mean), tf (-1..1), or "
+            "(auto) as the weights were trained.",
         ),
     ]
     height_px: Annotated[Size, _SIZE] = 150

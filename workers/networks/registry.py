@@ -16,13 +16,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision_models
 
 from workers.contract.errors import UnknownModel
+from workers.contract.job import Layout
 from workers.contract.recipe import Preprocess
+from workers.networks import keras_layout
 
 RAW = Preprocess(name="raw")
 #: Mean and standard deviation of ImageNet's training pictures, used by nearly all of torchvision's training recipes.
 IMAGENET = Preprocess(name="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 #: Pixels in -1..1, the input of networks trained with TensorFlow.
 HALVES = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+#: The two preprocessings of Keras's networks: pixels in 0..255 minus the mean of ImageNet's, and pixels in -1..1.
+CAFFE = Preprocess(name="caffe", mean=(123.68 / 255, 116.779 / 255, 103.939 / 255))
+TF = Preprocess(name="tf", mean=HALVES.mean, std=HALVES.std)
 
 #: Extra arguments for torchvision's builders. Every published checkpoint of the two Google networks has an auxiliary
 #: head. Their input transform, from ImageNet's mean and std to -1..1, is off: HALVES gives -1..1 directly.
@@ -65,15 +70,18 @@ def get(name: str) -> Model:
     )
 
 
-def build(name: str, *, seed: int = 0) -> nn.Module:
-    """The network on the CPU with random parameters drawn from ``seed``, frozen and in evaluation mode."""
+def build(name: str, *, seed: int = 0, layout: Layout = "torch") -> nn.Module:
+    """The network on the CPU with random parameters drawn from ``seed``, frozen and in evaluation mode.
+
+    ``layout``: with "keras", it pools as Keras's network of that name.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get(name).build()
-    return model.eval().requires_grad_(False)
+    return _finished(model, layout)
 
 
-def skeleton(name: str) -> nn.Module:
+def skeleton(name: str, *, layout: Layout = "torch") -> nn.Module:
     """The network on the meta device: parameters have shapes but no memory. Takes milliseconds."""
     try:
         with torch.device("meta"):
@@ -84,21 +92,19 @@ def skeleton(name: str) -> nn.Module:
             model = get(name).build().to("meta")
         finally:
             hook.remove()
-    return model.eval().requires_grad_(False)
+    return _finished(model, layout)
 
 
-def aliases(name: str, model: nn.Module) -> dict[str, str]:
-    """Layer -> its name in Keras, block<number>_conv<number>, for the VGG family; {} for others."""
-    if not name.startswith("vgg"):
-        return {}
-    result, block, conv = {}, 1, 1
-    for child, module in model.get_submodule("features").named_children():
-        if isinstance(module, nn.Conv2d):
-            result[f"features.{child}"] = f"block{block}_conv{conv}"
-            conv += 1
-        elif isinstance(module, nn.MaxPool2d):
-            block, conv = block + 1, 1
-    return result
+def aliases(name: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Layer -> its names in Keras; {} for networks that Keras does not have."""
+    return keras_layout.layer_names(name, model)
+
+
+def _finished(model: nn.Module, layout: Layout) -> nn.Module:
+    model.eval().requires_grad_(False)
+    if layout == "keras":
+        keras_layout.pool_as_keras(model)
+    return model
 
 
 def _without_memory(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:

@@ -13,13 +13,16 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
-from workers.contract.job import Weights, file_sha256
+from workers.contract.job import Layout, Weights, file_sha256
 from workers.contract.recipe import Preprocess
-from workers.networks import registry, tracing
+from workers.networks import keras_files, keras_layout, registry, tracing
 from workers.networks.checkpoint import Checkpoint, parameters_of, read
 
 #: Names of counters that the package thop adds to every module.
 _COUNTERS = {"total_ops", "total_params"}
+
+#: The preprocessings that a person may name.
+_NAMED = {entry.name: entry for entry in (registry.RAW, registry.IMAGENET, registry.CAFFE, registry.TF)}
 
 #: Characters that a file's name may contain and the name of a job's weights may not.
 _NOT_IN_NAMES = re.compile(r"[/#\x00-\x1f\x7f]")
@@ -52,19 +55,26 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
             f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join(known)}, none"
         )
     name = _NOT_IN_NAMES.sub("_", path.name)
-    return Weights(source="file", name=f"{name}#{key}" if key else name, sha256=_file_digest(path)), path
+    try:
+        digest = file_sha256(path)
+        layout: Layout = "keras" if keras_files.is_keras(path) else "torch"
+    except OSError as error:
+        raise WeightsUnreadable(f"cannot read weights {str(path)!r}: {error.strerror}") from error
+    return Weights(source="file", name=f"{name}#{key}" if key else name, sha256=digest, layout=layout), path
 
 
-def preprocess(choice: str, model: str, weights: Weights) -> Preprocess:
-    """The preprocessing that ``choice`` names: ``raw``, ``imagenet``, or (``auto``) that of the weights' training.
+def preprocess(choice: str, model: str, weights: Weights, method: str = "") -> Preprocess:
+    """The preprocessing of that name, or (``auto``) that of the weights' training.
 
     The original Caffe weights of VGG16 take raw pixels, as in the notebook. Checkpoint files with these weights are
-    recognised by their hash.
+    recognised by their hash. Keras's networks of the Caffe kind take raw pixels with the notebook's method only.
     """
-    if choice == "raw":
-        return registry.RAW
-    if choice == "imagenet":
-        return registry.IMAGENET
+    if choice in _NAMED:
+        return _NAMED[choice]
+    if weights.layout == "keras":
+        if not keras_layout.reads_bgr(model):
+            return registry.TF
+        return registry.RAW if method == "notebook" else registry.CAFFE
     original = _published_digest(get_model_weights("vgg16")["IMAGENET1K_FEATURES"].url)
     if model == "vgg16" and (weights.source == "none" or (weights.sha256 or "").startswith(original)):
         return registry.RAW
@@ -77,7 +87,7 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     ``checkpoint``: local path of the file, if the weights are one. ``seed``: draws random parameters if the weights
     are "none". Raises WeightsMissing, WeightsUnreadable, WeightsDoNotFit.
     """
-    model = registry.build(model_name, seed=seed)
+    model = registry.build(model_name, seed=seed, layout=weights.layout)
     if weights.source == "none":
         return model
     if weights.source == "package":
@@ -92,7 +102,8 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
             f"the checkpoint {weights.name!r} is not on this machine; submit the job again with --weights PATH"
         )
     else:
-        loaded = read(checkpoint)
+        _fit(model, _selected(model_name, model, weights, checkpoint), weights.name)
+        return model
     _fit(model, _select(model, weights, loaded), weights.name)
     return model
 
@@ -102,13 +113,23 @@ def check(model_name: str, weights: Weights, checkpoint: Path) -> tuple[str, ...
 
     Returns sentences about what was chosen, removed or ignored in the file. Raises WeightsUnreadable, WeightsDoNotFit.
     """
-    model = registry.skeleton(model_name)
-    selected = _select(model, weights, read(checkpoint))
+    model = registry.skeleton(model_name, layout=weights.layout)
+    selected = _selected(model_name, model, weights, checkpoint)
     ignored = _check_fit(model, selected.parameters, weights.name)
     if not ignored:
         return selected.notes
     more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
     return *selected.notes, f"ignored {', '.join(ignored[:3])}{more}, on which no tile depends"
+
+
+def _selected(model_name: str, model: nn.Module, weights: Weights, path: Path) -> Checkpoint:
+    """The parameters of ``model`` in a file."""
+    if weights.layout == "torch":
+        return _select(model, weights, read(path))
+    file, _, key = weights.name.partition("#")
+    if key:
+        raise WeightsDoNotFit(f"weights {file!r} are Keras's, which have one network: leave out {'#' + key!r}")
+    return keras_layout.checkpoint(keras_files.read(path), model_name, model, file=file)
 
 
 def _select(model: nn.Module, weights: Weights, loaded: Any) -> Checkpoint:
@@ -206,10 +227,3 @@ def _packaged_file() -> Path:
 def _published_digest(url_or_name: str) -> str:
     """The first digits of the SHA-256, which torchvision and the package put into a checkpoint's file name."""
     return str(re.findall(r"-([0-9a-f]{8,})\.pth$", url_or_name)[0])
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise WeightsUnreadable(f"cannot read weights {str(path)!r}: {error.strerror}") from error

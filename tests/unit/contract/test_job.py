@@ -21,6 +21,7 @@ CHANGES: dict[str, Any] = {
     "weights.source": "file",
     "weights.name": "mine.pth",
     "weights.sha256": "0123456789abcdef",
+    "weights.layout": "keras",
     "layers.0.name": "features.2",
     "layers.0.aliases": ["block1_conv1"],
     "layers.0.channels": 65,

@@ -137,7 +137,7 @@ def test_vggs_layers_have_keras_names() -> None:
     places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
     blocks = [(1, 2), (2, 2), (3, 3), (4, 3), (5, 3)]
     names = [f"block{block}_conv{place}" for block, count in blocks for place in range(1, count + 1)]
-    assert aliases == {f"features.{place}": name for place, name in zip(places, names, strict=True)}
+    assert aliases == {f"features.{place}": (name,) for place, name in zip(places, names, strict=True)}
 
 
 def test_batch_norms_do_not_shift_keras_names() -> None:
@@ -145,7 +145,27 @@ def test_batch_norms_do_not_shift_keras_names() -> None:
     plain, normed = registry.skeleton("vgg19"), registry.skeleton("vgg19_bn")
     # When / Then
     assert list(registry.aliases("vgg19", plain).values()) == list(registry.aliases("vgg19_bn", normed).values())
-    assert registry.aliases("vgg19_bn", normed)["features.49"] == "block5_conv4"
+    assert registry.aliases("vgg19_bn", normed)["features.49"] == ("block5_conv4",)
+
+
+def test_inceptions_layers_have_keras_numbers_in_the_order_of_creation() -> None:
+    # Given / When
+    aliases = registry.aliases("inception_v3", registry.skeleton("inception_v3"))
+    # Then, of the 94 convolutions of Keras's network, without the auxiliary head
+    assert len(aliases) == 94
+    assert aliases["Conv2d_1a_3x3.conv"] == ("conv2d_1", "activation_1")
+    assert aliases["Mixed_5b.branch1x1.conv"] == ("conv2d_6", "activation_6")
+    assert aliases["Mixed_5b.branch3x3dbl_1.conv"] == ("conv2d_9", "activation_9")
+    assert aliases["Mixed_7c.branch_pool.conv"] == ("conv2d_94", "activation_94")
+
+
+def test_slashes_in_keras_names_become_dots() -> None:
+    # Given / When
+    aliases = registry.aliases("squeezenet1_1", nn.Identity())
+    # Then
+    assert len(aliases) == 26
+    assert aliases["features.3.squeeze"] == ("fire2.squeeze1x1",)
+    assert aliases["features.12.expand3x3"] == ("fire9.expand3x3",)
 
 
 def test_other_networks_have_no_aliases() -> None:
