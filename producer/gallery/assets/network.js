@@ -39,8 +39,8 @@
   function stateText(job) {
     const name = STATES[job.state] || `State ${job.state}`;
     const failed = job.failed ? `, ${whole(job.failed)} failed` : "";
-    if (job.state === "finished") return `${plural(job.done, "tile")} in ${plural(job.layers.length, "layer")}${failed}.`;
-    return `${name}: ${percent(job.done + job.failed, job.tiles)} % of ${plural(job.tiles, "tile")}${failed}.`;
+    const part = job.state === "running" ? ` (${percent(job.done + job.failed, job.tiles)} %)` : "";
+    return `${name}: ${whole(job.done)} of ${plural(job.tiles, "tile")}${part} in ${plural(job.layers.length, "layer")}${failed}.`;
   }
 
   // A layer's row is made once and updated while the job runs.

@@ -31,9 +31,7 @@
         el("nav", { class: "around", "aria-label": "Units before and after" },
           before && el("a", { rel: "prev", href: before }, "← previous"),
           after && el("a", { rel: "next", href: after }, "next →"))),
-      body,
-      alike(context, i),
-      el("div", { class: "tools" }, chooser.node));
+      body, el("div", { class: "tools" }, chooser.node), alike(context, i));
     let drawn = null;
 
     function update(now) {
