@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import rich_click as click
 from rich.console import Console
 
-from producer.cli.job_options import DATA, as_json, local_store, with_data
+from producer.cli.job_options import as_json, local_store, with_data
+from producer.jobs.local_store import DATA
 from workers.contract.errors import STORAGE_ERRORS, ExitCode
 
 if TYPE_CHECKING:

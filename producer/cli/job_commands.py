@@ -8,7 +8,8 @@ from pathlib import Path
 import rich_click as click
 from rich.console import Console
 
-from producer.cli.job_options import DATA, as_json, job_options
+from producer.cli.job_options import as_json, job_options
+from producer.jobs.local_store import DATA
 from producer.planning.options import Options
 
 # Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
-#: Default data folder of ``filterfarm run``.
-DATA = Path("filterfarm-data")
-
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.", panel="Command")
 
 #: Groups of the job's options, in the order of ``--help``.
@@ -39,14 +36,9 @@ with_data = click.option(
 
 def local_store(data: Path | None, settings: "Settings", *jobs: str | None) -> "LocalStore | None":
     """The data folder to read jobs from, or None for the bucket. Raises NoJob if the folder lacks one of ``jobs``."""
-    from producer.jobs.local_store import LocalStore
+    from producer.jobs.local_store import chosen_store
 
-    if data is None and settings.names_farm:
-        return None
-    store = LocalStore(data or DATA)
-    for job in filter(None, jobs):
-        store.require(job)
-    return store
+    return chosen_store(data, settings, *jobs)
 
 
 def job_options(command: Command) -> Command:
@@ -68,7 +60,7 @@ def job_options(command: Command) -> Command:
             help="Rows x columns of a contact sheet, as in 8x8; or auto.",
         ),
         click.option(
-            "--margin", "margin_px", type=int, default=5, show_default=True, panel="Sheet",
+            "--margin", type=int, default=5, show_default=True, panel="Sheet",
             help="Pixels between tiles.",
         ),
         click.option(

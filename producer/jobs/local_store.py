@@ -12,6 +12,7 @@ from pathlib import Path
 from workers.clients.stored_object import SETTLED_NS, OpenObject, StoredObject
 from workers.contract import keys
 from workers.contract.errors import NoJob, StorageDenied
+from workers.contract.settings import Settings
 
 #: Where ``filterfarm run`` keeps the bucket of a data folder.
 BUCKET = "bucket"
@@ -19,20 +20,28 @@ BUCKET = "bucket"
 #: Part of a file that is in memory while it is read piece by piece.
 _CHUNK_BYTES = 1 << 20
 
+#: Default data folder of ``filterfarm run``.
+DATA = Path("filterfarm-data")
+
 
 class LocalStore:
     """Read-only view of the bucket in a data folder, with the reading methods of workers.clients.storage.Store."""
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        #: the data folder
+        self.data = data
         self._bucket = data / BUCKET
+
+    def path(self, key: str) -> Path:
+        """Where the object of that key is, if it exists."""
+        return self._bucket / key
 
     def get(self, key: str, *, max_bytes: int = 1 << 32) -> bytes | None:
         """The first ``max_bytes`` bytes of the object, or None if there is none.
 
         Raises StorageDenied if the file cannot be read.
         """
-        path = self._bucket / key
+        path = self.path(key)
         try:
             with path.open("rb") as file:
                 return file.read(max_bytes)
@@ -95,7 +104,7 @@ class LocalStore:
     def is_running(self) -> bool:
         """True if a ``filterfarm run`` holds the folder's lock."""
         try:
-            with (self._data / "lock").open() as file:
+            with (self.data / "lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -110,4 +119,17 @@ class LocalStore:
         there = sorted(path.parent.name for path in self._bucket.glob("*/job.json"))
         near = difflib.get_close_matches(job_id, there, n=3, cutoff=0.3) or there[:3]
         hint = f"there is {', '.join(near)}" if near else "there is none; for a farm's bucket set FILTERFARM_BUCKET"
-        raise NoJob(f"no job {job_id[:100]!r} in {self._data}; {hint}")
+        raise NoJob(f"no job {job_id[:100]!r} in {self.data}; {hint}")
+
+
+def chosen_store(data: Path | None, settings: Settings, *jobs: str | None) -> LocalStore | None:
+    """The data folder to read jobs from: ``data``, else filterfarm-data if ``settings`` name no farm, else None.
+
+    Raises NoJob if the folder lacks one of ``jobs``.
+    """
+    if data is None and settings.names_farm:
+        return None
+    store = LocalStore(data or DATA)
+    for job in filter(None, jobs):
+        store.require(job)
+    return store

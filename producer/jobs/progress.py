@@ -1,4 +1,5 @@
-"""Progress of a job: on a terminal one bar per layer, the time left and the last failures; otherwise plain lines.
+"""Progress of a job: on a terminal and in a notebook one bar per layer, the time left and the last failures; otherwise
+plain lines.
 
 rich's TimeRemainingColumn is not used: it averages the updates of a fixed period, so it shows nothing while one batch
 takes longer than that, and plain lines need the time left as text anyway.
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import redis
+from rich.align import Align
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -37,6 +39,8 @@ def watch(look: Callable[[], JobStatus], console: Console, *, every_s: float = 1
     While the object store or Redis cannot be reached, that is shown, and the error is raised after _PATIENCE_S.
     """
     patient = _Patience(look, console)
+    if console.is_jupyter:
+        return _cell(patient, every_s)
     return _live(patient, console, every_s) if can_redraw(console) else _lines(patient, console, every_s)
 
 
@@ -87,20 +91,32 @@ def _lines(look: Callable[[], JobStatus], console: Console, every_s: float) -> J
 
 
 def _live(look: Callable[[], JobStatus], console: Console, every_s: float) -> JobStatus:
-    rate, began_s = Rate(), time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            status = look()
-            now_s = time.monotonic()
-            left_s = rate.left_s(status.stored + status.failed, status.planned, now_s)
-            live.update(
-                _render(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status), refresh=True
-            )
-            if status.state != "running":
-                break
-            time.sleep(every_s)
+        status = _redraw(look, lambda shown: live.update(shown, refresh=True), every_s)
     console.print(summary(status, None), highlight=False, soft_wrap=True)
     return status
+
+
+def _cell(look: Callable[[], JobStatus], every_s: float) -> JobStatus:
+    """In a notebook's cell. rich's Live needs ipywidgets there; a display of IPython that is replaced does not."""
+    from IPython.display import display
+
+    handle = display(Text(), display_id=True)  # type: ignore[no-untyped-call]
+    status = _redraw(look, lambda shown: handle.update(Align.left(shown)), every_s)
+    handle.update(Text(summary(status, None)))
+    return status
+
+
+def _redraw(look: Callable[[], JobStatus], show: Callable[[Group], None], every_s: float) -> JobStatus:
+    rate, began_s = Rate(), time.monotonic()
+    while True:
+        status = look()
+        now_s = time.monotonic()
+        left_s = rate.left_s(status.stored + status.failed, status.planned, now_s)
+        show(_render(f"{summary(status, left_s)} ({_duration(now_s - began_s)} so far)", status))
+        if status.state != "running":
+            return status
+        time.sleep(every_s)
 
 
 def summary(status: JobStatus, left_s: float | None) -> str:

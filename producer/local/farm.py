@@ -26,6 +26,7 @@ from typing import IO
 import redis
 
 from producer.jobs.local_store import BUCKET
+from producer.local.credentials import new_credentials
 from producer.local.programs import rclone_program, valkey_program
 from workers.clients.broker import connect
 from workers.clients.identity import identify
@@ -55,14 +56,12 @@ appendonly no
 save ""
 """
 
-#: Prefixes of variables that belong to other programs of the user. The processes of this farm need none of them.
-_FOREIGN = ("AWS_", "CELERY_", "RCLONE_")
-
 
 class Farm:
     """Context manager: servers, worker and collector of one data folder, which it locks.
 
-    Entering raises ServerFailed if the folder is in use or a process does not start.
+    While it is entered, this process's environment holds the credentials of its object store: one farm at a time.
+    Entering raises ServerFailed if the folder or the environment is in use, or a process does not start.
     """
 
     def __init__(self, data: Path, settings: Settings) -> None:
@@ -173,15 +172,7 @@ class Farm:
             bucket_url=f"s3://{BUCKET}",
             endpoint_url=f"http://127.0.0.1:{_free_port()}",
         )
-        for variable in [variable for variable in os.environ if variable.startswith(_FOREIGN)]:
-            del os.environ[variable]
-        # In the environment: boto3 in this process reads them from there as well.
-        os.environ.update(
-            AWS_ACCESS_KEY_ID=secrets.token_hex(8),
-            AWS_SECRET_ACCESS_KEY=secrets.token_urlsafe(24),
-            AWS_CONFIG_FILE=os.devnull,
-            AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-        )
+        self._stack.enter_context(new_credentials())
 
     def _start_queue(self) -> None:
         # The configuration comes from standard input: command lines are visible to other users, and Valkey takes a

@@ -54,12 +54,12 @@ def chosen_method(options: Options) -> str:
 def make_grid(options: Options) -> Grid:
     """The grid of the options; raises BadOption."""
     if options.grid == "auto":
-        return _validated(Grid, margin_px=options.margin_px, labels=options.labels)
+        return _validated(Grid, margin_px=options.margin, labels=options.labels)
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", options.grid)
     if match is None:
         raise BadOption(f"cannot read --grid {options.grid[:40]!r}; write rows x columns as in 8x8, or auto")
     rows, columns = int(match[1]), int(match[2])
-    return _validated(Grid, rows=rows, columns=columns, margin_px=options.margin_px, labels=options.labels)
+    return _validated(Grid, rows=rows, columns=columns, margin_px=options.margin, labels=options.labels)
 
 
 def _chosen(options: Options) -> dict[str, Any]:

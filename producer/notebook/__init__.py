@@ -1,0 +1,1 @@
+"""Jobs from Python, for notebooks: ``from producer import Job, run, submit``."""
