@@ -2,13 +2,13 @@
 
 It is level-triggered. Each pass reads the whole state (job.json, ledger, bucket), so the collector may be killed,
 started twice or started late. It sends messages as queues empty, re-enqueues tiles whose message was lost, assembles
-complete layers, finishes complete jobs, and restores jobs from the bucket after Redis was emptied.
+complete layers, previews others in the gallery, finishes complete jobs, and restores jobs from the bucket after Redis
+was emptied.
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +17,17 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import LockError
 
-from producer.collector.assembly import write_gallery
-from producer.collector.job_layers import JobLayers
+from producer.collector.jobs_index import JobsIndex
 from producer.collector.lost_messages import LostMessages
+from producer.collector.previews import Previews
+from producer.collector.watched_job import WatchedJob
 from producer.jobs.feeding import feed, send
-from producer.jobs.inventory import inventory, load_job, read_state, reasons_by_tile, write_status
+from producer.jobs.inventory import inventory, read_state, reasons_by_tile, write_status
 from workers.clients.ledger import Ledger
 from workers.clients.presence import COLLECTOR, Presence
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import STORAGE_ERRORS, CorruptJob, FilterfarmError, NoJob, one_line
-from workers.contract.job import Job
 from workers.contract.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,16 +51,6 @@ LOCK_S = 30.0
 _RENEW_S = 5.0
 
 
-@dataclass(kw_only=True)
-class _Watched:
-    """A job's state between two passes. It is a cache: losing it costs a few requests."""
-
-    job: Job
-    #: id of the submission; a later submission may have deleted records
-    submission: str
-    layers: JobLayers
-
-
 class Collector:
     """One collector. ``run`` loops; ``run_pass`` examines every job once."""
 
@@ -70,7 +60,9 @@ class Collector:
         self._lock = ledger.client.lock(ledger.names.collector, timeout=LOCK_S)
         self._renew_at = 0.0
         self._lost = LostMessages(ledger)
-        self._watched: dict[str, _Watched] = {}
+        self._previews = Previews(store, self._renew_lock)
+        self._index = JobsIndex(store)
+        self._watched: dict[str, WatchedJob] = {}
         self._ended_jobs: set[str] = set()
         self._presence = Presence(ledger.client, ledger.names)
         self._storage_failed = False
@@ -128,7 +120,7 @@ class Collector:
         ids = self._ledger.jobs()
         self._ended_jobs -= ids
         for job_id in set(self._watched) - ids:
-            del self._watched[job_id]
+            self._drop(self._watched.pop(job_id))
         missing = {}
         for job_id in sorted(ids):
             self._renew_lock()
@@ -148,6 +140,9 @@ class Collector:
             log.warning("requeued job=%s tiles=%d reason=messages lost", job_id, len(numbers))
             send(self._watched[job_id].job, sorted(numbers), self._ledger, self._app)
             self._ledger.record_requeued(job_id, numbers)
+        for (job_id, layer), facts in self._previews.look().items():
+            self._watched[job_id].layers.facts[layer] = facts
+        self._index.write()
 
     def _restore_forgotten(self) -> None:
         """Register unfinished jobs of the bucket that Redis does not know."""
@@ -157,24 +152,30 @@ class Collector:
         self._scanned_at = now
         self._ledger.client.hset(keys.FARMS, self._ledger.names.farm, self._place)  # an emptied Redis has lost it
         known = self._ledger.jobs() | self._ended_jobs
-        for job_id in self._store.folders():
+        folders = set(self._store.folders())
+        self._index.retain(folders)
+        for job_id in sorted(folders):
             if job_id in known or not keys.is_name(job_id) or not self._store.exists(keys.job(job_id)):
                 continue
-            if self._ledger.is_cancelled(job_id):  # status.json is written after Redis
-                continue
-            if read_state(self._store, job_id) == "running":
+            # status.json is written after Redis
+            is_cancelled = self._ledger.is_cancelled(job_id)
+            state = "cancelled" if is_cancelled else read_state(self._store, job_id)
+            if state == "running":
                 log.info("restored job=%s", job_id)
                 self._ledger.register(job_id)
-            else:
+                continue
+            self._index.note_ended(job_id, state)
+            if not is_cancelled:
                 self._ended_jobs.add(job_id)
 
-    def _watch(self, job_id: str) -> _Watched | None:
+    def _watch(self, job_id: str) -> WatchedJob | None:
         """The job's cached state, loaded if needed; None if the job is unreadable."""
         submission = self._ledger.submission(job_id)
         if job_id not in self._watched or self._watched[job_id].submission != submission:
             try:
-                job = load_job(job_id, self._store)
-                self._watched[job_id] = _Watched(job=job, submission=submission, layers=JobLayers(job))
+                watched = self._watched[job_id] = WatchedJob.load(job_id, submission, self._store)
+                self._previews.forget(job_id)
+                self._index.put(watched.gallery.document)
             except (CorruptJob, NoJob) as error:
                 log.error("ignoring unreadable job=%s reason=%s", job_id[:128], error)
                 self._ledger.unregister(job_id)
@@ -187,26 +188,40 @@ class Collector:
             self._ledger.sync(watched.job, stored, failed, before)
         return watched
 
-    def _advance(self, watched: _Watched) -> "NDArray[np.bool_]":
+    def _drop(self, watched: WatchedJob) -> None:
+        """Forget a job that is not open any more, because it was cancelled."""
+        job_id = watched.job.id
+        self._previews.forget(job_id)
+        state = "cancelled" if self._ledger.is_cancelled(job_id) else read_state(self._store, job_id)
+        if state != "running":
+            self._index.note_ended(job_id, state)
+
+    def _advance(self, watched: WatchedJob) -> "NDArray[np.bool_]":
         """Assemble complete layers, and finish the job if all are; returns whether each tile has ended."""
         job = watched.job
         failed = self._ledger.failed(job.id)
-        ended = self._ledger.done(job.id, len(job.tiles))
+        done = self._ledger.done(job.id, len(job.tiles))
+        ended = done.copy()
         ended[list(failed)] = True
         again = watched.layers.assemble_complete(ended, failed, self._store, self._renew_lock)
         if again:
             self._ledger.reopen(job.id, again)
             send(job, sorted(again), self._ledger, self._app)
-            ended[list(again)] = False
-        if watched.layers.are_complete:
-            unreadable = write_gallery(job, self._store, watched.layers.given_up)
-            watched.layers.forget(unreadable)  # the next pass assembles them again
-            if not unreadable:
-                self._finish(watched, failed)
+            ended[list(again)] = done[list(again)] = False
+        is_complete = watched.layers.are_complete
+        state = "finished" if is_complete else "running"
+        if watched.gallery.update(watched.layers.facts, done, failed, state=state):
+            self._index.put(watched.gallery.document)
+        if is_complete:
+            self._finish(watched, failed)
+        else:
+            self._previews.note(job, ended, failed)
         return ended
 
-    def _finish(self, watched: _Watched, failed: dict[int, str]) -> None:
+    def _finish(self, watched: WatchedJob, failed: dict[int, str]) -> None:
         job, reasons = watched.job, reasons_by_tile(watched.job, failed)
+        self._previews.forget(job.id)
+        self._index.write(now=True)  # before the state: "filterfarm run" ends its collector once the job has ended
         write_status(self._store, job.id, "finished", reasons=reasons, problems=watched.layers.given_up)
         self._ledger.unregister(job.id)
         del self._watched[job.id]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from producer.collector.assembly import assemble
+from producer.gallery.documents import LayerFacts, facts_of
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import FilterfarmError, one_line
@@ -25,8 +26,10 @@ MOST_ASSEMBLIES = 3
 class JobLayers:
     """A cache: losing it costs a few requests."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, facts: dict[str, LayerFacts]) -> None:
         self._job = job
+        #: layer -> what the gallery says of it; none of a layer without gallery objects
+        self.facts = facts
         self._done: set[str] = set()
         #: layer -> why its sheet could not be made, each time
         self._problems: dict[str, list[str]] = {}
@@ -40,10 +43,6 @@ class JobLayers:
     def given_up(self) -> dict[str, str]:
         """Layer -> why it gets no sheet."""
         return {name: found[-1] for name, found in self._problems.items() if len(found) >= MOST_ASSEMBLIES}
-
-    def forget(self, layers: set[str]) -> None:
-        """Look at these layers again."""
-        self._done -= layers
 
     def assemble_complete(
         self,
@@ -62,7 +61,7 @@ class JobLayers:
             numbers = self._job.tiles.of_layer(layer)
             if layer.name in self._done or not ended[numbers.start : numbers.stop].all():
                 continue
-            if layer.name not in self.given_up and not self._has_sheet(layer, store):
+            if layer.name not in self.given_up and not self._is_assembled(layer, store):
                 broken = self._assemble(layer, failed, store, renew_lock)
                 again |= {self._job.tiles.number(layer.name, filter_) for filter_ in broken}
                 if layer.name in self._problems and layer.name not in self.given_up:
@@ -70,28 +69,35 @@ class JobLayers:
             self._done.add(layer.name)
         return again
 
-    def _has_sheet(self, layer: Layer, store: Store) -> bool:
+    def _is_assembled(self, layer: Layer, store: Store) -> bool:
+        """True if all that ``assemble`` writes is there. Records alone may be those of a layer that is not complete."""
         job_id = self._job.id
-        return store.exists(keys.records(job_id, layer.name)) and store.exists(keys.grid(job_id, layer.name))
+        if not (store.exists(keys.grid(job_id, layer.name)) and store.exists(keys.atlas(job_id, layer.name))):
+            return False
+        facts = facts_of(store.get(keys.records(job_id, layer.name)), layer)
+        if facts is not None:
+            self.facts[layer.name] = facts
+        return facts is not None
 
     def _assemble(self, layer: Layer, failed: dict[int, str], store: Store, renew_lock: Callable[[], None]) -> set[int]:
         """Write one sheet; returns the filters whose tiles are unreadable."""
         problems = self._problems.setdefault(layer.name, [])
         try:
-            broken = assemble(self._job, layer, failed, store, renew_lock)
+            made = assemble(self._job, layer, failed, store, renew_lock)
         except (FilterfarmError, redis.RedisError):
             raise
         except Exception as error:  # such as a disk that has no room for it
             problems.append(f"{type(error).__name__}: {one_line(error, 200)}")
             log.error("cannot assemble job=%s layer=%s reason=%s", self._job.id, layer.name, problems[-1])
             return set()
-        if not broken:
+        if isinstance(made, LayerFacts):
+            self.facts[layer.name] = made
             del self._problems[layer.name]
             log.info("assembled job=%s layer=%s filters=%d", self._job.id, layer.name, len(layer.selected))
             return set()
-        problems.append(f"{len(broken)} tiles are missing or unreadable, such as {min(broken)}")
+        problems.append(f"{len(made)} tiles are missing or unreadable, such as {min(made)}")
         if layer.name in self.given_up:
             log.error("given up job=%s layer=%s reason=%s", self._job.id, layer.name, problems[-1])
             return set()
-        log.warning("reopened job=%s layer=%s tiles=%d", self._job.id, layer.name, len(broken))
-        return broken
+        log.warning("reopened job=%s layer=%s tiles=%d", self._job.id, layer.name, len(made))
+        return made

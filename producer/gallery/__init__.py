@@ -1,1 +1,1 @@
-"""The gallery of a bucket's jobs: its server."""
+"""The gallery: thumbnails, atlases, descriptors, JSON documents, the static pages that show them, and their server."""

@@ -51,7 +51,8 @@ def submit(job: Job, checkpoint: Path | None, *, store: Store, ledger: Ledger, a
     for number in failed:
         layer, filter_ = job.tiles[number]
         store.delete(keys.failed(job.id, layer, filter_))
-        # The layer's sheet shows a gap there, and is assembled again once its records are gone.
+        # The layer's sheet shows a gap there, and is assembled again once sheet and records are gone.
+        store.delete(keys.grid(job.id, layer))
         store.delete(keys.records(job.id, layer))
     is_open = job.id in ledger.jobs()
     ledger.begin_submission(job.id)

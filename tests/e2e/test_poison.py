@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from producer.gallery import site
 from tests.e2e.fleet import Fleet, descendants, wait_for
 from tests.e2e.whole import check_everything, has_ended, stored
 from tests.injection import into_renderer
@@ -118,9 +119,10 @@ def test_hostile_objects_in_the_bucket_are_refused_and_change_nothing(farm: Flee
 
     # And no object was written but those of the good job
     after = farm.objects()
-    assert {key for key in after if key not in before} == {
-        keys.grid(good, LAYER), keys.records(good, LAYER), keys.index(good)
-    }  # fmt: skip
+    new = {key for key in after if key not in before}
+    root = {keys.JOBS_PAGE, keys.JOBS, keys.JOBS_SCRIPT, *(keys.asset("", name) for name in site.assets())}
+    assert {keys.grid(good, LAYER), keys.records(good, LAYER), keys.index(good), *root} <= new
+    assert all(key.startswith(f"{good}/") for key in new - root)
     changed = {key for key in before if after.get(key) != before[key]}
     assert changed == {keys.tile(good, LAYER, 2), keys.status(good)}
     assert not [line for line in farm.log(worker).splitlines() if "evil" in line]

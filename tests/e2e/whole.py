@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
+from producer.gallery import site
 from tests.e2e.fleet import Fleet
 from workers.contract import keys
 from workers.contract.job import Job
@@ -33,11 +34,17 @@ def check_everything(farm: Fleet, job_id: str, *, failed: Iterable[tuple[str, in
     job = Job.model_validate_json(objects[keys.job(job_id)])
     assert job.id == job_id
     expected = {keys.job(job_id), keys.index(job_id), keys.status(job_id)}
+    expected |= {keys.gallery(job_id), keys.gallery_script(job_id)}
+    expected |= {keys.asset(folder, name) for folder in (job_id, "") for name in site.assets()}
+    expected |= {keys.JOBS_PAGE, keys.JOBS, keys.JOBS_SCRIPT}
     if job.weights.source == "file":
         expected.add(keys.weights(job_id, str(job.weights.sha256)))
     expected |= {keys.failed(job_id, layer, filter_) for layer, filter_ in failed}
     for layer in job.layers:
         expected |= {keys.grid(job_id, layer.name), keys.records(job_id, layer.name)}
+        expected |= {keys.layer_script(job_id, layer.name), keys.atlas(job_id, layer.name)}
+        if any((layer.name, filter_) not in failed for filter_ in layer.selected):
+            expected.add(keys.strip(job_id, layer.name))
         expected |= {
             keys.tile(job_id, layer.name, filter_) for filter_ in layer.selected if (layer.name, filter_) not in failed
         }

@@ -7,10 +7,20 @@ Objects below the bucket's prefix. Everything can be rebuilt from them:
     <job>/tiles/<layer>/<filter>.png    one tile
     <job>/frames/<layer>/<filter>.webp  its animation, if the recipe has frames
     <job>/failed/<layer>/<filter>.json  reason of a failure, after the last attempt
-    <job>/layers/<layer>.json           one record per filter
-    <job>/grids/<layer>.png             the contact sheet of the layer
-    <job>/index.html                    the gallery
+    <job>/layers/<layer>.json           one record per filter, of those that have ended
+    <job>/layers/<layer>.js             the same as columns, as a script that the gallery loads
+    <job>/atlas/<layer>.webp            thumbnails of all tiles of the layer
+    <job>/strips/<layer>.webp           thumbnails of at most eight of them
+    <job>/grids/<layer>.png             the contact sheet of the layer; once it is there, the layer is assembled
+    <job>/index.html                    the gallery's page
+    <job>/assets/<asset>                its style sheet and scripts
+    <job>/gallery.json                  the job's progress and layers
+    <job>/gallery.js                    the same as a script
     <job>/status.json                   state: running, finished, cancelled or stopped
+    index.html                          the page that lists all jobs
+    assets/<asset>                      its style sheet and scripts
+    index.json                          all jobs
+    index.js                            the same as a script
     farm.json                           the id of the farm, which its Redis keys carry
 
 Redis. A loss costs time and no tile. Several farms may share a Redis:
@@ -45,6 +55,9 @@ from pydantic import StringConstraints
 #: Redis key of the hash of farms, and object key of a farm's id.
 FARMS = "filterfarm:farms"
 FARM_OBJECT = "farm.json"
+
+#: Object keys of the page of all jobs and of its data.
+JOBS_PAGE, JOBS, JOBS_SCRIPT = "index.html", "index.json", "index.js"
 
 #: A name is a segment of a key, and a file name if the bucket is a folder: no slash, no leading dot, and short enough
 #: for every file system with ".json" added.
@@ -88,14 +101,44 @@ def records(job_id: str, layer: str) -> str:
     return f"{job_id}/layers/{layer}.json"
 
 
+def layer_script(job_id: str, layer: str) -> str:
+    """Key of a layer's records as a script."""
+    return f"{job_id}/layers/{layer}.js"
+
+
+def atlas(job_id: str, layer: str) -> str:
+    """Key of the thumbnails of a layer."""
+    return f"{job_id}/atlas/{layer}.webp"
+
+
+def strip(job_id: str, layer: str) -> str:
+    """Key of the thumbnails of a few tiles of a layer."""
+    return f"{job_id}/strips/{layer}.webp"
+
+
 def grid(job_id: str, layer: str) -> str:
     """Key of a layer's contact sheet."""
     return f"{job_id}/grids/{layer}.png"
 
 
 def index(job_id: str) -> str:
-    """Key of the job's gallery."""
+    """Key of the gallery's page of the job."""
     return f"{job_id}/index.html"
+
+
+def asset(job_id: str, name: str) -> str:
+    """Key of a file that the page loads; without a job, of one that the page of all jobs loads."""
+    return f"{job_id}/assets/{name}" if job_id else f"assets/{name}"
+
+
+def gallery(job_id: str) -> str:
+    """Key of the job's progress and layers."""
+    return f"{job_id}/gallery.json"
+
+
+def gallery_script(job_id: str) -> str:
+    """Key of the same as a script."""
+    return f"{job_id}/gallery.js"
 
 
 def status(job_id: str) -> str:

@@ -20,6 +20,7 @@ from producer.collector import collector as module
 from producer.collector import lost_messages
 from producer.collector.collector import Collector
 from producer.collector.contact_sheet import CELL_GREY, sheet
+from producer.gallery import site
 from producer.jobs import feeding
 from producer.jobs.inventory import read_problems, read_state, write_status
 from producer.jobs.submit import submit
@@ -131,9 +132,12 @@ def test_a_layer_is_assembled_when_all_of_its_tiles_are_stored_and_not_before(
     drive(collector, caplog, 2)
     # Then the complete layer has its sheet and records, and the other has not
     assert store.exists(keys.grid(JOB.id, "features.0"))
-    assert store.exists(keys.records(JOB.id, "features.0"))
+    assert document(store, keys.records(JOB.id, "features.0"))["complete"] is True
     assert not store.exists(keys.grid(JOB.id, "features.2"))
-    assert not store.exists(keys.records(JOB.id, "features.2"))
+    # And what it has is shown, and said to be a part
+    partial = document(store, keys.records(JOB.id, "features.2"))
+    assert (partial["complete"], partial["planned"], partial["sheet_tile_px"]) == (False, 4, None)
+    assert [record["filter"] for record in partial["filters"]] == [0, 1, 3]
     # And the job is not finished
     assert read_state(store, JOB.id) == "running"
     assert ledger.jobs() == {JOB.id}
@@ -161,7 +165,13 @@ def test_a_complete_job_is_finished_with_sheets_records_and_gallery(
         assert [record["filter"] for record in records["filters"]] == [0, 1, 2, 3]
         assert {record["status"] for record in records["filters"]} == {"live"}
     # And the gallery is stored, and the job has ended
-    assert b"tiles/features.2/3.png" in (store.get(keys.index(JOB.id)) or b"")
+    gallery = document(store, keys.gallery(JOB.id))
+    assert (gallery["state"], gallery["tiles"], gallery["done"], gallery["failed"]) == ("finished", 8, 8, 0)
+    assert [(layer["name"], layer["done"], layer["sheet"]) for layer in gallery["layers"]] == [
+        ("features.0", 4, True),
+        ("features.2", 4, True),
+    ]
+    assert site.is_ours(store.get(keys.index(JOB.id)) or b"")
     assert document(store, keys.status(JOB.id))["state"] == "finished"
     assert ledger.jobs() == set()
 
@@ -198,7 +208,7 @@ def test_a_dead_filter_has_a_dark_cell_on_the_sheet_and_is_marked_in_records_and
     # Then its record says so, the gallery too, and its cell alone is dark on the sheet
     records = document(store, keys.records(job.id, "features.0"))["filters"]
     assert [record["status"] for record in records] == ["live", "live", "dead", "live"]
-    assert b'class="dead"' in (store.get(keys.index(job.id)) or b"")
+    assert document(store, keys.gallery(job.id))["layers"][0]["dead"] == 1
     with Image.open(io.BytesIO(store.get(keys.grid(job.id, "features.0")) or b"")) as image:
         assert image.getpixel((0, 13)) == (CELL_GREY,) * 3
         assert [image.getpixel(place) for place in ((0, 0), (13, 0), (13, 13))] == [(n, 0, 200) for n in (1, 2, 4)]
@@ -258,7 +268,8 @@ def test_an_invalid_tile_is_reopened_and_only_what_is_no_picture_is_deleted(
     drive(collector, caplog)
     # Then its layer is not assembled
     assert not store.exists(keys.grid(job.id, "features.0"))
-    assert not store.exists(keys.records(job.id, "features.0"))
+    partial = document(store, keys.records(job.id, "features.0"))
+    assert (partial["complete"], [record["filter"] for record in partial["filters"]]) == (False, [0, 2, 3])
     assert read_state(store, job.id) == "running"
     # And it is open again, and deleted unless it is a picture, which a later version may have written
     assert store.exists(key) == (kind in {"large", "foreign-job", "foreign-filter", "no-text", "grey"})
@@ -553,7 +564,7 @@ def test_a_job_with_failed_filters_finishes_with_a_gap_and_the_reasons(
     with Image.open(io.BytesIO(store.get(keys.grid(JOB.id, "features.2")) or b"")) as image:
         assert image.getpixel((13 + 4, 0)) == (CELL_GREY,) * 3
         assert image.getpixel((0, 0)) == (1, 0, 200)
-    assert b'class="failed"' in (store.get(keys.index(JOB.id)) or b"")
+    assert [layer["failed"] for layer in document(store, keys.gallery(JOB.id))["layers"]] == [0, 1]
 
 
 def test_a_job_submitted_again_right_after_it_ended_waits_for_its_failed_filter(
@@ -579,7 +590,7 @@ def test_a_job_submitted_again_right_after_it_ended_waits_for_its_failed_filter(
     assert document(store, keys.status(job.id))["failed"] == {}
     records = document(store, keys.records(job.id, "features.0"))["filters"]
     assert [record["status"] for record in records] == ["live"] * 4
-    assert b'class="failed"' not in (store.get(keys.index(job.id)) or b"")
+    assert document(store, keys.gallery(job.id))["failed"] == 0
 
 
 def test_a_failed_filter_that_succeeds_while_the_job_runs_leaves_no_gap(

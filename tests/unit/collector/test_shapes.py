@@ -1,4 +1,4 @@
-"""Tiles that are not square: in PNG files, on sheets, and on the gallery's page."""
+"""Tiles that are not square: in PNG files, and on sheets."""
 
 import io
 
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producer.collector.contact_sheet import CELL_GREY, sheet
-from producer.collector.gallery import page
 from tests.jobs import sample_job, sample_tile
 from workers.contract.errors import CorruptTile
 from workers.contract.job import Grid
@@ -86,27 +85,6 @@ def test_the_largest_accepted_png_depends_on_the_number_of_pixels() -> None:
     assert max_bytes((10, 30)) == max_bytes((30, 10)) == max_bytes((1, 300))
     assert max_bytes((1000, 3000)) >= 1000 * 3000 * 3
     assert max_bytes((1000, 3000)) < 2 * 1000 * 3000 * 3
-
-
-@pytest.mark.parametrize(
-    ("height_px", "width_px", "diversity", "shown_px", "aspect"),
-    [
-        (100, 100, 1, 100, "100 / 100"),
-        (60, 140, 1, 140, "140 / 60"),
-        (224, 224, 1, 150, "224 / 224"),
-        (400, 200, 1, 150, "200 / 400"),
-        (100, 100, 3, 304, "304 / 100"),
-        (200, 240, 4, 600, "966 / 200"),
-    ],
-)
-def test_the_page_shows_tiles_in_their_own_shape(
-    height_px: int, width_px: int, diversity: int, shown_px: int, aspect: str
-) -> None:
-    # Given / When
-    text = page(sample_job(height_px=height_px, width_px=width_px, diversity=diversity), {}, {}).decode()
-    # Then
-    assert f"width: {shown_px}px" in text
-    assert f"aspect-ratio: {aspect};" in text
 
 
 @pytest.mark.parametrize("size_px", SIZES)

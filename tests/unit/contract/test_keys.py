@@ -9,6 +9,7 @@ import pytest
 from workers.contract import keys
 
 JOB, LAYER, FILTER, SHA = "vgg16-notebook-3f9a1c2e", "features.24", 17, "0123456789abcdef"
+ASSET = "app.css"
 
 #: Where Redis keys are made.
 SOURCES = [*Path(keys.__file__).parents[1].rglob("*.py"), *(Path(keys.__file__).parents[2] / "producer").rglob("*.py")]
@@ -46,7 +47,13 @@ def listed(section: str) -> set[str]:
 
 def as_pattern(key: str) -> str:
     """A key with its names put back to what the docstring calls them."""
-    for value, word in ((JOB, "<job>"), (LAYER, "<layer>"), (str(FILTER), "<filter>"), (SHA, "<sha256>")):
+    for value, word in (
+        (JOB, "<job>"),
+        (LAYER, "<layer>"),
+        (str(FILTER), "<filter>"),
+        (SHA, "<sha256>"),
+        (ASSET, "<asset>"),
+    ):
         key = re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", word, key)
     return key
 
@@ -58,12 +65,21 @@ def test_every_object_key_is_one_of_the_list_and_every_listed_one_is_made() -> N
         keys.weights(JOB, SHA),
         keys.tile(JOB, LAYER, FILTER),
         keys.frames(JOB, LAYER, FILTER),
-        keys.frames(JOB, LAYER, FILTER),
         keys.failed(JOB, LAYER, FILTER),
         keys.records(JOB, LAYER),
         keys.grid(JOB, LAYER),
+        keys.layer_script(JOB, LAYER),
+        keys.atlas(JOB, LAYER),
+        keys.strip(JOB, LAYER),
         keys.index(JOB),
+        keys.asset(JOB, ASSET),
+        keys.asset("", ASSET),
+        keys.gallery(JOB),
+        keys.gallery_script(JOB),
         keys.status(JOB),
+        keys.JOBS_PAGE,
+        keys.JOBS,
+        keys.JOBS_SCRIPT,
         keys.FARM_OBJECT,
     }
     # When the names in them are put back
@@ -139,7 +155,9 @@ def test_no_key_is_the_folder_of_another() -> None:
     # Given every key of one job
     made = [
         keys.job(JOB), keys.weights(JOB, SHA), keys.tile(JOB, LAYER, 1), keys.failed(JOB, LAYER, 1),
-        keys.records(JOB, LAYER), keys.grid(JOB, LAYER), keys.index(JOB), keys.status(JOB),
+        keys.records(JOB, LAYER), keys.layer_script(JOB, LAYER), keys.atlas(JOB, LAYER), keys.strip(JOB, LAYER),
+        keys.grid(JOB, LAYER), keys.index(JOB), keys.asset(JOB, ASSET), keys.gallery(JOB), keys.gallery_script(JOB),
+        keys.status(JOB),
     ]  # fmt: skip
     # When each is taken as a folder
     # Then nothing lies in it: a plain folder could not hold both
