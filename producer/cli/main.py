@@ -26,6 +26,22 @@ On a fleet, with FILTERFARM_BROKER_URL, FILTERFARM_BUCKET and the AWS variables 
 """
 
 
+#: Groups of commands, in the order of ``--help``.
+_PANELS = {
+    "Jobs": (
+        job_commands.run,
+        job_commands.submit,
+        job_commands.plan,
+        job_commands.layers,
+        farm_commands.status,
+        farm_commands.watch,
+        farm_commands.cancel,
+    ),
+    "Pictures": (picture_commands.gallery, picture_commands.fetch, picture_commands.quality),
+    "Machines": (farm_commands.worker, farm_commands.collector, farm_commands.doctor),
+}
+
+
 class _Group(click.RichGroup):
     """Prints its epilog verbatim; rich-click would reflow the examples."""
 
@@ -42,22 +58,10 @@ def cli() -> None:
     """Render what every filter of every layer of a convolutional network looks for, on a laptop or a fleet."""
 
 
-for _command in (
-    job_commands.run,
-    job_commands.layers,
-    job_commands.plan,
-    job_commands.submit,
-    farm_commands.worker,
-    farm_commands.collector,
-    farm_commands.status,
-    farm_commands.watch,
-    picture_commands.gallery,
-    picture_commands.fetch,
-    picture_commands.quality,
-    farm_commands.cancel,
-    farm_commands.doctor,
-):
-    cli.add_command(_command)
+for _panel, _commands in _PANELS.items():
+    cli = click.command_panel(_panel, commands=[str(command.name) for command in _commands])(cli)
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> int:

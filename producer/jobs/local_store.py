@@ -44,7 +44,8 @@ class LocalStore:
         path = self.path(key)
         try:
             with path.open("rb") as file:
-                return file.read(max_bytes)
+                # Python reserves as many bytes as it is asked for.
+                return file.read(min(max_bytes, os.fstat(file.fileno()).st_size))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

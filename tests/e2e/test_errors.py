@@ -162,7 +162,15 @@ def test_a_command_reports_which_part_of_the_farm_is_unreachable(shared_farm: Fl
 
 @pytest.mark.parametrize(
     "command",
-    [["submit", *JOB], ["worker"], ["collector"], ["watch", "a-job"], ["cancel", "a-job"], ["fetch", "a", "b"]],
+    [
+        ["submit", *JOB],
+        ["worker"],
+        ["collector"],
+        ["watch", "a-job"],
+        ["cancel", "a-job"],
+        ["fetch", "a", "b"],
+        ["gallery"],
+    ],
 )
 def test_every_command_of_a_fleet_checks_it_first(shared_farm: Fleet, command: list[str]) -> None:
     # When the bucket does not exist
@@ -173,7 +181,7 @@ def test_every_command_of_a_fleet_checks_it_first(shared_farm: Fleet, command: l
     assert "no-such-bucket" in _one_line(done.stderr, done.stdout)
 
 
-@pytest.mark.parametrize("command", [["status"], ["watch"], ["cancel"], ["fetch"]])
+@pytest.mark.parametrize("command", [["status"], ["watch"], ["cancel"], ["fetch"], ["gallery"]])
 def test_a_job_that_does_not_exist_is_refused(shared_farm: Fleet, tmp_path: Path, command: list[str]) -> None:
     for name in ("vgg16-notebook-00000000", "../escape", "x" * 10_000):
         # When it is asked for

@@ -63,7 +63,12 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     # When it gets Ctrl-C
     process.send_signal(signal.SIGINT)
 
-    # Then it ends with its exit code and one line, and none of its processes remains
+    # Then it has said where the gallery is
+    (folder,) = (path.parent for path in (tmp_path / "filterfarm-data" / "bucket").glob("*/job.json"))
+    page = folder.relative_to(tmp_path) / "index.html"
+    assert f"{page}, fills while it runs" in (tmp_path / "run.log").read_text()
+
+    # And it ends with its exit code and one line, and none of its processes remains
     assert process.wait(60) == ExitCode.INTERRUPTED
     log = (tmp_path / "run.log").read_text()
     assert "Traceback" not in log
