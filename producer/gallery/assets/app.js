@@ -47,7 +47,7 @@
     try {
       context = await gather(route);
     } catch (error) {
-      if (mine !== turn || (refreshing && viewKey === key && view)) return ready();
+      if (mine !== turn || refreshing) return ready(); // what is shown stays until there is something better
       if (!(error instanceof Lost || error instanceof data.Unavailable)) throw error;
       return showNotice(error, route);
     }

@@ -62,7 +62,11 @@
   async function layer(ofJob, info) {
     if (!info.stamp) throw new Unavailable(`${info.name} has no tiles yet.`);
     const data = await load(`${ofJob.base}layers/${info.name}.js?t=${info.stamp}`, "layer");
-    return new Layer(ofJob, data);
+    const units = Array.isArray(data.filter) ? data.filter : [];
+    if (!units.every(Number.isSafeInteger) || typeof data.status !== "string") {
+      throw new Unavailable(`${ofJob.base}layers/${info.name}.js is not of this gallery.`);
+    }
+    return new Layer(ofJob, info.name, units, data);
   }
 
   async function jobs(src) {
@@ -83,16 +87,16 @@
 
   // Columns of one layer; entry i is one unit.
   class Layer {
-    constructor(ofJob, data) {
+    constructor(ofJob, name, units, data) {
       this.job = ofJob;
       this.data = data;
-      this.name = data.layer;
+      this.name = name;
       this.stamp = data.stamp;
-      this.units = Array.isArray(data.filter) ? data.filter : [];
-      this.columns = Math.max(1, data.columns || 1);
-      [this.cellHeight, this.cellWidth] = data.cell_px || [64, 64];
+      this.units = units;
+      this.columns = Math.max(1, Number(data.columns) || 1);
+      [this.cellHeight, this.cellWidth] = (data.cell_px || [64, 64]).map(Number);
       this.position = new Map(this.units.map((unit, i) => [unit, i]));
-      this.atlas = `${ofJob.base}atlas/${this.name}.webp?v=${data.stamp}`;
+      this.atlas = `${ofJob.base}atlas/${name}.webp?v=${data.stamp}`;
     }
 
     // A column may hold one value for all units.

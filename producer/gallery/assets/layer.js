@@ -56,12 +56,9 @@
 
     function arrange(layer, route) {
       const next = order.arranged(layer, route);
-      const same = next.length === shown.length && next.every((i, k) => i === shown[k]) && drawn.layer;
       const focused = grid.contains(document.activeElement) ? document.activeElement : null;
-      if (!same || grid.childElementCount !== next.length || !next.every((i, k) => grid.children[k] === at(layer, i).node)) {
-        grid.replaceChildren(...next.map((i) => at(layer, i).node));
-        if (focused && grid.contains(focused)) focused.focus({ preventScroll: true });
-      }
+      place(next.map((i) => cells.get(layer.units[i]).node));
+      if (focused && focused !== document.activeElement && grid.contains(focused)) focused.focus({ preventScroll: true });
       shown = next;
       const current = grid.querySelector("a[tabindex='0']");
       if (!current && grid.firstElementChild) mark(grid.firstElementChild.firstElementChild);
@@ -70,8 +67,12 @@
       if (drawn.layer === layer) announce(`${plural(shown.length, "unit")} shown`);
     }
 
-    function at(layer, i) {
-      return cells.get(layer.units[i]);
+    // Later units are inserted among the others, which keep focus and selection; another order replaces all of them.
+    function place(nodes) {
+      let kept = 0;
+      for (const node of nodes) if (grid.children[kept] === node) kept++;
+      if (kept < grid.childElementCount) grid.replaceChildren(...nodes);
+      else nodes.forEach((node, k) => grid.children[k] !== node && grid.insertBefore(node, grid.children[k] || null));
     }
 
     // Large cells get the tiles themselves, each when it comes into sight.
