@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from producer.gallery import site
 from tests.e2e.fleet import COMMAND, ONE_THREAD, descendants, is_running, run, wait_for
 from workers.contract.errors import ExitCode
 from workers.contract.tile_png import decode_tile
@@ -45,10 +46,15 @@ def test_a_run_renders_into_a_plain_folder_and_reports_it(tmp_path: Path) -> Non
     folder = Path(result["folder"])
     assert folder.parent == tmp_path / "here" / "bucket"
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    others = {"job.json", "status.json", "index.html", "layers/features.0.json", "grids/features.0.png"}
+    others = {"job.json", "status.json", "index.html", "gallery.json", "gallery.js", "grids/features.0.png"}
+    others |= {"layers/features.0.json", "layers/features.0.js", "atlas/features.0.webp", "strips/features.0.webp"}
+    others |= {f"assets/{name}" for name in site.assets()}
     assert names == others | {f"tiles/features.0/{filter_}.png" for filter_ in range(32)}
     assert result["grids"] == [str(folder / "grids" / "features.0.png")]
     assert (result["state"], result["stored"], result["failed"]) == ("finished", 32, 0)
+    # And the list of jobs beside it knows that it has ended
+    (listed,) = json.loads((folder.parent / "index.json").read_text())["jobs"]
+    assert (listed["id"], listed["state"], listed["done"]) == (folder.name, "finished", 32)
 
     # And the queue.s password is in no file
     assert not (tmp_path / "here" / "queue" / "valkey.conf").exists()
