@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.pages import watched_page
 from tests.browser.rendered import Rendered, rendered
@@ -15,6 +15,9 @@ from tests.servers import public_folder
 
 #: Debian's browser. Playwright's own would be a download.
 CHROMIUM = shutil.which("chromium")
+
+# How long an expectation may take to come true, for two cores that do other things as well.
+expect.set_options(timeout=20_000)
 
 
 def pytest_pycollect_makemodule() -> None:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, ViewportSize
 
 #: An event that violates the page's policy becomes a line of the console.
 _REPORT = """
@@ -15,8 +16,8 @@ addEventListener("securitypolicyviolation", event =>
 """
 
 #: What a phone shows, in CSS pixels.
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+DESK: ViewportSize = {"width": 1280, "height": 900}
 
 
 #: The browser's own request, which no page makes.
@@ -58,18 +59,41 @@ class Problems:
 
 
 @contextmanager
-def watched_page(browser: Browser, *, expected: tuple[str, ...] = (), **options: Any) -> Iterator[Page]:
+def watched_page(
+    browser: Browser, *, expected: tuple[str, ...] = (), requests: list[str] | None = None, **options: Any
+) -> Iterator[Page]:
     """A new page of a new profile; AssertionError at the end if it had a problem.
 
+    ``expected``: patterns of URLs that need not exist. ``requests``: is filled with the URLs that the page asks for.
     ``options`` are those of ``Browser.new_context``, such as ``color_scheme``.
     """
     context = browser.new_context(**{"viewport": DESK, **options})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     problems = Problems(expected)
     page = context.new_page()
     problems.watch(page)
+    if requests is not None:
+        page.on("request", lambda request: requests.append(request.url))
     try:
         yield page
     finally:
         context.close()
     assert not problems.found, "\n".join(problems.found)
+
+
+def check_accessible(page: Page) -> None:
+    """AssertionError with what axe finds wrong in the page as it is now, its contrasts included."""
+    # Preloading fetches style sheets, which fails for files.
+    found = Axe().run(page, options={"preload": False}).response["violations"]
+    lines = [
+        f"{violation['id']}: {violation['help']}: {node['target']} {node['html'][:200]} {node['failureSummary'][:300]}"
+        for violation in found
+        for node in violation["nodes"][:3]
+    ]
+    assert not lines, "\n".join(lines)
+
+
+def check_fits(page: Page) -> None:
+    """AssertionError if the page can be scrolled sideways."""
+    wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"the page is {wide} px wider than its window"

@@ -9,14 +9,21 @@ import fcntl
 import json
 import shutil
 import subprocess
+from base64 import b64decode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from tests.e2e.fleet import Fleet, fleet, wait_for
 from tests.e2e.whole import has_ended
 from tests.injection import into_renderer
+from workers.contract import keys
 from workers.networks import registry
 
 LAYERS = ("features.0", "features.3.squeeze")
@@ -56,6 +63,38 @@ class Rendered:
     def bucket(self) -> Path:
         """The folder that holds the jobs."""
         return self.data / "bucket"
+
+    def records(self, job: str, layer: str = SHOWN) -> list[dict[str, Any]]:
+        """The records of a layer, ascending."""
+        found: list[dict[str, Any]] = self._layer(job, layer)["filters"]
+        return found
+
+    def sorted(self, job: str, key: Callable[[dict[str, Any]], float], layer: str = SHOWN) -> list[int]:
+        """The filters of a layer that have a picture, by descending ``key`` of their records."""
+        shown = [record for record in self.records(job, layer) if record["status"] != "failed"]
+        return [record["filter"] for record in sorted(shown, key=key, reverse=True)]
+
+    def similarity(self, job: str, unit: int, layer: str = SHOWN) -> dict[int, float]:
+        """Filter -> cosine of its descriptor and that of ``unit``, of those that have a picture."""
+        content = self._layer(job, layer)
+        size = content["descriptors"]["size"]
+        rows = np.frombuffer(b64decode(content["descriptors"]["data"]), np.int8).reshape(-1, size).astype(float)
+        filters = [record["filter"] for record in content["filters"]]
+        norms = np.linalg.norm(rows, axis=1)
+        one = filters.index(unit)
+        return {
+            filter_: float(row @ rows[one] / (norm * norms[one]))
+            for filter_, row, norm in zip(filters, rows, norms, strict=True)
+            if norm > 0
+        }
+
+    def tile(self, job: str, layer: str, unit: int) -> "NDArray[np.uint8]":
+        """Pixels of a tile, (64, 64, 3) RGB."""
+        return np.asarray(Image.open(self.bucket / keys.tile(job, layer, unit)).convert("RGB"))
+
+    def _layer(self, job: str, layer: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.bucket / keys.records(job, layer)).read_text())
+        return content
 
 
 def rendered(shared: Path) -> Rendered:
