@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from producer.planning.layers import LayerPlan, accepted_sizes, layers, select
+from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, layers, select
 from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe
 from workers.contract.errors import BadOption
@@ -23,7 +23,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     Raises UnknownModel, UnknownLayer, BadFilters, BadOption, WeightsMissing and WeightsUnreadable.
     """
     size_px = chosen_size(options)
-    chosen = select(layers(options.model, size_px), options.layers, options.model)
+    chosen = select(layers(options.model, size_px, KINDS), options.layers, options.model)
     not_computed = next((plan.name for plan in chosen if plan.output_px is None), None)
     if not_computed:
         sizes = accepted_sizes(options.model, not_computed)
@@ -78,7 +78,7 @@ def as_rendered(job: Job) -> list[LayerPlan]:
     """
     recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
-    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.model, px)})
+    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.model, px, KINDS)})
     rendered = []
     for plan in (at(size_px)[layer.name] for layer in job.layers):
         seen = plan
@@ -107,7 +107,7 @@ def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int]) -> Layer:
     chosen = [filter_ for filter_ in named if filter_ < tiles]
     if not chosen:
         raise absent(format_filters(named)[:80], tiles, plan.name)
-    return Layer(name=plan.name, aliases=plan.aliases, channels=tiles, filters=format_filters(chosen))
+    return Layer(name=plan.name, aliases=plan.aliases, kind=plan.kind, channels=tiles, filters=format_filters(chosen))
 
 
 def _check_tile(recipe: Recipe) -> None:
@@ -121,7 +121,13 @@ def _check_tile(recipe: Recipe) -> None:
 
 
 def _check_layer(recipe: Recipe, plan: LayerPlan, model: str) -> None:
-    """Raise BadOption if the layer has no such direction or neuron."""
+    """Raise BadOption if the layer has no such direction or neuron, or no map for the objective."""
+    if not plan.has_map and (recipe.objective == "neuron" or recipe.diversity > 1):
+        wanted = f"--diversity {recipe.diversity}" if recipe.diversity > 1 else "--objective neuron"
+        raise BadOption(
+            f"{wanted} needs the places of a map, and the units of {plan.name} have one value for a picture; leave it "
+            "out, or choose --layers with a map"
+        )
     if recipe.directions is not None and recipe.directions.channels != plan.channels:
         raise BadOption(
             f"--directions has vectors of {recipe.directions.channels} numbers, and {plan.name} has {plan.channels} "

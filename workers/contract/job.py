@@ -42,14 +42,25 @@ class Weights(Frozen):
     layout: Annotated[Layout, Field(exclude_if=lambda layout: layout == "torch")] = "torch"
 
 
-class Layer(Frozen):
-    """One convolution, and those of its filters that the job renders."""
+#: conv: a convolution. linear: a linear layer. logits: the network's output. block: the sum or concatenation of
+#: branches. other: any other tensor with channels
+Kind = Literal["conv", "block", "linear", "logits", "other"]
 
-    #: dotted module name
+
+UnitName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class Layer(Frozen):
+    """One layer, and those of its units that the job renders."""
+
+    #: dotted name of the convolution, or name of the tensor as torchvision's feature extraction names it
     name: Name
     #: other names, such as Keras's ``block5_conv1``
     aliases: tuple[Name, ...] = ()
-    #: number of its filters
+    kind: Annotated[Kind, Field(exclude_if=lambda kind: kind == "conv")] = "conv"
+    #: names of its units, such as those of classes; () if they have none
+    names: Annotated[tuple[UnitName, ...], Field(exclude_if=lambda names: not names)] = ()
+    #: number of its units
     channels: Annotated[int, Field(ge=1, le=1_000_000)]
     #: the rendered filters in the shortest form, such as "0-63,70"
     filters: str
@@ -62,6 +73,8 @@ class Layer(Frozen):
             raise ValueError(str(error)) from error
         if canonical != self.filters:
             raise ValueError(f"filters {self.filters[:80]!r} should be written {canonical[:80]!r}")
+        if self.names and len(self.names) != self.channels:
+            raise ValueError(f"{len(self.names)} names of {self.channels} units")
         return self
 
     @functools.cached_property

@@ -60,11 +60,10 @@ class _OverriddenActivation(nn.Module):
         self._helpful_slope = helpful_slope
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape."""
+        """(B, ...) to the same shape."""
         helpful_slope = self._helpful_slope * self.override.helpful
-        y: torch.Tensor = _Override.apply(
-            x, self._curve, self.override.dead_pictures[:, None, None, None], helpful_slope
-        )
+        dead_pictures = self.override.dead_pictures.view(-1, *[1] * (x.ndim - 1))
+        y: torch.Tensor = _Override.apply(x, self._curve, dead_pictures, helpful_slope)
         return y
 
 

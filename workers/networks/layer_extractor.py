@@ -4,7 +4,6 @@ A batch of 16 tiles computes 16 of a layer's 512 filters: rows of its weights ar
 parameter of the batch-norm and activation function that follow it.
 """
 
-import contextlib
 import copy
 
 import torch
@@ -12,20 +11,18 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from workers.contract.records import Kernels, Precision
-from workers.networks import devices, tracing
+from workers.contract.records import Precision
+from workers.networks import tracing
+from workers.networks.extractor import Extractor, Slice, exactly
 from workers.networks.fusion import FusedConvolutions
-from workers.networks.gradient_override import GradientOverride, set_gradient_override, with_gradient_override
+from workers.networks.gradient_override import GradientOverride
 from workers.networks.subgraphs import part, subgraph
 
 
-class LayerExtractor(nn.Module):
-    """A frozen network up to one layer.
+class LayerExtractor(Extractor):
+    """A frozen network up to one convolution.
 
-    ``graph`` is the model's trace, ``layer`` a dotted module name, ``tap`` "conv" or "activation". The model's
-    parameters are shared and unchanged. With ``precision`` "bf16", convolutions use a bfloat16 copy of them while
-    autograd is on; under ``torch.no_grad``, when activations are recorded, everything is float32 without TF32.
-    Extractors of one network may share their ``fused`` convolutions. Raises UnknownLayer.
+    ``graph`` is the model's trace, ``layer`` a dotted module name, ``tap`` "conv" or "activation". Raises UnknownLayer.
     """
 
     def __init__(
@@ -37,24 +34,19 @@ class LayerExtractor(nn.Module):
         precision: Precision = "fp32",
         fused: FusedConvolutions | None = None,
     ) -> None:
-        super().__init__()
         conv = tracing.find(model, graph, layer)
         chain = tracing.tapped(model, conv, tap)
         before = chain[:-1] if tracing.is_activation(model, chain[-1]) else chain
         upstream = subgraph(model, graph, upto=conv.all_input_nodes[0])
+        module: _ConvNd = model.get_submodule(layer)  # type: ignore[assignment]  # find() checked it
+        super().__init__(upstream, module.weight.device, precision, fused)
         #: True if no convolution precedes the layer
         self.stem = not any(
             isinstance(upstream.get_submodule(node.target), _ConvNd)
             for node in upstream.graph.nodes
             if node.op == "call_module"
         )
-        self._fused = fused or FusedConvolutions()
-        self._unfused = upstream
-        self._upstream = self._fused.optimize(upstream, "fp32")
-        self.precision = precision
-        self._upstream_bf16 = self._fused.optimize(upstream, "bf16") if precision == "bf16" else None
-        self._overridden: fx.GraphModule | None = None
-        self._conv: _ConvNd = model.get_submodule(layer)  # type: ignore[assignment]  # find() checked it
+        self._conv = module
         #: True if each filter reads only one group of the input channels
         self.grouped = self._conv.groups > 1
         #: the batch-norm, or an identity
@@ -62,57 +54,8 @@ class LayerExtractor(nn.Module):
         #: the activation function, or an identity
         self._activation = part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
-        #: (height, width) of a picture -> of the layer's map
-        self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
-        #: sizes of pictures, (height, width), that the network does not accept
-        self._refused: set[tuple[int, int]] = set()
         #: (C,) bool: no picture can excite the filter, because its batch-norm has zero variance or zero gain
         self.inert = _inert(tracing.norm_statistics(model, before), self.channels)
-
-    def features(self, pictures: torch.Tensor, override: GradientOverride | None) -> torch.Tensor:
-        """The layer's input, (B, C, H, W), for network input (B, 3, H, W); in bfloat16 if that is its precision.
-
-        If all channels that a filter reads are inactive (a depthwise filter reads only one), the picture has a gradient
-        only with an ``override``. An override does not change values.
-        """
-        if not torch.is_grad_enabled():
-            return self._upstream(pictures)  # type: ignore[no-any-return]  # a GraphModule's output
-        if self.precision == "bf16":
-            pictures = pictures.to(torch.bfloat16)
-        if override is None:
-            return (self._upstream_bf16 or self._upstream)(pictures)  # type: ignore[no-any-return]
-        if self._overridden is None:
-            self._overridden = with_gradient_override(self._fused.optimize(self._unfused, self.precision, relus=False))
-        set_gradient_override(self._overridden, override)
-        return self._overridden(pictures)  # type: ignore[no-any-return]
-
-    def map_px(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the layer's map for a picture of that size; computed once per size."""
-        if (height, width) not in self._map_px:
-            device = self._conv.weight.device
-            first = torch.zeros(1, dtype=torch.int64, device=device)
-            with torch.no_grad():
-                maps = self.slice(first)(torch.zeros((1, 3, height, width), device=device))
-            self._map_px[height, width] = int(maps.shape[1]), int(maps.shape[2])
-        return self._map_px[height, width]
-
-    def takes(self, height: int, width: int) -> bool:
-        """True if the network accepts pictures of that size up to the layer; window attention restricts sizes."""
-        if (height, width) not in self._refused:
-            try:
-                self.map_px(height, width)
-            except (RuntimeError, AssertionError, ValueError) as error:
-                if devices.is_full(error) or devices.has_failed(error):
-                    raise
-                self._refused.add((height, width))
-        return (height, width) not in self._refused
-
-    @property
-    def kernels(self) -> Kernels:
-        """The convolutions that render tiles: "winograd" if at least one before the layer is compiled, else "torch"."""
-        upstream = self._upstream_bf16 or self._upstream
-        compiled = any(getattr(module, "kernels", "") == "winograd" for module in upstream.modules())
-        return "winograd" if compiled else "torch"
 
     def slice(self, filters: torch.Tensor) -> "FilterExtractor":
         """The extractor of ``filters``, (B,) int64: one for each picture of the batch."""
@@ -123,7 +66,7 @@ class LayerExtractor(nn.Module):
 _INERT = 1e-6
 
 
-class FilterExtractor:
+class FilterExtractor(Slice):
     """The map of one chosen filter for each picture of a batch."""
 
     def __init__(self, extractor: LayerExtractor, filters: torch.Tensor) -> None:
@@ -140,15 +83,11 @@ class FilterExtractor:
         self._conv = copy.copy(extractor._conv)
         self._conv.groups = groups
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Maps (B, H', W') for network input (B, 3, H, W), in its dtype; map b is filter b's of picture b."""
-        return self.both(pictures)[0]
-
     def both(
         self, pictures: torch.Tensor, override: GradientOverride | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps and their pre-activations, (B, H', W') each."""
-        with self._exactly():
+        with exactly():
             # Pictures become channels of the norm and activation, so that each has its own filter's parameters.
             maps = self._convolved(pictures, override)
             maps = maps[torch.arange(len(maps), device=maps.device), self._place][None]
@@ -162,11 +101,8 @@ class FilterExtractor:
 
         (B, K, H', W') each; the K filters are in ascending order and without repeats.
         """
-        with self._exactly():
+        with exactly():
             return self._followed(self._convolved(pictures, override).to(pictures.dtype), *self._all)
-
-    def _exactly(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if torch.is_grad_enabled() else devices.exact()
 
     def _convolved(self, pictures: torch.Tensor, override: GradientOverride | None) -> torch.Tensor:
         features = self._extractor.features(pictures, override)

@@ -3,9 +3,13 @@
 from torch import fx, nn
 
 
-def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule:
-    """The operations that node ``upto`` depends on and ``upto`` itself: network input to the output of ``upto``."""
-    needed, todo = {upto}, [upto]
+def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node, beside: fx.Node | None = None) -> fx.GraphModule:
+    """The operations that node ``upto`` depends on and ``upto`` itself: network input to the output of ``upto``.
+
+    With ``beside``, to the outputs of both nodes.
+    """
+    ends = [upto] if beside is None else [upto, beside]
+    needed, todo = set(ends), list(ends)
     while todo:
         for source in todo.pop().all_input_nodes:
             if source not in needed:
@@ -16,7 +20,7 @@ def subgraph(model: nn.Module, graph: fx.Graph, upto: fx.Node) -> fx.GraphModule
     for node in graph.nodes:
         if node in needed:
             copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[upto])
+    part.output(copies[upto] if beside is None else tuple(copies[end] for end in ends))
     return fx.GraphModule(model, part)
 
 

@@ -6,6 +6,7 @@ blocks, which contain all convolutions of EfficientNet and MobileNet.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -27,7 +28,16 @@ _ACTIVATION_FUNCTIONS = {
 _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 
 
+#: Key of a node's metadata: path of the module whose code calls the operation, "" for the network itself.
+MODULE_PATH = "module_path"
+
+
 class _Tracer(fx.Tracer):
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta[MODULE_PATH] = self.scope.module_path
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _ConvNd) or super().is_leaf_module(m, module_qualified_name)
 
@@ -126,24 +136,25 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     return [user for user in node.users if not (user.op == "call_function" and user.target is getattr)]
 
 
-def _is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+def is_module(model: nn.Module, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+    """True if the node calls a module of one of these classes."""
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), kinds)
 
 
 def is_norm(model: nn.Module, node: fx.Node) -> bool:
     """True if the node is a batch-norm."""
-    return _is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
+    return is_module(model, node, _NORMS) or (node.op == "call_function" and node.target is F.batch_norm)
 
 
 def is_pass_through(model: nn.Module, node: fx.Node) -> bool:
     """True if the node is an identity in evaluation mode."""
-    return _is_module(model, node, _PASS_THROUGH)
+    return is_module(model, node, _PASS_THROUGH)
 
 
 def is_activation(model: nn.Module, node: fx.Node) -> bool:
     """True if the node is an activation function."""
     return (
-        _is_module(model, node, _ACTIVATIONS)
+        is_module(model, node, _ACTIVATIONS)
         or (node.op == "call_function" and node.target in _ACTIVATION_FUNCTIONS)
         or (node.op == "call_method" and node.target in _ACTIVATION_METHODS)
     )

@@ -9,7 +9,7 @@ import torch
 
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.recipe import Recipe
-from workers.networks.layer_extractor import LayerExtractor
+from workers.networks.extractor import Extractor
 from workers.rendering import images
 from workers.rendering.frames import FrameRecorder
 from workers.rendering.objectives import Objective
@@ -40,7 +40,7 @@ class RenderedBatch(NamedTuple):
 
 
 def render_batch(
-    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: LayerExtractor, device: torch.device
+    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: Extractor, device: torch.device
 ) -> RenderedBatch:
     """Render one batch by the recipe's method, one picture for each of ``rngs``."""
     if recipe.method == "notebook":
@@ -76,7 +76,7 @@ def _notebook(objective: Objective, rngs: list[PictureRng], recipe: Recipe, devi
 
 
 def _parametrized(
-    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: LayerExtractor, device: torch.device
+    objective: Objective, rngs: list[PictureRng], recipe: Recipe, extractor: Extractor, device: torch.device
 ) -> RenderedBatch:
     size_px = recipe.height_px, recipe.width_px
     wider = wider_px(size_px)

@@ -12,8 +12,9 @@ from torch import fx, nn
 
 from workers.contract.recipe import Recipe
 from workers.networks import devices, tracing
-from workers.networks.layer_extractor import LayerExtractor
+from workers.networks.layouts import as_maps, layout_of
 from workers.networks.subgraphs import subgraph
+from workers.networks.tensor_extractor import extractor_of, maximised
 from workers.rendering import images
 
 if TYPE_CHECKING:
@@ -35,11 +36,16 @@ class LayerProbe:
     def __init__(
         self, model: nn.Module, graph: fx.Graph, layer: str, recipe: Recipe, device: torch.device, *, batch: int = 16
     ) -> None:
-        chain = tracing.tapped(model, tracing.find(model, graph, layer), recipe.tap)
-        self._maps = subgraph(model, graph, upto=chain[-1])
+        size_px = recipe.height_px, recipe.width_px
+        if layer in tracing.convolutions(model, graph):
+            upto, layout = tracing.tapped(model, tracing.find(model, graph, layer), recipe.tap)[-1], None
+        else:
+            upto = maximised(model, graph, layer, recipe.tap)
+            layout = layout_of(model, graph, upto, size_px)
+        self._maps, self._layout = subgraph(model, graph, upto=upto), layout
         self._recipe, self._device, self._batch = recipe, device, batch
-        #: (C,) bool: no picture can excite the filter; see LayerExtractor.inert
-        self.inert: NDArray[np.bool_] = LayerExtractor(model, graph, layer, recipe.tap).inert.numpy()
+        #: (C,) bool: no picture can excite the filter; see Extractor.inert
+        self.inert: NDArray[np.bool_] = extractor_of(model, graph, layer, recipe.tap, size_px).inert.numpy()
 
     @torch.no_grad()
     def responses(self, pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
@@ -49,6 +55,8 @@ class LayerProbe:
             batch = torch.from_numpy(part.astype(np.float32)).to(self._device).permute(0, 3, 1, 2)
             with devices.exact():
                 maps = self._maps(images.to_network(batch, self._recipe.preprocess))
+            if self._layout is not None:
+                maps = as_maps(maps, self._layout.axis, self._layout.grid_px)
             parts.append(maps.float().mean(dim=(2, 3)).cpu().numpy())
         return np.concatenate(parts)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from workers.contract.recipe import Directions, Recipe
+from workers.networks.extractor import Extractor
 from workers.networks.gradient_override import GradientOverride
-from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import images
 
 
@@ -36,7 +36,7 @@ Objective = Callable[[torch.Tensor, GradientOverride | None], LayerResponse]
 _ChannelMaps = Callable[[torch.Tensor, GradientOverride | None], tuple[torch.Tensor, torch.Tensor]]
 
 
-def objective(extractor: LayerExtractor, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
+def objective(extractor: Extractor, filters: list[int], recipe: Recipe, device: torch.device) -> Objective:
     """The recipe's objective for tiles of ``filters``, each with ``recipe.diversity`` consecutive pictures."""
     own = [filter_ for filter_ in filters for _ in range(recipe.diversity)]
     if recipe.objective == "direction" and recipe.directions is not None:
@@ -60,7 +60,7 @@ def objective(extractor: LayerExtractor, filters: list[int], recipe: Recipe, dev
     return preprocessed
 
 
-def _filter(extractor: LayerExtractor, own: list[int], device: torch.device) -> Objective:
+def _filter(extractor: Extractor, own: list[int], device: torch.device) -> Objective:
     sliced = extractor.slice(torch.tensor(own, device=device))
 
     def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
@@ -71,7 +71,7 @@ def _filter(extractor: LayerExtractor, own: list[int], device: torch.device) -> 
 
 
 def _direction(
-    extractor: LayerExtractor, own: list[int], directions: Directions, count: int, device: torch.device
+    extractor: Extractor, own: list[int], directions: Directions, count: int, device: torch.device
 ) -> Objective:
     """The weighted sum of the layer's maps.
 
@@ -94,7 +94,7 @@ def _direction(
     return response_of
 
 
-def _deepdream(extractor: LayerExtractor, count: int, device: torch.device) -> Objective:
+def _deepdream(extractor: Extractor, count: int, device: torch.device) -> Objective:
     channel_maps = _channels(extractor, list(range(extractor.channels)), device)
 
     def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
@@ -106,7 +106,7 @@ def _deepdream(extractor: LayerExtractor, count: int, device: torch.device) -> O
     return response_of
 
 
-def _diverse(extractor: LayerExtractor, own: list[int], count: int, device: torch.device) -> Objective:
+def _diverse(extractor: Extractor, own: list[int], count: int, device: torch.device) -> Objective:
     channel_maps = _channels(extractor, list(range(extractor.channels)), device)
     rows, place = torch.arange(len(own), device=device), torch.tensor(own, device=device)
 
@@ -135,7 +135,7 @@ def _similarity(maps: torch.Tensor, count: int) -> torch.Tensor | None:
     return ((cosine * others).sum(dim=2) / (count - 1)).flatten()
 
 
-def _channels(extractor: LayerExtractor, channels: list[int], device: torch.device) -> _ChannelMaps:
+def _channels(extractor: Extractor, channels: list[int], device: torch.device) -> _ChannelMaps:
     sliced = extractor.slice(torch.tensor(channels, device=device))
     return sliced.whole
 

@@ -12,7 +12,8 @@ from torch import fx, nn
 from workers.contract.recipe import GAP_PX, Recipe
 from workers.contract.records import Status
 from workers.networks import devices
-from workers.networks.layer_extractor import LayerExtractor
+from workers.networks.extractor import Extractor
+from workers.networks.tensor_extractor import extractor_of
 from workers.rendering.methods import RenderedBatch, channels_first, render_batch
 from workers.rendering.objectives import objective
 from workers.rendering.rng import PictureRng
@@ -32,12 +33,13 @@ def render(
 
     ``model`` is frozen, in evaluation mode and on ``device``; ``graph`` is its trace. Raises UnknownLayer.
     """
-    extractor = LayerExtractor(model, graph, layer, recipe.tap, devices.precision(recipe.precision, device))
+    size_px = recipe.height_px, recipe.width_px
+    extractor = extractor_of(model, graph, layer, recipe.tap, size_px, devices.precision(recipe.precision, device))
     return render_layer(extractor, layer, filters, recipe, device)
 
 
 def render_layer(
-    extractor: LayerExtractor, layer: str, filters: list[int], recipe: Recipe, device: torch.device
+    extractor: Extractor, layer: str, filters: list[int], recipe: Recipe, device: torch.device
 ) -> list[Tile]:
     """The tiles of ``filters``, in their order, rendered as one batch.
 
@@ -88,7 +90,7 @@ def _better(first: Tile, other: Tile) -> Tile:
 
 
 def _attempt(
-    extractor: LayerExtractor,
+    extractor: Extractor,
     inert: list[bool],
     layer: str,
     filters: list[int],

@@ -88,7 +88,8 @@ def render(network: _Network, recipe: Recipe, layer: str, filters: list[int]) ->
 
     def work() -> "list[Tile]":
         device = _device(network[4])
-        tap = _tap(network, layer, recipe.tap, devices.precision(recipe.precision, device))
+        size_px = recipe.height_px, recipe.width_px
+        tap = _tap(network, layer, recipe.tap, size_px, devices.precision(recipe.precision, device))
         return render_layer(tap, layer, filters, recipe, device)
 
     return _torch_free(work)
@@ -137,11 +138,11 @@ def _device(name: str) -> Any:
 
 # A few layers, because batches of several layers and jobs alternate.
 @functools.lru_cache(maxsize=4)
-def _tap(network: _Network, layer: str, tap: str, precision: Precision) -> Any:
-    from workers.networks.layer_extractor import LayerExtractor
+def _tap(network: _Network, layer: str, tap: str, size_px: tuple[int, int], precision: Precision) -> Any:
+    from workers.networks.tensor_extractor import extractor_of
 
     model, graph, kernels = _load(network)
-    return LayerExtractor(model, graph, layer, tap, precision, kernels)
+    return extractor_of(model, graph, layer, tap, size_px, precision, kernels)
 
 
 # Two networks, so that two jobs whose batches alternate are each loaded once.

@@ -22,6 +22,8 @@ CHANGES: dict[str, Any] = {
     "weights.name": "mine.pth",
     "weights.sha256": "0123456789abcdef",
     "weights.layout": "keras",
+    "layers.0.kind": "block",
+    "layers.0.names": [f"class {unit}" for unit in range(64)],
     "layers.0.name": "features.2",
     "layers.0.aliases": ["block1_conv1"],
     "layers.0.channels": 65,

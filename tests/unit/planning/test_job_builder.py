@@ -325,3 +325,61 @@ def test_a_tile_that_the_collector_could_not_read_is_refused() -> None:
     assert "--diversity" in message
     # And the limit is Pillow's
     assert (Image.MAX_IMAGE_PIXELS or 0) >= MAX_TILE_PIXELS
+
+
+def names_of(layers: str, **changes: Any) -> list[tuple[str, str]]:
+    """Name and kind of the job's layers."""
+    job, _ = make_job(changed(**{"model": "resnet18", "size": "64", "layers": layers, **changes}))
+    return [(layer.name, layer.kind) for layer in job.layers]
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("conv1,layer1.0.add", [("conv1", "conv"), ("layer1.0.add", "block")]),
+        ("logits", [("logits", "logits")]),
+        # the logits' own name is an alias
+        ("fc", [("logits", "logits")]),
+        ("layer4.1.bn?", [("layer4.1.bn1", "other"), ("layer4.1.bn2", "other")]),
+        ("layer4.*.add", [("layer4.0.add", "block"), ("layer4.1.add", "block")]),
+        # a glob that matches convolutions chooses them alone
+        ("layer4.1.*", [("layer4.1.conv1", "conv"), ("layer4.1.conv2", "conv")]),
+    ],
+)
+def test_layers_of_any_kind_are_named(text: str, chosen: list[tuple[str, str]]) -> None:
+    assert names_of(text) == chosen
+
+
+def test_all_means_all_convolutions() -> None:
+    assert {kind for _, kind in names_of("all")} == {"conv"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "neuron"}, "--objective neuron needs the places of a map"),
+        ({"diversity": 3}, "--diversity 3 needs the places of a map"),
+    ],
+)
+def test_what_needs_a_map_is_refused_for_units_without_one(options: dict[str, Any], said: str) -> None:
+    message = refused(BadOption, model="resnet18", size="64", layers="conv1,logits", **options)
+    assert said in message
+    assert "the units of logits have one value for a picture" in message
+
+
+def test_a_neuron_of_a_transformer_is_a_patch() -> None:
+    # Given a block of ViT-B/32, whose 49 patches are 7 x 7
+    block = "encoder.layers.encoder_layer_0.add"
+    options = {"model": "vit_b_32", "layers": block, "size": "224", "objective": "neuron"}
+    # Then the last of them is a place, and the next is none
+    make_job(changed(**options, neuron="6,6"))
+    assert "map of 7x7" in refused(BadOption, **options, neuron="7,0")
+
+
+def test_a_transformer_is_refused_at_another_size_with_those_that_it_takes() -> None:
+    message = refused(BadOption, model="vit_b_32", layers="logits", size="64")
+    assert message == "vit_b_32 does not compute logits for 64x64 px pictures; use another --size, such as 224"
+
+
+def test_a_layer_of_another_kind_that_does_not_exist_has_near_names() -> None:
+    assert "nearest: layer1.0.add" in refused(UnknownLayer, model="resnet18", layers="layer1.0.ad")
