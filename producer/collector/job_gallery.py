@@ -80,10 +80,10 @@ def read_gallery(store: Store, job_id: str) -> dict[str, Any]:
 
 
 def write_gallery(store: Store, document: Mapping[str, Any]) -> None:
-    """Write ``gallery.json`` and ``gallery.js``."""
+    """Write ``gallery.js`` and then ``gallery.json``, which collectors read: if it is there, so is the script."""
     job_id = document["job"]
-    store.put(keys.gallery(job_id), to_json(document), "application/json")
     store.put(keys.gallery_script(job_id), javascript("job", job_id, document), CONTENT_TYPES["js"])
+    store.put(keys.gallery(job_id), to_json(document), CONTENT_TYPES["json"])
 
 
 def write_site(store: Store, job_id: str, page: bytes) -> None:
