@@ -28,7 +28,7 @@ MAX_SIDE_PX = 16_383
 #: smaller.
 MAX_ATLAS_PIXELS = 8_192 * THUMBNAIL_PX**2
 
-#: Tiles in one row of an atlas, unless it would be too high or too wide.
+#: Tiles in one row of an atlas, at most, unless it would be too high.
 _COLUMNS = 32
 
 #: Tiles in a strip, at most.
@@ -55,13 +55,17 @@ def cell_px(recipe: Recipe) -> tuple[int, int]:
 
 
 def cells(recipe: Recipe, count: int) -> Cells:
-    """The cells of ``count`` tiles: 32 columns and thumbnails of ``cell_px`` if the atlas may be that large."""
+    """The cells of ``count`` tiles: as square as 32 columns permit, of ``cell_px`` if the atlas may be that large.
+
+    A zoom shows the atlas as it is, so that a layer of 32 tiles should not be one row.
+    """
     size_px = cell_px(recipe)
+    usual = max(1, min(_COLUMNS, math.ceil(math.sqrt(count * size_px[0] / size_px[1]))))
     factor = 1.0
     while True:
         height, width = _scaled(size_px, factor)
         most_columns, most_rows = max(1, MAX_SIDE_PX // width), max(1, MAX_SIDE_PX // height)
-        columns = min(most_columns, max(_COLUMNS, math.ceil(count / most_rows)))
+        columns = min(most_columns, max(usual, math.ceil(count / most_rows)))
         rows = math.ceil(count / columns)
         if rows <= most_rows and rows * columns * height * width <= max(MAX_ATLAS_PIXELS, columns * height * width):
             return Cells(columns=columns, rows=rows, cell_px=(height, width))

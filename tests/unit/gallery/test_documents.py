@@ -65,7 +65,7 @@ def test_a_complete_layer_has_atlas_strip_records_and_script() -> None:
     assert content["filters"] == [kept.record.model_dump(mode="json") for kept in ALL.values()]
     assert (content["job"], content["layer"], content["aliases"]) == (JOB.id, "features.0", ["block1_conv1"])
     assert (content["complete"], content["planned"], content["sheet_tile_px"]) == (True, 4, [8, 8])
-    assert content["atlas"] == {"columns": 32, "cell_px": [8, 8]}
+    assert content["atlas"] == {"columns": 2, "cell_px": [8, 8]}
     vectors = np.frombuffer(base64.b64decode(content["descriptors"]["data"]), np.int8).reshape(4, -1)
     assert vectors.shape[1] == content["descriptors"]["size"] == 64
     assert not vectors[3].any()
@@ -84,7 +84,7 @@ def test_a_layers_script_has_the_same_facts_as_columns() -> None:
     assert columns["attempts"] == [1, 1, 1, 3]
     assert columns["reasons"] == {"5": HOSTILE}
     assert columns["versions"] == {"filterfarm": "0"}
-    assert (columns["channels"], columns["columns"], columns["cell_px"], columns["planned"]) == (64, 32, [8, 8], 4)
+    assert (columns["channels"], columns["columns"], columns["cell_px"], columns["planned"]) == (64, 2, [8, 8], 4)
     assert columns["stamp"] == json.loads(stored(ALL)["layers/features.0.json"])["stamp"] > 0
     # And a column of one value is that value
     alike = received(stored({0: tile(0), 1: tile(1)}, complete=False)["layers/features.0.js"])[2]

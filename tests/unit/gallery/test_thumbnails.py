@@ -60,6 +60,11 @@ def test_every_atlas_has_room_for_all_tiles_and_fits_into_a_webp(values: dict[st
     assert plan.rows * plan.columns * plan.cell_px[0] * plan.cell_px[1] <= MAX_ATLAS_PIXELS
 
 
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (32, 6, 6), (512, 23, 23)])
+def test_an_atlas_of_few_tiles_is_nearly_square(count: int, columns: int, rows: int) -> None:
+    assert cells(recipe(size_px=112), count) == Cells(columns=columns, rows=rows, cell_px=(64, 64))
+
+
 def test_an_atlas_of_2048_tiles_has_32_columns() -> None:
     # Given / When / Then
     assert cells(recipe(size_px=112), 2048) == Cells(columns=32, rows=64, cell_px=(64, 64))
