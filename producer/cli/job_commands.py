@@ -103,7 +103,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
 
     farm = open_session(read_settings(), writes=True)
     job, checkpoint = planning.make_job(options)
-    for note in planning.check_weights(job, checkpoint):
+    for note in planning.check_weights(job, checkpoint, options):
         click.echo(note, err=True)
     with broker_errors(farm.settings):
         job = stored_form(job, farm.store)
@@ -120,7 +120,7 @@ def _print_plan(options: Options, json_: bool) -> None:
     from producer.planning import job_builder as planning
 
     job, checkpoint = planning.make_job(options)
-    for note in planning.check_weights(job, checkpoint):
+    for note in planning.check_weights(job, checkpoint, options):
         click.echo(note, err=True)
     plans = planning.as_rendered(job)
     click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -47,7 +48,7 @@ def job_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
         mine = {name: values.pop(name) for name in names if name in values}
-        return command(*args, options=Options.make(**mine), **values)
+        return command(*args, options=_with_local_weights(Options.make(**mine)), **values)
 
     names = {*Options.__dataclass_fields__, *(option.key for option in recipe_options().values())}
     decorators: list[Callable[[Command], Command]] = [
@@ -72,6 +73,19 @@ def job_options(command: Command) -> Command:
     for decorate in reversed(decorators):
         decorated = decorate(decorated)
     return decorated
+
+
+def _with_local_weights(options: Options) -> Options:
+    """The options with the path of a local copy of weights that are an address."""
+    from producer.jobs.remote_weights import is_remote, local_copy
+
+    if options.weights is None or not is_remote(options.weights):
+        return options
+    from producer.jobs.session import read_settings
+
+    # The settings of the farm are needed for an object store only.
+    settings = read_settings(local=not options.weights.lower().startswith("s3:"))
+    return replace(options, weights=local_copy(options.weights, settings))
 
 
 def _selection() -> list[Callable[[Command], Command]]:

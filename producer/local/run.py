@@ -52,7 +52,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     job, checkpoint = planning.make_job(options)
     # The worker is this machine: errors of device and weights are raised now, not once per tile.
     settings.choose_device(available())
-    for note in planning.check_weights(job, checkpoint):
+    for note in planning.check_weights(job, checkpoint, options):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     if checkpoint is None:
         weights.load(job.model, job.weights, None, seed=job.recipe.seed)

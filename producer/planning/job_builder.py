@@ -13,7 +13,7 @@ from workers.contract.errors import BadOption
 from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.job import Grid, Job, Layer
-from workers.contract.recipe import Recipe
+from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.tile_png import MAX_TILE_PIXELS
 
 
@@ -59,8 +59,8 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     return job, checkpoint
 
 
-def check_weights(job: Job, checkpoint: Path | None) -> list[str]:
-    """Fit a job's own checkpoint to its network; returns lines on what was chosen, removed or ignored in the file.
+def check_weights(job: Job, checkpoint: Path | None, options: Options) -> list[str]:
+    """Fit a job's own checkpoint to its network; returns lines on what was chosen, removed, ignored or guessed.
 
     Raises WeightsUnreadable and WeightsDoNotFit.
     """
@@ -68,7 +68,22 @@ def check_weights(job: Job, checkpoint: Path | None) -> list[str]:
         return []
     from workers.networks import weights
 
-    return [f"weights {job.weights.name}: {note}" for note in weights.check(job.model, job.weights, checkpoint)]
+    notes = list(weights.check(job.model, job.weights, checkpoint))
+    recognised = job.weights.layout == "torch" and job.recipe.preprocess.name == "raw"
+    if options.recipe.get("preprocess", "auto") == "auto" and not recognised:
+        trained = "Keras's network" if job.weights.layout == "keras" else "the published weights"
+        notes.append(
+            f"preprocessing {_input(job.recipe.preprocess)} is a guess, from {trained}; --preprocess changes it"
+        )
+    return [f"weights {job.weights.name}: {note}" for note in notes]
+
+
+def _input(preprocess: Preprocess) -> str:
+    """A preprocessing for people, such as "model (mean 0.5,0.5,0.5, std 0.5,0.5,0.5)"."""
+    if preprocess.name != "model":
+        return preprocess.name
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return f"model (mean {mean}, std {std})"
 
 
 def as_rendered(job: Job) -> list[LayerPlan]:

@@ -5,6 +5,7 @@ Files are read with ``torch.load(weights_only=True)`` or safetensors, never with
 
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,18 @@ from safetensors.torch import load_file
 
 from workers.contract.errors import WeightsDoNotFit, WeightsUnreadable, one_line
 
-#: Keys under which training scripts keep the parameters beside optimiser state and epoch, the preferred first.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+#: Keys under which training scripts keep the parameters beside optimiser state and epoch, the preferred first. Averaged
+#: parameters are chosen only where there are no others.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net",
+    "ema_state_dict", "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
 
 #: How deep below the file's top the dictionary of parameters may lie. An optimiser's state lies deeper.
 _MOST_LEVELS = 2
+
+#: Types of weights in which models are quantised.
+_SMALL = {torch.int8, torch.uint8}
 
 #: Published DenseNet files have ``norm.1`` where torchvision's modules are called ``norm1``.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -39,6 +47,11 @@ class Checkpoint:
 
 def read(path: Path) -> Any:
     """What a file contains, as tensors, numbers, strings and containers. Raises WeightsUnreadable."""
+    if _is_script(path):
+        raise WeightsUnreadable(
+            f"{path.name!r} is a TorchScript program; save its parameters: "
+            "torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -51,6 +64,11 @@ def read(path: Path) -> Any:
     except (OSError, SafetensorError) as error:
         raise WeightsUnreadable(f"cannot read weights {path.name!r}: {one_line(error, 160)}") from error
     except Exception as error:  # torch.load raises nearly any error on a file that is no checkpoint
+        if _is_module(path):
+            raise WeightsUnreadable(
+                f"{path.name!r} is no checkpoint that loads safely: it is a whole pickled module, which may run any "
+                "code; where you trust it, save its parameters: torch.save(module.state_dict(), 'weights.pth')"
+            ) from error
         raise WeightsUnreadable(
             f"{path.name!r} is no checkpoint that loads safely, as tensors only ({type(error).__name__}); "
             "save the model's state_dict() with torch.save or as .safetensors"
@@ -64,13 +82,19 @@ def parameters_of(loaded: Any, wanted: Iterable[str], *, file: str, choice: str 
     names, such as ``teacher``. Raises WeightsUnreadable if there are no parameters, and WeightsDoNotFit if there are
     several candidates and none is chosen.
     """
+    if (quantised := _quantised(loaded)) is not None:
+        raise WeightsUnreadable(
+            f"{file!r} is quantised ({quantised}); filterfarm renders in floating point: use the weights from before"
+        )
     found = _dictionaries(loaded)
     notes = []
     if not found:
         raise WeightsUnreadable(f"{file!r} contains no named tensors; save the model's state_dict()")
     key, prefix = _chosen(found, choice, file)
     if key:
-        notes.append(f"took {key!r}")
+        others = [name for name in _WRAPPERS if name in found and name != key and not choice]
+        also = f"; {file}#{others[0]} is there too" if others else ""
+        notes.append(f"took {key!r}{also}")
     state = found[key]
     names = {_OLD_DENSENET.sub(r"\1\2", str(name)): str(name) for name in state}
     if prefix is None:
@@ -87,6 +111,38 @@ def parameters_of(loaded: Any, wanted: Iterable[str], *, file: str, choice: str 
     if prefix.rstrip(".") in metadata:
         metadata[""] = metadata.pop(prefix.rstrip("."))
     return Checkpoint(parameters=parameters, metadata=metadata, notes=tuple(notes))
+
+
+def _is_script(path: Path) -> bool:
+    """True if the file is a TorchScript program: a zip archive with code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _is_module(path: Path) -> bool:
+    """True if the file, which did not load, is a module as ``torch.save(module)`` writes it. Unpickles nothing."""
+    try:
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # what is no zip archive of torch.save
+        return False
+    return any(name.startswith("torch.nn.modules.") for name in classes)
+
+
+def _quantised(loaded: Any, level: int = 0) -> str | None:
+    """The first quantised tensor in a file, and its type."""
+    if not isinstance(loaded, Mapping) or level > _MOST_LEVELS:
+        return None
+    for name, value in loaded.items():
+        if str(name).endswith("_packed_params"):
+            return f"{name} is packed"
+        if isinstance(value, torch.Tensor) and (value.is_quantized or (value.dtype in _SMALL and value.ndim > 1)):
+            return f"{name} is {str(value.dtype).removeprefix('torch.')}"
+        if (found := _quantised(value, level + 1)) is not None:
+            return found
+    return None
 
 
 def _dictionaries(loaded: Any, key: str = "", level: int = 0) -> dict[str, Mapping[str, torch.Tensor]]:

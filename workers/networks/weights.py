@@ -4,6 +4,7 @@ import pickle  # for UnpicklingError only
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from workers.contract.job import Layout, Weights, file_sha256
 from workers.contract.recipe import Preprocess
 from workers.networks import keras_files, keras_layout, registry, tracing
 from workers.networks.checkpoint import Checkpoint, parameters_of, read
+from workers.networks.name_order import by_order, with_vgg_head
 
 #: Names of counters that the package thop adds to every module.
 _COUNTERS = {"total_ops", "total_params"}
@@ -135,8 +137,23 @@ def _selected(model_name: str, model: nn.Module, weights: Weights, path: Path) -
 def _select(model: nn.Module, weights: Weights, loaded: Any) -> Checkpoint:
     """The parameters of ``model`` in what a file contains."""
     file, _, key = weights.name.partition("#")
-    needed = tracing.is_needed(model, tracing.trace(model))
-    return parameters_of(loaded, [name for name in model.state_dict() if needed(name)], file=file, choice=key)
+    is_needed = tracing.is_needed(model, tracing.trace(model))
+    expected = model.state_dict()
+    needed = {name: tensor for name, tensor in expected.items() if is_needed(name)}
+    selected = parameters_of(loaded, needed, file=file, choice=key)
+    if "pre_logits.fc1.weight" in selected.parameters and "classifier.6.weight" in expected:
+        selected = replace(selected, parameters=with_vgg_head(selected.parameters))
+    if len(needed.keys() & selected.parameters.keys()) > len(needed) // 2:
+        return selected
+    # Another library's names, with a classifier and without.
+    found = by_order(selected.parameters, expected) or by_order(selected.parameters, needed)
+    if found is None:
+        return selected
+    other = next(iter(selected.parameters))
+    note = (
+        f"took names such as {other} for the network's ({next(iter(found))}), by order, kinds and shapes of all tensors"
+    )
+    return replace(selected, parameters=found, notes=(*selected.notes, note))
 
 
 def _check_fit(model: nn.Module, parameters: Mapping[str, torch.Tensor], name: str) -> list[str]:

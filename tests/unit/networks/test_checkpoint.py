@@ -1,17 +1,19 @@
 """Checkpoints as training scripts leave them: wrappers, prefixes, extra tensors, file names and formats."""
 
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
-from workers.contract.errors import WeightsDoNotFit
+from workers.contract.errors import WeightsDoNotFit, WeightsUnreadable
 from workers.contract.job import Weights
 from workers.networks import registry, weights
 
@@ -63,6 +65,19 @@ WRAPPED: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
     "loss of a Lightning module": (
         lambda s: {**under("net.", s), "loss.weight": torch.ones(10)}, ("removed the prefix 'net.'",),
     ),
+    "mmcv": (lambda s: {"meta": {"epoch": 3}, "state_dict": under("backbone.", s)}, ("'backbone.'",)),
+    "Lightning, compiled": (
+        lambda s: {"state_dict": under("model._orig_mod.", s), "pytorch-lightning_version": "2.4.0"},
+        ("removed the prefix 'model._orig_mod.'",),
+    ),
+    "model_state": (lambda s: {"model_state": s, "opt": {"p": torch.ones(2)}}, ("took 'model_state'",)),
+    "net and the best accuracy": (lambda s: {"net": under("module.", s), "acc": 91.2, "epoch": 4}, ("took 'net'",)),
+    "averaged parameters alone": (lambda s: {"ema": s, "step": 5}, ("took 'ema'",)),
+    "averaged parameters beside others": (
+        lambda s: {"model": s, "model_ema": {name: torch.zeros_like(value) for name, value in s.items()}},
+        ("took 'model'", "mine.pth#model_ema is there too"),
+    ),
+    "double precision": (lambda s: {name: value.double() for name, value in s.items()}, ()),
     "counters inside a block": (
         lambda s: {**s, "stage2.0.branch2.3.total_ops": torch.zeros(1)}, ("ignored stage2.0.branch2.3.total_ops",),
     ),
@@ -194,3 +209,101 @@ def test_mnasnet_loads_from_a_format_without_versions(tmp_path: Path) -> None:
     save_file(as_published("mnasnet0_5"), path)
     # When / Then
     weights.load("mnasnet0_5", *chosen(path, "mnasnet0_5"), seed=0)
+
+
+# Files that hold no plain parameters
+
+
+def quantised(path: Path) -> None:
+    """One tensor as torch's quantisation stores it, without the warnings of making one."""
+    torch.save({"conv1.0.weight": torch.zeros(24, 3, 3, 3, dtype=torch.int8)}, path)
+
+
+def packed(path: Path) -> None:
+    torch.save({"fc.scale": torch.tensor(1.0), "fc._packed_params._packed_params": (torch.zeros(2, 2), None)}, path)
+
+
+def module(path: Path) -> None:
+    torch.save(registry.build(SMALL), path)
+
+
+def script(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/constants.pkl", b"")
+        archive.writestr("net/code/__torch__.py", "class Net(Module): pass")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (quantised, r"quantised \(conv1\.0\.weight is int8\).*use the weights from before"),
+        (packed, r"quantised \(fc\._packed_params\._packed_params is packed\)"),
+        (module, r"whole pickled module.*torch\.save\(module\.state_dict\(\), 'weights\.pth'\)"),
+        (script, r"TorchScript program.*torch\.save\(torch\.jit\.load\(PATH\)\.state_dict\(\), 'weights\.pth'\)"),
+    ],
+)
+def test_a_file_without_plain_parameters_is_refused_with_the_way_out(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
+    # Given
+    path = tmp_path / "odd.pth"
+    write(path)
+    # When / Then
+    with pytest.raises(WeightsUnreadable, match=rf"odd\.pth.*{message}") as caught:
+        weights.check(SMALL, *chosen(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_with_metadata_load(tmp_path: Path, state: State) -> None:
+    # Given
+    path = tmp_path / "model.safetensors"
+    save_file(state, path, metadata={"format": "pt", "architecture": SMALL})
+    # When / Then
+    assert_loads(path, state)
+
+
+# timm's names of torchvision's architectures
+
+
+@pytest.mark.parametrize(
+    ("model", "theirs"),
+    [
+        ("efficientnet_b0", "efficientnet_b0"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("mnasnet1_0", "mnasnet_100"),
+        ("resnet18", "resnet18"),
+        ("vgg11", "vgg11"),
+    ],
+)
+def test_timms_names_load_and_the_networks_agree(tmp_path: Path, model: str, theirs: str) -> None:
+    # Given
+    torch.manual_seed(5)
+    source = timm.create_model(theirs, pretrained=False).eval()
+    path = tmp_path / "timm.pth"
+    torch.save({"state_dict": source.state_dict()}, path)
+    # When
+    weights.check(model, *chosen(path, model))
+    loaded = weights.load(model, *chosen(path, model), seed=0)
+    # Then
+    pictures = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pictures), source(pictures), rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_are_sorted_have_lost_the_order(tmp_path: Path) -> None:
+    # Given a file that lists timm's names alphabetically, so that a swap of equal shapes would not be seen
+    path = tmp_path / "sorted.pth"
+    source = timm.create_model("mobilenetv2_100", pretrained=False).state_dict()
+    torch.save(dict(sorted(source.items())), path)
+    # When / Then
+    with pytest.raises(WeightsDoNotFit, match=r"sorted\.pth.*features\.0\.0\.weight is missing"):
+        weights.check("mobilenet_v2", *chosen(path, "mobilenet_v2"))
+
+
+def test_names_of_another_architecture_do_not_fit_by_order(tmp_path: Path) -> None:
+    # Given
+    path = tmp_path / "other.pth"
+    torch.save(timm.create_model("mobilenetv2_110d", pretrained=False).state_dict(), path)
+    # When / Then
+    with pytest.raises(WeightsDoNotFit, match=r"other\.pth.*missing.*and \d+ more"):
+        weights.check("mobilenet_v2", *chosen(path, "mobilenet_v2"))

@@ -281,10 +281,11 @@ def test_a_checkpoint_of_unknown_format_is_refused(tmp_path: Path, content: byte
     # Given a file that is no checkpoint
     path = tmp_path / "weights"
     path.write_bytes(content)
-    job, checkpoint = make_job(changed(weights=str(path)))
+    options = changed(weights=str(path))
+    job, checkpoint = make_job(options)
     # When its weights are checked, then the error says how to save them
     with pytest.raises(WeightsUnreadable, match=r"save the model's state_dict|save it again with model\.save_weights"):
-        check_weights(job, checkpoint)
+        check_weights(job, checkpoint, options)
 
 
 def test_the_same_options_make_the_same_job() -> None:
