@@ -77,15 +77,11 @@ def job_options(command: Command) -> Command:
 
 def _with_local_weights(options: Options) -> Options:
     """The options with the path of a local copy of weights that are an address."""
-    from producer.jobs.remote_weights import is_remote, local_copy
-
-    if options.weights is None or not is_remote(options.weights):
+    if options.weights is None or "://" not in options.weights:
         return options
-    from producer.jobs.session import read_settings
+    from producer.jobs.remote_weights import local_weights
 
-    # The settings of the farm are needed for an object store only.
-    settings = read_settings(local=not options.weights.lower().startswith("s3:"))
-    return replace(options, weights=local_copy(options.weights, settings))
+    return replace(options, weights=local_weights(options.weights))
 
 
 def _selection() -> list[Callable[[Command], Command]]:

@@ -19,6 +19,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from producer.jobs.session import read_settings
 from workers.clients.storage import MAX_OBJECT_BYTES, Store
 from workers.contract.errors import CacheFailed, WeightsMissing, one_line
 from workers.contract.settings import Settings
@@ -44,6 +45,14 @@ class _Remote:
 def is_remote(text: str | None) -> bool:
     """True if ``--weights`` is an address."""
     return text is not None and re.match(r"(?i)[a-z][a-z0-9+]*://", text) is not None
+
+
+def local_weights(text: str | None) -> str | None:
+    """``--weights`` with the path of a local copy in place of an address; raises as ``local_copy``, and BadSettings."""
+    if text is None or not is_remote(text):
+        return text
+    # The settings of the farm are needed for an object store only.
+    return local_copy(text, read_settings(local=not text.lower().startswith("s3:")))
 
 
 def local_copy(text: str, settings: Settings) -> str:
@@ -129,6 +138,7 @@ def _by_https(address: str) -> Iterator[_Remote]:
             version = headers.get("ETag") or f"{headers['Last-Modified']} {length}" * bool(headers["Last-Modified"])
             yield _Remote(chunks=_all(answer, length, address), version=version)
     except HTTPError as error:
+        error.close()  # it is the answer
         raise WeightsMissing(
             f"cannot download weights from {_shown(address)}: HTTP {error.code} {one_line(error, 80)}; check the "
             "address, or download the file and use its path"

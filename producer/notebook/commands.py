@@ -1,6 +1,7 @@
 """``run`` and ``submit``: the commands of the same names, for Python."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from producer.jobs.inventory import load_job
 from producer.jobs.local_store import DATA, LocalStore
+from producer.jobs.remote_weights import local_weights
 from producer.jobs.session import open_session, read_settings
 from producer.jobs.status import require_complete
 from producer.jobs.submit import stored_form
@@ -64,7 +66,7 @@ def submit(model: str, **options: Any) -> Job:
     console = Console(stderr=True)
     farm = open_session(read_settings(), writes=True)
     frozen, checkpoint = planning.make_job(chosen)
-    for note in planning.check_weights(frozen, checkpoint):
+    for note in planning.check_weights(frozen, checkpoint, chosen):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     with broker_errors(farm.settings):
         frozen = stored_form(frozen, farm.store)
@@ -75,9 +77,10 @@ def submit(model: str, **options: Any) -> Job:
 
 def _options(model: str, values: dict[str, Any]) -> Options:
     """The options as the command line passes them, which takes ``filters=[3, 5]`` as the text ``3,5``."""
-    return Options.make(
+    options = Options.make(
         model=str(model), **{name: _text(value) if name in _TEXT else value for name, value in values.items()}
     )
+    return replace(options, weights=local_weights(options.weights))
 
 
 def _text(value: object) -> str | None:
