@@ -92,6 +92,12 @@ class Rendered:
         """Pixels of a tile, (64, 64, 3) RGB."""
         return np.asarray(Image.open(self.bucket / keys.tile(job, layer, unit)).convert("RGB"))
 
+    def atlas(self, job: str, layer: str = SHOWN) -> tuple[int, int]:
+        """Numbers of columns and rows of a layer's atlas."""
+        content = self._layer(job, layer)
+        columns = int(content["atlas"]["columns"])
+        return columns, -(-content["planned"] // columns)
+
     def _layer(self, job: str, layer: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.bucket / keys.records(job, layer)).read_text())
         return content

@@ -15,8 +15,8 @@ from tests.browser.rendered import SHOWN, Rendered
 from tests.browser.view import Visit
 from tests.e2e.fleet import wait_for
 
-#: The unit that is looked at, and its place in the atlas of 32 columns and two rows.
-UNIT, COLUMNS, ROW, COLUMN = 37, 32, 1, 5
+#: The unit that is looked at.
+UNIT = 37
 
 #: Largest ratio of a pixel of the screen to one of the atlas.
 MOST = 16
@@ -30,20 +30,23 @@ def stage(page: Page) -> Locator:
     return page.get_by_role("application", name=f"All units of {SHOWN} as one picture")
 
 
-def place_of_unit(page: Page) -> tuple[float, float]:
-    """Where the middle of ``UNIT`` is on the screen, while the whole layer is as wide as the stage."""
+def place_of_unit(page: Page, jobs: Rendered) -> tuple[float, float]:
+    """Where the middle of ``UNIT`` is on the screen, while the whole layer is seen."""
+    columns, rows = jobs.atlas(jobs.notebook)
     box = stage(page).bounding_box()
     assert box is not None
-    side = box["width"] / COLUMNS
-    return box["x"] + (COLUMN + 0.5) * side, box["y"] + box["height"] / 2 + (ROW - 0.5) * side
+    side = min(box["width"] / columns, box["height"] / rows)
+    row, column = divmod(UNIT, columns)  # it is the UNIT-th of the layer
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    return middle[0] + (column + 0.5 - columns / 2) * side, middle[1] + (row + 0.5 - rows / 2) * side
 
 
-def open_zoom(visit: Visit, url: str, requests: list[str]) -> Page:
+def open_zoom(visit: Visit, jobs: Rendered, site: Site, requests: list[str]) -> Page:
     """The zoom of the layer, once its atlas is drawn."""
-    page = visit(url, requests=requests, reduced_motion="reduce")
+    page = visit(site.url(jobs.notebook, f"#/{SHOWN}"), requests=requests, reduced_motion="reduce")
     page.get_by_role("link", name="Zoom").click()
     expect(stage(page)).to_be_visible()
-    wait_for("the atlas", lambda: np.ptp(pixels(page, place_of_unit(page), 6)) > 0, 10)
+    wait_for("the atlas", lambda: np.ptp(pixels(page, place_of_unit(page, jobs), 6)) > 0, 10)
     return page
 
 
@@ -69,8 +72,8 @@ def distance(seen: "NDArray[np.uint8]", tile: "NDArray[np.uint8]") -> float:
 def test_the_zoom_leads_from_the_whole_layer_to_a_full_tile(visit: Visit, jobs: Rendered, site: Site) -> None:
     # Given the whole layer as one picture, for which no tile is loaded
     requests: list[str] = []
-    page = open_zoom(visit, site.url(jobs.notebook, f"#/{SHOWN}"), requests)
-    middle = place_of_unit(page)
+    page = open_zoom(visit, jobs, site, requests)
+    middle = place_of_unit(page, jobs)
     assert not [url for url in requests if "/tiles/" in url]
 
     # When the pointer is on a unit
@@ -98,25 +101,25 @@ def test_the_zoom_leads_from_the_whole_layer_to_a_full_tile(visit: Visit, jobs: 
 def test_the_zoom_is_used_with_the_keyboard(visit: Visit, jobs: Rendered, files: Site) -> None:
     # Given the zoom of a layer
     requests: list[str] = []
-    page = open_zoom(visit, files.url(jobs.notebook, f"#/{SHOWN}"), requests)
+    page = open_zoom(visit, jobs, files, requests)
     # When keys and buttons zoom in and move
     stage(page).focus()
-    before = pixels(page, place_of_unit(page), 100)
+    before = pixels(page, place_of_unit(page, jobs), 100)
     page.keyboard.press("+")
     page.get_by_role("button", name="Zoom in").press("Enter")
     page.wait_for_timeout(300)
-    assert not np.array_equal(before, pixels(page, place_of_unit(page), 100))
+    assert not np.array_equal(before, pixels(page, place_of_unit(page, jobs), 100))
     page.get_by_role("button", name="Whole layer").press("Enter")
     page.wait_for_timeout(300)
     # Then the whole layer is seen again
-    assert difference(before, pixels(page, place_of_unit(page), 100)) < 1
+    assert difference(before, pixels(page, place_of_unit(page, jobs), 100)) < 1
     # And Escape leads back to the layer
     page.keyboard.press("Escape")
     expect(view.cells(page).first).to_be_visible()
 
 
 def test_enter_opens_the_unit_in_the_middle(visit: Visit, jobs: Rendered, files: Site) -> None:
-    page = open_zoom(visit, files.url(jobs.notebook, f"#/{SHOWN}"), [])
+    page = open_zoom(visit, jobs, files, [])
     stage(page).focus()
     for key in ("+", "+", "+", "ArrowUp", "Enter"):
         page.keyboard.press(key)
