@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: a few minutes on two CPU cores.
 DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_pw,blocks.3.0.conv_pw,blocks.5.0.conv_pw,conv_head --filters 0-31 --size 112
 
-.PHONY: demo test test-faults soak bench bench-quality bench-scale lint types format clean
+.PHONY: demo test test-faults soak bench bench-quality bench-scale bench-gallery lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
@@ -30,6 +30,10 @@ bench: $(VENV)/.installed-dev
 # What jobs of up to a million tiles cost producer, collector and Redis: five minutes.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.scale
+
+# How fast the gallery of large jobs opens in Debian's chromium: two minutes.
+bench-gallery: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.gallery
 
 # How good the pictures are, and against Lucent's: hours on two cores. ARGS="--every 6 --filters 8" for a try.
 bench-quality: $(VENV)/.installed-dev build/lucent

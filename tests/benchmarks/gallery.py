@@ -1,4 +1,4 @@
-"""How fast the gallery of a large job opens, and what it takes: ``python -m tests.benchmarks.gallery``.
+"""How fast the gallery of a large job opens, and what it takes: ``make bench-gallery``.
 
 The objects are written by the project's own code for pictures of a stub renderer. Each request is answered after
 ``LATENCY_S``, as over a network. The browser is Debian's chromium. Prints a table; asserts nothing.
