@@ -20,19 +20,28 @@ from producer.planning.options import Options
 @click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
 @as_json
 def layers(model: str | None, size: str, json_: bool) -> None:
-    """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models."""
-    if model is None:
-        from workers.networks import registry
+    """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models.
 
-        names = registry.names()
+    MODEL may be timm:NAME for any network of timm, and a glob such as 'timm:*resnet*' lists those that match.
+    """
+    if model is None or (model.startswith("timm:") and any(letter in model for letter in "*?[")):
+        from workers.networks import registry, timm_models
+
+        names = timm_models.names(model) if model else registry.names()
         click.echo(json.dumps(names) if json_ else "\n".join(names))
+        if model is None:
+            click.echo("and those of timm, as timm:NAME; 'filterfarm layers timm:*resnet*' lists names", err=True)
         return
     from producer.cli import text
     from producer.planning.layers import accepted_sizes
     from producer.planning.layers import layers as list_layers
+    from producer.planning.network_size import in_network_size, size_notes
     from producer.planning.recipe_builder import chosen_size
 
-    plans = list_layers(model, chosen_size(Options.make(model=model, size=size)))
+    options = Options.make(model=model, size=size)
+    for note in size_notes(options):
+        click.echo(note, err=True)
+    plans = list_layers(model, chosen_size(in_network_size(options)))
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
     not_computed = [entry.name for entry in plans if entry.output_px is None]
     if not_computed and (sizes := accepted_sizes(model, not_computed[-1])):
@@ -103,7 +112,7 @@ def submit(options: Options, wait: bool, dry_run: bool, json_: bool) -> None:
 
     farm = open_session(read_settings(), writes=True)
     job, checkpoint = planning.make_job(options)
-    for note in planning.check_weights(job, checkpoint, options):
+    for note in planning.notes(options, job, checkpoint):
         click.echo(note, err=True)
     with broker_errors(farm.settings):
         job = stored_form(job, farm.store)
@@ -120,7 +129,7 @@ def _print_plan(options: Options, json_: bool) -> None:
     from producer.planning import job_builder as planning
 
     job, checkpoint = planning.make_job(options)
-    for note in planning.check_weights(job, checkpoint, options):
+    for note in planning.notes(options, job, checkpoint):
         click.echo(note, err=True)
     plans = planning.as_rendered(job)
     click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

@@ -52,10 +52,10 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
     job, checkpoint = planning.make_job(options)
     # The worker is this machine: errors of device and weights are raised now, not once per tile.
     settings.choose_device(available())
-    for note in planning.check_weights(job, checkpoint, options):
+    for note in planning.notes(options, job, checkpoint):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     if checkpoint is None:
-        weights.load(job.model, job.weights, None, seed=job.recipe.seed)
+        weights.load(job.address, job.weights, None, seed=job.recipe.seed)
     with Farm(data, settings) as farm, broker_errors(farm.settings):
         store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3), farm.names)
         job = stored_form(job, store)

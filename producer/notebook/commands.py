@@ -66,7 +66,7 @@ def submit(model: str, **options: Any) -> Job:
     console = Console(stderr=True)
     farm = open_session(read_settings(), writes=True)
     frozen, checkpoint = planning.make_job(chosen)
-    for note in planning.check_weights(frozen, checkpoint, chosen):
+    for note in planning.notes(chosen, frozen, checkpoint):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     with broker_errors(farm.settings):
         frozen = stored_form(frozen, farm.store)

@@ -7,12 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, layers, select
+from producer.planning.network_size import in_network_size, size_notes
 from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe
 from workers.contract.errors import BadOption
 from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
 from workers.contract.job import Grid, Job, Layer
+from workers.contract.network import split_address
 from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.tile_png import MAX_TILE_PIXELS
 
@@ -22,6 +24,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
 
     Raises UnknownModel, UnknownLayer, BadFilters, BadOption, WeightsMissing and WeightsUnreadable.
     """
+    options = in_network_size(options)
     size_px = chosen_size(options)
     chosen = select(layers(options.model, size_px, KINDS), options.layers, options.model)
     not_computed = next((plan.name for plan in chosen if plan.output_px is None), None)
@@ -48,8 +51,10 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     grid = make_grid(options)
     _check_grid(grid, frozen)
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")
+    model, network = split_address(options.model)
     job = Job(
-        model=options.model,
+        model=model,
+        network=network,
         weights=weights,
         layers=frozen,
         recipe=recipe,
@@ -68,14 +73,14 @@ def check_weights(job: Job, checkpoint: Path | None, options: Options) -> list[s
         return []
     from workers.networks import weights
 
-    notes = list(weights.check(job.model, job.weights, checkpoint))
+    lines = list(weights.check(job.address, job.weights, checkpoint))
     recognised = job.weights.layout == "torch" and job.recipe.preprocess.name == "raw"
     if options.recipe.get("preprocess", "auto") == "auto" and not recognised:
         trained = "Keras's network" if job.weights.layout == "keras" else "the published weights"
-        notes.append(
+        lines.append(
             f"preprocessing {_input(job.recipe.preprocess)} is a guess, from {trained}; --preprocess changes it"
         )
-    return [f"weights {job.weights.name}: {note}" for note in notes]
+    return [f"weights {job.weights.name}: {line}" for line in lines]
 
 
 def _input(preprocess: Preprocess) -> str:
@@ -86,6 +91,11 @@ def _input(preprocess: Preprocess) -> str:
     return f"model (mean {mean}, std {std})"
 
 
+def notes(options: Options, job: Job, checkpoint: Path | None) -> list[str]:
+    """Lines for people: a size that is not the chosen one, and those of ``check_weights``, whose errors it raises."""
+    return [*size_notes(options), *check_weights(job, checkpoint, options)]
+
+
 def as_rendered(job: Job) -> list[LayerPlan]:
     """The plans of a job's layers, with the cost of a step under the job's recipe.
 
@@ -93,7 +103,7 @@ def as_rendered(job: Job) -> list[LayerPlan]:
     """
     recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
-    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.model, px, KINDS)})
+    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.address, px, KINDS)})
     rendered = []
     for plan in (at(size_px)[layer.name] for layer in job.layers):
         seen = plan

@@ -76,7 +76,7 @@ def measure(
     process_tuning.tune()
     target = torch.device(device)
     with _checkpoint(job, reader) as path:
-        model = weights.load(job.model, job.weights, path, seed=job.recipe.seed).to(target)
+        model = weights.load(job.address, job.weights, path, seed=job.recipe.seed).to(target)
     trace = tracing.trace(model)
     result = []
     for layer in job.layers:
@@ -169,7 +169,7 @@ def _check_measurable(job: Job) -> None:
 def _check_comparable(job: Job, against: Job) -> None:
     def network(one: Job) -> tuple[object, ...]:
         drawn = one.recipe.seed if one.weights.source == "none" else None
-        return one.model, one.weights, drawn, one.recipe.tap, one.recipe.preprocess
+        return one.address, one.weights, drawn, one.recipe.tap, one.recipe.preprocess
 
     if job.id == against.id:
         raise BadOption(f"--against {against.id} is the job itself; name a job with another seed or recipe")

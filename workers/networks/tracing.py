@@ -70,11 +70,22 @@ def trace(model: nn.Module) -> fx.Graph:
 
 
 def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
-    """Dotted module name -> node of its first call, for every Conv2d, in execution order."""
+    """Dotted module name -> node of its first call, for every Conv2d of the picture, in execution order."""
     found: dict[str, fx.Node] = {}
+    computed = _computed_from_picture(graph)
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Conv2d):
+        if node in computed and node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Conv2d):
             found.setdefault(node.target, node)
+    return found
+
+
+def _computed_from_picture(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on the picture, and not on its shape alone as a position's encoding does."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_shape = (node.op == "call_function" and node.target is getattr) or node.target in {"size", "dim"}
+        if node.op == "placeholder" or (not is_shape and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
     return found
 
 

@@ -16,7 +16,7 @@ from torchvision.models import get_model_weights
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
 from workers.contract.job import Layout, Weights, file_sha256
 from workers.contract.recipe import Preprocess
-from workers.networks import keras_files, keras_layout, registry, tracing
+from workers.networks import keras_files, keras_layout, registry, timm_models, tracing
 from workers.networks.checkpoint import Checkpoint, parameters_of, read
 from workers.networks.name_order import by_order, with_vgg_head
 
@@ -37,13 +37,15 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
     WeightsMissing if there are no weights of that name, WeightsUnreadable if the file cannot be read, UnknownModel.
     """
     known = registry.get(model).weights
-    if text is None:
-        text = known[0]
     if text == "none":
         return Weights(source="none", name="none"), None
-    if text == "DEFAULT":
+    if text in (None, "DEFAULT"):
+        if not known:
+            raise WeightsMissing(f"there are no trained weights of {model}; use --weights PATH or --weights none")
         text = known[0]
     if text in known:
+        if model.startswith(timm_models.PREFIX):
+            return Weights(source="timm", name=text), None
         if model in registry.PACKAGED:
             return Weights(source="package", name=text, sha256=_published_digest(_packaged_file(model).name)), None
         url = get_model_weights(model)[text].url
@@ -54,7 +56,7 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
         path = Path(file)
     if not path.is_file():
         raise WeightsMissing(
-            f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join(known)}, none"
+            f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join((*known, 'none'))}"
         )
     name = _NOT_IN_NAMES.sub("_", path.name)
     try:
@@ -89,6 +91,8 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     ``checkpoint``: local path of the file, if the weights are one. ``seed``: draws random parameters if the weights
     are "none". Raises WeightsMissing, WeightsUnreadable, WeightsDoNotFit.
     """
+    if weights.source == "timm":
+        return timm_models.create(model_name, trained=True).eval().requires_grad_(False)
     model = registry.build(model_name, seed=seed, layout=weights.layout)
     if weights.source == "none":
         return model

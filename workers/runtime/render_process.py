@@ -66,7 +66,7 @@ class Batch:
     @property
     def kind(self) -> Kind:
         """What the time and memory per tile depend on: neither the weights nor the start image."""
-        return self.job.model, self.layer, self.job.recipe.model_copy(update={"seed": 0, "directions": None})
+        return self.job.address, self.layer, self.job.recipe.model_copy(update={"seed": 0, "directions": None})
 
 
 class Renderer:
@@ -167,7 +167,7 @@ class Renderer:
         job = batch.job
         # Networks with trained weights are the same for every seed.
         seed = job.recipe.seed if job.weights.source == "none" else 0
-        network = job.model, job.weights, batch.checkpoint, seed, batch.device
+        network = job.address, job.weights, batch.checkpoint, seed, batch.device
         return self._call(render_child.render, network, job.recipe, batch.layer, list(batch.filters))
 
     def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:

@@ -18,6 +18,7 @@ from workers.contract.records import FailureRecord
 #: path in job.json -> another value it may have
 CHANGES: dict[str, Any] = {
     "model": "vgg19",
+    "network": {"source": "timm", "name": "vgg19"},
     "weights.source": "file",
     "weights.name": "mine.pth",
     "weights.sha256": "0123456789abcdef",
