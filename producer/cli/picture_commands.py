@@ -77,10 +77,16 @@ def fetch(job: str, target: Path, data: Path | None, zip_: bool) -> None:
 @click.command()
 @click.argument("job")
 @click.option("--against", metavar="JOB2", help="Another job of the same network, such as one with another seed.")
+@click.option(
+    "--read-by",
+    metavar="MODEL[,MODEL...]",
+    default="",
+    help="Other networks of the same classes, with their default weights, that read a job of logits.",
+)
 @with_data
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
 @as_json
-def quality(job: str, against: str | None, data: Path | None, device: str | None, json_: bool) -> None:
+def quality(job: str, against: str | None, read_by: str, data: Path | None, device: str | None, json_: bool) -> None:
     """Measure the quality of JOB's pictures. The network evaluates each stored tile."""
     from producer.cli import quality_text
     from producer.jobs.inventory import load_job
@@ -103,6 +109,7 @@ def quality(job: str, against: str | None, data: Path | None, device: str | None
             reader,
             device=device,
             against=other,
+            read_by=[name for part in read_by.split(",") if (name := part.strip())],
             done=lambda name: shown.update(f"{name} measured") if shown else None,
         )
     if json_:

@@ -24,6 +24,21 @@ alike     median likeness to the other job's tile of the same filter: cosine of 
           0 for any two tiles of the layer and 1 for the same
 matched   tiles whose most alike among the other job's is that of the same filter"""
 
+LEGEND_CLASSES = """\
+top-1     tiles that the network puts into their class; of other networks, whose input is the tile at their input size
+top-5     tiles whose class is one of the network's first five"""
+
+#: A class among the network's first five has a rank below it.
+_FIRST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Shares of tiles, in 0..1, whose class is a network's first, and one of its first five."""
+
+    top1: float | None
+    top5: float | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -44,6 +59,9 @@ class Figures:
     high_frequency: float | None
     similarity: float | None
     matched: float | None
+    #: of tiles of classes, by the job's own network; other network -> by that network
+    accuracy: Accuracy
+    read_by: dict[str, Accuracy]
 
 
 def figures(layers: Sequence[LayerQuality]) -> Figures:
@@ -66,6 +84,11 @@ def figures(layers: Sequence[LayerQuality]) -> Figures:
         high_frequency=_median([tile.high_frequency for tile in alive]),
         similarity=_median([tile.similarity for tile in alive]),
         matched=_share([tile.matched for tile in alive]),
+        accuracy=_accuracy([tile.rank for tile in alive]),
+        read_by={
+            name: _accuracy([tile.read_by.get(name) for tile in alive])
+            for name in dict.fromkeys(name for tile in alive for name in tile.read_by)
+        },
     )
 
 
@@ -88,14 +111,22 @@ def as_json(job: Job, layers: Sequence[LayerQuality], against: Job | None) -> di
 
 
 def as_table(layers: Sequence[LayerQuality], *, against: bool) -> str:
-    """A table with a row per layer and one for all, and a legend of its columns."""
+    """A table with a row per layer and one for all, one with a row per network if there are classes, and legends."""
     head = ("layer", "tiles", "dead", "grey", "rescued", "gain", "self-id", "select.", "high-f.")
     rows = [head + (("alike", "matched") if against else ())]
     rows += [_row(layer.layer, figures([layer]), against=against) for layer in layers]
     if len(layers) > 1:
         rows.append(_row("all", figures(layers), against=against))
     legend = f"{LEGEND}\n{LEGEND_AGAINST}" if against else LEGEND
-    return f"{table(rows, names=1)}\n\n{legend}"
+    return f"{table(rows, names=1)}\n\n{legend}{_classes(figures(layers))}"
+
+
+def _classes(of: Figures) -> str:
+    if of.accuracy.top1 is None:
+        return ""
+    networks = {"the network itself": of.accuracy, **of.read_by}
+    rows = [(name, _percent(one.top1), _percent(one.top5)) for name, one in networks.items()]
+    return f"\n\n{table([('classes read by', 'top-1', 'top-5'), *rows], names=1)}\n\n{LEGEND_CLASSES}"
 
 
 def _row(name: str, of: Figures, *, against: bool) -> tuple[str, ...]:
@@ -104,6 +135,11 @@ def _row(name: str, of: Figures, *, against: bool) -> tuple[str, ...]:
     shares = (_percent(of.dead), _percent(of.grey), _percent(of.rescued), gain)
     numbers = (_percent(of.self_identification), _number(of.selectivity), _percent(of.high_frequency))
     return (name, tiles, *shares, *numbers, *((_number(of.similarity), _percent(of.matched)) if against else ()))
+
+
+def _accuracy(ranks: Sequence[int | None]) -> Accuracy:
+    known = [rank for rank in ranks if rank is not None]
+    return Accuracy(top1=_share([rank == 0 for rank in known]), top5=_share([rank < _FIRST for rank in known]))
 
 
 def _share(answers: Sequence[bool | None]) -> float | None:

@@ -1,19 +1,21 @@
 """Quality of a job's tiles: the network is run on each stored tile again.
 
 Filters whose batch-norm has zero gain, or a constant input, are reported as dead and left out of all other figures: no
-image excites them. All other filters count, including those whose tile stayed grey.
+image excites them. All other filters count, including those whose tile stayed grey. For a layer of logits, the network
+and others read the class of each tile.
 """
 
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from producer.jobs.inventory import Reader
+from producer.quality.class_reader import ClassReader
 from producer.quality.stored_tiles import StoredResponses, measure_responses
 from workers.contract import keys
 from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing
@@ -43,6 +45,10 @@ class TileQuality:
     #: similarity to the other job's tile of the same filter, -1..1; matched: none of its other tiles is more similar
     similarity: float | None = None
     matched: bool | None = None
+    #: of a class's tile: how many other classes have at least its logit, 0 if the network puts the tile into its class
+    rank: int | None = None
+    #: of a class's tile: other network -> the same in that network
+    read_by: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +63,19 @@ class LayerQuality:
 
 
 def measure(
-    job: Job, reader: Reader, *, device: str, against: Job | None = None, done: Callable[[str], None] = lambda _: None
+    job: Job,
+    reader: Reader,
+    *,
+    device: str,
+    against: Job | None = None,
+    read_by: Sequence[str] = (),
+    done: Callable[[str], None] = lambda _: None,
 ) -> list[LayerQuality]:
     """Measure every layer of a job, and its similarity to ``against``, a job of the same network.
 
-    ``done`` is called with the name of each measured layer. Raises BadOption if a job maximises anything but single
-    filters or the two cannot be compared, and the errors of loading weights and of the object store.
+    ``read_by`` names other networks, which read the classes of a job of logits. ``done`` is called with the name of
+    each measured layer. Raises BadOption if a job maximises anything but single filters, the two cannot be compared or
+    the others cannot read its classes, and the errors of loading weights and of the object store.
     """
     for one in filter(None, (job, against)):
         _check_measurable(one)
@@ -75,12 +88,14 @@ def measure(
 
     process_tuning.tune()
     target = torch.device(device)
+    others = _class_readers(job, read_by, device)
     with _checkpoint(job, reader) as path:
         model = weights.load(job.address, job.weights, path, seed=job.recipe.seed).to(target)
     trace = tracing.trace(model)
     result = []
     for layer in job.layers:
-        result.append(_layer(job, layer, LayerProbe(model, trace, layer.name, job.recipe, target), reader, against))
+        probe = LayerProbe(model, trace, layer.name, job.recipe, target)
+        result.append(_layer(job, layer, probe, reader, against, others if layer.kind == "logits" else []))
         done(layer.name)
     return result
 
@@ -102,17 +117,22 @@ def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:
         )
 
 
-def _layer(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, against: Job | None) -> LayerQuality:
+def _layer(
+    job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, against: Job | None, others: Sequence[ClassReader]
+) -> LayerQuality:
     from workers.rendering import metrics
 
-    stored = measure_responses(job, layer, probe, reader)
+    stored = measure_responses(job, layer, probe, reader, others)
     if not stored.filters:
         return LayerQuality(layer=layer.name, planned=len(layer.selected), tiles=(), broken=stored.broken)
-    own = np.stack(stored.responses)[:, stored.filters]
+    responses = np.stack(stored.responses)
+    own = responses[:, stored.filters]
     alone = len(own) == 1
     identified = [None] if alone else metrics.identified(own).tolist()
     selectivity = [None] if alone else metrics.selectivity(own).tolist()
     similar = _similarities(stored, against, layer, probe, reader)
+    classes = layer.kind == "logits"
+    ranks = metrics.ranks(responses, np.array(stored.filters)).tolist() if classes else [None] * len(own)
     tiles = tuple(
         TileQuality(
             layer=layer.name,
@@ -126,6 +146,8 @@ def _layer(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, against:
             high_frequency=stored.high_frequency[place],
             similarity=similar[filter_][0] if filter_ in similar else None,
             matched=similar[filter_][1] if filter_ in similar else None,
+            rank=ranks[place],
+            read_by={name: theirs[place] for name, theirs in stored.ranks.items()},
         )
         for place, filter_ in enumerate(stored.filters)
     )
@@ -154,6 +176,15 @@ def _similarities(
     )
     matched = metrics.identified(cosines.T)
     return {filter_: (float(cosines[place, place]), bool(matched[place])) for place, filter_ in enumerate(common)}
+
+
+def _class_readers(job: Job, names: Sequence[str], device: str) -> list[ClassReader]:
+    layer = next((layer for layer in job.layers if layer.kind == "logits"), None)
+    if names and layer is None:
+        raise BadOption(
+            f"--read-by needs pictures of classes, and {job.id} has no layer of logits; render one with --layers logits"
+        )
+    return [ClassReader(name, classes=layer.channels, device=device) for name in dict.fromkeys(names) if layer]
 
 
 def _check_measurable(job: Job) -> None:

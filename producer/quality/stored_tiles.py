@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from producer.jobs.inventory import Reader
+from producer.quality.class_reader import ClassReader
 from workers.clients.storage import READERS
 from workers.contract import keys
 from workers.contract.errors import CorruptTile
@@ -35,18 +36,22 @@ class StoredResponses:
     responses: "list[NDArray[np.float32]]" = field(default_factory=list)
     #: share of a tile's power in high frequencies, 0..1
     high_frequency: list[float] = field(default_factory=list)
+    #: other network -> its ranks of the tiles' classes, see metrics.ranks
+    ranks: dict[str, list[int]] = field(default_factory=dict)
     #: filter of an unreadable tile -> reason
     broken: dict[int, str] = field(default_factory=dict)
 
 
-def measure_responses(job: Job, layer: Layer, probe: "LayerProbe", reader: Reader) -> StoredResponses:
+def measure_responses(
+    job: Job, layer: Layer, probe: "LayerProbe", reader: Reader, others: Sequence[ClassReader] = ()
+) -> StoredResponses:
     """Read a layer's stored tiles and run the network on them, 64 at a time. Missing tiles are left out.
 
-    Raises object store errors.
+    ``others`` are networks that read the classes of the tiles, for a layer of logits. Raises object store errors.
     """
     from workers.rendering import metrics
 
-    result = StoredResponses()
+    result = StoredResponses(ranks={other.name: [] for other in others})
     with ThreadPoolExecutor(READERS) as pool:
         for chunk in _chunks(layer.selected):
             images = []
@@ -67,6 +72,9 @@ def measure_responses(job: Job, layer: Layer, probe: "LayerProbe", reader: Reade
                 batch = np.stack(images)
                 result.responses.extend(probe.responses(batch))
                 result.high_frequency.extend(metrics.high_frequency(batch).tolist())
+                classes = np.array(result.filters[-len(images) :])
+                for other in others:
+                    result.ranks[other.name].extend(metrics.ranks(other.logits(batch), classes).tolist())
     return result
 
 

@@ -116,6 +116,14 @@ def aliases(name: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
     return keras_layout.layer_names(name, model)
 
 
+def input_px(name: str) -> int:
+    """Side in pixels of the square pictures on which the accuracy of the network's default weights was published."""
+    if name in PACKAGED:
+        return (224, 240, 260)[PACKAGED.index(name)]
+    (side,) = set(torchvision_models.get_model_weights(get(name).name).DEFAULT.transforms().crop_size)
+    return int(side)
+
+
 def _finished(model: nn.Module, layout: Layout) -> nn.Module:
     model.eval().requires_grad_(False)
     if layout == "keras":

@@ -120,6 +120,16 @@ def similarity(ours: "NDArray[np.float32]", theirs: "NDArray[np.float32]") -> "N
     return result
 
 
+def ranks(logits: "NDArray[np.floating]", classes: "NDArray[np.integer]") -> "NDArray[np.int64]":
+    """How many other classes have at least the logit of the picture's own: (T,) for logits (T, C) and classes (T,).
+
+    0 is a picture that the network puts into its class.
+    """
+    own = logits[np.arange(len(logits)), classes][:, None]
+    result: NDArray[np.int64] = logits.shape[1] - 1 - (logits < own).sum(axis=1)
+    return result
+
+
 def _best_other(own: "NDArray[np.floating]") -> "NDArray[np.floating]":
     """(T,) the highest response of each tile's filter to any other tile; -inf where there is no other."""
     others = own.copy()
