@@ -46,8 +46,8 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     named = parse_filters(options.filters, _tiles(recipe, widest), widest.name)
     frozen = tuple(_layer(recipe, plan, named) for plan in chosen)
     if weights.layout == "torch" and not options.model.startswith("vgg"):
-        # Part of a job's content: with Keras's names, jobs of earlier versions would have other ids.
-        frozen = tuple(layer.model_copy(update={"aliases": ()}) for layer in frozen)
+        # Part of a job's content: with Keras's names, jobs of convolutions of earlier versions would have other ids.
+        frozen = tuple(layer.model_copy(update={"aliases": ()}) if layer.kind == "conv" else layer for layer in frozen)
     grid = make_grid(options)
     _check_grid(grid, frozen)
     packages = ("filterfarm", "torch", "torchvision", "timm", "numpy", "pillow")

@@ -33,6 +33,9 @@ _SMALL = {torch.int8, torch.uint8}
 #: Published DenseNet files have ``norm.1`` where torchvision's modules are called ``norm1``.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
+#: Published files of Inception v1 name each convolution by the TensorFlow operation before its activation.
+_OF_LUCID = re.compile(r"_pre_relu_conv(?=\.)|_pre_activation_matmul(?=\.)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -96,7 +99,7 @@ def parameters_of(loaded: Any, wanted: Iterable[str], *, file: str, choice: str 
         also = f"; {file}#{others[0]} is there too" if others else ""
         notes.append(f"took {key!r}{also}")
     state = found[key]
-    names = {_OLD_DENSENET.sub(r"\1\2", str(name)): str(name) for name in state}
+    names = {_OF_LUCID.sub("", _OLD_DENSENET.sub(r"\1\2", str(name))): str(name) for name in state}
     if prefix is None:
         prefix = _prefix(names, list(wanted), file)
     if prefix:

@@ -33,6 +33,12 @@ _VGG_MAP = (512, 7, 7)
 #: SqueezeNet's modules in torchvision: features.3 is fire2.
 _FIRES = {3: 2, 4: 3, 6: 4, 7: 5, 9: 6, 10: 7, 11: 8, 12: 9}
 
+#: concatenation at the end of each block of Inception v3 -> its name in Keras
+MIXED = {
+    f"Mixed_{block}.cat{'_2' if block in ('7b', '7c') else ''}": f"mixed{number}"
+    for number, block in enumerate(("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"))
+}
+
 #: A layer to which Keras gave its class's name and a number. The first has no number, or 1 before Keras 2.3.
 _NUMBERED = re.compile(r"(conv2d|convolution2d|batch_normalization|batchnormalization)(?:_(\d+))?")
 

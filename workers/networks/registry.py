@@ -20,6 +20,7 @@ from workers.contract.errors import UnknownModel
 from workers.contract.job import Layout
 from workers.contract.recipe import Preprocess
 from workers.networks import keras_layout, timm_models
+from workers.networks.inceptionv1 import BLOCKS, InceptionV1
 
 RAW = Preprocess(name="raw")
 #: Mean and standard deviation of ImageNet's training pictures, used by nearly all of torchvision's training recipes.
@@ -29,6 +30,8 @@ HALVES = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 #: The two preprocessings of Keras's networks: pixels in 0..255 minus the mean of ImageNet's, and pixels in -1..1.
 CAFFE = Preprocess(name="caffe", mean=(123.68 / 255, 116.779 / 255, 103.939 / 255))
 TF = Preprocess(name="tf", mean=HALVES.mean, std=HALVES.std)
+#: Pixels in 0..255 minus 117, the input of Lucid's Inception v1.
+LUCID = Preprocess(name="model", mean=(117 / 255, 117 / 255, 117 / 255))
 
 #: Extra arguments for torchvision's builders. Every published checkpoint of the two Google networks has an auxiliary
 #: head. Their input transform, from ImageNet's mean and std to -1..1, is off: HALVES gives -1..1 directly.
@@ -49,7 +52,7 @@ class Model:
     build: Callable[[], nn.Module]
     #: preprocessing that its published weights were trained with
     preprocess: Preprocess
-    #: names of the published weights; the first is the default
+    #: names of the published weights; the first is the default. Empty: a person has the file
     weights: tuple[str, ...]
     #: height and width of the only pictures that it takes; None if it takes others, or that is not known
     size_px: tuple[int, int] | None = None
@@ -57,7 +60,7 @@ class Model:
 
 def names() -> list[str]:
     """Names of all known networks, sorted."""
-    return sorted([*torchvision_models.list_models(module=torchvision_models), *PACKAGED])
+    return sorted([*torchvision_models.list_models(module=torchvision_models), *PACKAGED, "inceptionv1"])
 
 
 def get(name: str) -> Model:
@@ -73,6 +76,8 @@ def get(name: str) -> Model:
         )
     if name in PACKAGED:
         return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
+    if name == "inceptionv1":
+        return Model(name=name, build=InceptionV1, preprocess=LUCID, weights=())
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"nearest: {', '.join(near)}" if near else "'filterfarm layers' lists all"
@@ -112,8 +117,11 @@ def skeleton(name: str, *, layout: Layout = "torch") -> nn.Module:
 
 
 def aliases(name: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Layer -> its names in Keras; {} for networks that Keras does not have."""
-    return keras_layout.layer_names(name, model)
+    """Layer -> its other names: Keras's, and those of Inception v1's blocks; {} for other networks."""
+    if name == "inceptionv1":
+        return {f"{block}.cat": (block,) for block in BLOCKS}
+    blocks = keras_layout.MIXED if name == "inception_v3" else {}
+    return {**keras_layout.layer_names(name, model), **{layer: (keras,) for layer, keras in blocks.items()}}
 
 
 def input_px(name: str) -> int:
