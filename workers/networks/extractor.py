@@ -67,7 +67,7 @@ class Extractor(nn.Module, ABC):
         self.precision = precision
         self._upstream_bf16 = self._fused.optimize(upstream, "bf16") if precision == "bf16" else None
         self._overridden: fx.GraphModule | None = None
-        self._device = device
+        self.device = device
         #: (height, width) of a picture -> of the layer's map
         self._map_px: dict[tuple[int, int], tuple[int, int]] = {}
         #: sizes of pictures, (height, width), that the network does not accept
@@ -98,9 +98,9 @@ class Extractor(nn.Module, ABC):
     def map_px(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the layer's map for a picture of that size; computed once per size."""
         if (height, width) not in self._map_px:
-            first = torch.zeros(1, dtype=torch.int64, device=self._device)
+            first = torch.zeros(1, dtype=torch.int64)
             with torch.no_grad():
-                maps = self.slice(first)(torch.zeros((1, 3, height, width), device=self._device))
+                maps = self.slice(first)(torch.zeros((1, 3, height, width), device=self.device))
             self._map_px[height, width] = int(maps.shape[1]), int(maps.shape[2])
         return self._map_px[height, width]
 

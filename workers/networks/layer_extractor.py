@@ -70,7 +70,10 @@ class FilterExtractor(Slice):
     """The map of one chosen filter for each picture of a batch."""
 
     def __init__(self, extractor: LayerExtractor, filters: torch.Tensor) -> None:
-        distinct, place = torch.unique(filters, return_inverse=True)
+        # On the host, so that the device is not waited for.
+        distinct, place = torch.unique(filters.cpu(), return_inverse=True)
+        device = extractor._conv.weight.device
+        filters, distinct, place = filters.to(device), distinct.to(device), place.to(device)
         self._extractor = extractor
         self._place = place
         self._weights = _rows(extractor._conv, distinct, extractor.channels)

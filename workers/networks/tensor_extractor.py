@@ -88,7 +88,9 @@ class _Selection(Slice):
     """Chosen channels of a tensor."""
 
     def __init__(self, extractor: TensorExtractor, filters: torch.Tensor) -> None:
-        self._extractor, self._filters, self._distinct = extractor, filters, torch.unique(filters)
+        self._extractor, device = extractor, extractor.device
+        # On the host, so that the device is not waited for.
+        self._filters, self._distinct = filters.to(device), torch.unique(filters.cpu()).to(device)
 
     def both(
         self, pictures: torch.Tensor, override: GradientOverride | None = None

@@ -61,7 +61,7 @@ def objective(extractor: Extractor, filters: list[int], recipe: Recipe, device: 
 
 
 def _filter(extractor: Extractor, own: list[int], device: torch.device) -> Objective:
-    sliced = extractor.slice(torch.tensor(own, device=device))
+    sliced = extractor.slice(torch.tensor(own))
 
     def response_of(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
         after, before = sliced.both(pictures, override)
@@ -136,7 +136,7 @@ def _similarity(maps: torch.Tensor, count: int) -> torch.Tensor | None:
 
 
 def _channels(extractor: Extractor, channels: list[int], device: torch.device) -> _ChannelMaps:
-    sliced = extractor.slice(torch.tensor(channels, device=device))
+    sliced = extractor.slice(torch.tensor(channels))
     return sliced.whole
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from workers.networks.gradient_override import GradientOverride
+from workers.rendering.lagged_mask import LaggedMask
 from workers.rendering.objectives import Objective
 
 #: pictures (B, C, H, W) in 0..255 -> (B,) weighted sum of the regularizers
@@ -88,22 +89,26 @@ class AscentLoss:
         self._moved, self._flat = none, none
         # With the partial override of depthwise filters, a zero gradient does not show who needs the full one.
         self._overridden = _is_saturated(response.pre_activation) & (depthwise and rescue)
+        self._known_overridden, self._known_redirected = LaggedMask(self._overridden), LaggedMask(none)
         #: (B,) bool: maximises its pre-activation in this step
         self.redirected = none
+        #: (B,) bool: those of them of which the gradient of the objective is known
+        self._judged = none
         self._first_step_done = False
         #: gradient of the objective without penalties, where there are any
         self._objective_gradient: torch.Tensor | None = None
 
     def loss(self, pictures: torch.Tensor, *, early: float = 0.0) -> torch.Tensor:
         """(B,) the value to maximise, for pictures (B, C, H, W) in 0..255; ``early`` falls from 1 to 0."""
-        overrides = self._depthwise or bool(self._overridden.any())
+        overridden = self._overridden if self._depthwise else self._known_overridden.read()
         response = self._objective(
-            pictures, GradientOverride(self._overridden, helpful=early * self._depthwise) if overrides else None
+            pictures, None if overridden is None else GradientOverride(overridden, helpful=early * self._depthwise)
         )
         activation, pre_activation = response.activation, response.pre_activation
         if self._rescue:
             dead = _is_zero(activation)
             self.redirected = (self._dead_at_start & dead if self._map_only else dead) | self._flat
+        self._judged = self.redirected
         rescue_target = pre_activation.mean(dim=(1, 2))
         if self._restarted:
             centre = pre_activation[:, pre_activation.shape[1] // 2, pre_activation.shape[2] // 2]
@@ -122,7 +127,11 @@ class AscentLoss:
         if self._penalty is None and response.similarity is None:
             return target
         self._objective_gradient = None
-        if target.requires_grad and (not self._first_step_done or bool(self.redirected.any())):
+        self._known_redirected.push(self.redirected)
+        known = self._known_redirected.read()
+        if self._first_step_done:
+            self._judged = torch.zeros_like(self.redirected) if known is None else self.redirected & known
+        if target.requires_grad and (not self._first_step_done or known is not None):
             # A penalty has a gradient everywhere, so only the objective's own shows which pictures need help.
             (self._objective_gradient,) = torch.autograd.grad(target.sum(), pictures, retain_graph=True)
         # Activations differ by orders of magnitude between layers. In units of the activation, a penalty of 1 with a
@@ -139,7 +148,9 @@ class AscentLoss:
         moves = ~_is_zero(gradient if self._objective_gradient is None else self._objective_gradient)
         self._moved = self._moved | moves
         if self._rescue:
-            self._overridden = self._overridden | (self.redirected & ~moves)
+            self._overridden = self._overridden | (self._judged & ~moves)
+            if not self._depthwise:
+                self._known_overridden.push(self._overridden)
             if not self._first_step_done:
                 self._flat = ~moves & ~self._dead_at_start
         self._first_step_done = True
