@@ -90,11 +90,11 @@ class Count:
         }
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators that launch a kernel, and the bytes of their tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches, self.bytes = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -123,7 +123,11 @@ def run_on_meta(extractor: LayerExtractor, layer: str, size_px: int, batch: int,
     recipe = Recipe(preprocess=preprocess, height_px=size_px, width_px=size_px, steps=steps, **changes)
     device = torch.device("meta")
     filters = [number % extractor.channels for number in range(batch)]
-    rngs = [PictureRng(seed=0, restart=0, layer=layer, filter=filter_, variant=0) for filter_ in filters]
+    rngs = [
+        PictureRng(seed=0, restart=0, layer=layer, filter=filter_, variant=variant)
+        for filter_ in filters
+        for variant in range(recipe.diversity)
+    ]
     with without_values():
         methods.render_batch(objective(extractor, filters, recipe, device), rngs, recipe, extractor, device)
 
@@ -158,7 +162,7 @@ def counts(name: str, size_px: int, every: int, precision: Precision) -> list[Co
         with without_values():
             extractor = LayerExtractor(model, graph, layers[place], "activation", precision, fused)
         stands_for = layers[place : place + every]
-        filters = sum(int(model.get_submodule(layer).out_channels) for layer in stands_for)  # type: ignore[arg-type]
+        filters = sum(len(model.get_parameter(f"{layer}.weight")) for layer in stands_for)
         found.append(count(extractor, layers[place], size_px, filters))
     return found
 
@@ -190,10 +194,10 @@ def main(arguments: list[str]) -> None:
             found = counts(name, size_px, every, card.precision)
             for batch in BATCHES:
                 row = summary(found, card, batch)
-                shares = " | ".join(f"{row[bound]:.0%}" for bound in BOUNDS)
+                shares = " | ".join([*(f"{row[bound]:.0%}" for bound in BOUNDS), f"{row['processes']:.2g}"])
                 print(
                     f"| {name}, {size_px} px | {card.name}, {card.precision} | {batch} | "
-                    f"{row['ms_per_tile_and_step']:.3g} | {row['tiles_per_s']:.3g} | {shares} | {row['processes']:.2g} |",
+                    f"{row['ms_per_tile_and_step']:.3g} | {row['tiles_per_s']:.3g} | {shares} |",
                     flush=True,
                 )
             rows += [{"network": name, "card": card.name, **vars(entry)} for entry in found]

@@ -45,6 +45,6 @@ def _copied(mask: torch.Tensor) -> _Known:
     if not mask.is_cuda:
         return _Known(mask, bool(mask.any()), None)
     is_any = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(mask.any(), non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
     return _Known(mask, is_any, copied)
