@@ -67,7 +67,7 @@ class Subject:
         self._process.wait(60)
 
 
-class _Networks:
+class Networks:
     """Keeps the last requested network, with random parameters, which take the same time as trained ones."""
 
     def __init__(self, name: str) -> None:
@@ -84,7 +84,8 @@ class _Networks:
         return self._last[1:]
 
 
-def _forward(name: str, networks: _Networks, ask: dict[str, Any]) -> Forward:
+def forward_of(name: str, networks: Networks, ask: dict[str, Any]) -> Forward:
+    """The mean map of a subject, for the request's model and layer."""
     network, trace, kernels = networks.get(ask["model"])
     if name == "ours":
         chosen = devices.precision(ask["precision"], networks.device)
@@ -119,9 +120,9 @@ def _keeping(trace: torch.fx.Graph, kept: torch.fx.Node) -> torch.fx.Graph:
     raise ValueError("a network without an output")
 
 
-def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
+def steps(name: str, networks: Networks, ask: dict[str, Any]) -> list[float]:
     """Seconds of some gradient steps, per tile."""
-    forward = _forward(name, networks, ask)
+    forward = forward_of(name, networks, ask)
     batch = ask["batch"] if name == "ours" else 1
     pictures = torch.rand(batch, 3, ask["size"], ask["size"], device=networks.device) * 20 + 128
     if name == "ours":
@@ -144,19 +145,22 @@ def _steps(name: str, networks: _Networks, ask: dict[str, Any]) -> list[float]:
     return taken[1:]  # the first one warms up
 
 
-def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
-    """GFLOP/s of single convolutions, forward and backward to the input, in the requested precision."""
+def peak(networks: Networks, ask: dict[str, Any]) -> list[float]:
+    """GFLOP/s of single convolutions, forward and backward to the input, in the requested precision.
+
+    ``shapes`` and ``seconds`` of the request replace those above.
+    """
     dtype = torch.bfloat16 if ask["precision"] == "bf16" else torch.float32
     rates = []
-    for channels, size in _PEAK_SHAPES:
-        for batch in (4, 8, 16):
+    for channels, size in ask.get("shapes", _PEAK_SHAPES):
+        for batch in ask.get("batches", (4, 8, 16)):
             x, weight = (
                 torch.randn(shape, device=networks.device, dtype=dtype)
                 .contiguous(memory_format=torch.channels_last)
                 for shape in ((batch, channels, size, size), (channels, channels, 3, 3))
             )  # fmt: skip
             taken: list[float] = []
-            while len(taken) < 2 or sum(taken[1:]) < _PEAK_S:
+            while len(taken) < 2 or sum(taken[1:]) < ask.get("seconds", _PEAK_S):
                 began = time.perf_counter()
                 variable = x.requires_grad_(True)
                 maps = F.conv2d(variable, weight, padding=1)
@@ -169,7 +173,7 @@ def _peak(networks: _Networks, ask: dict[str, Any]) -> list[float]:
     return rates
 
 
-def _tiles(networks: _Networks, ask: dict[str, Any]) -> dict[str, Any]:
+def _tiles(networks: Networks, ask: dict[str, Any]) -> dict[str, Any]:
     """Tiles rendered by the function that a worker calls: seconds, and the activation of each live tile, in fp32."""
     network, trace, kernels = networks.get(ask["model"])
     if ask["trained"]:
@@ -200,12 +204,12 @@ def main() -> None:
     name = sys.argv[1]
     if name == "ours":
         process_tuning.tune()
-    networks = _Networks(name)
+    networks = Networks(name)
     for line in sys.stdin:
         ask = json.loads(line)
         answers: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "steps": lambda a: _steps(name, networks, a),
-            "peak": lambda a: _peak(networks, a),
+            "steps": lambda a: steps(name, networks, a),
+            "peak": lambda a: peak(networks, a),
             "tiles": lambda a: _tiles(networks, a),
             "device": lambda _: devices.describe(networks.device),
             "precision": lambda _: devices.precision("auto", networks.device),

@@ -101,7 +101,8 @@ def test_of_several_gpus_those_that_compute_render(farm: Fleet) -> None:
         'import sys, os\nif "workers.networks.devices" in sys.orig_argv: os.write(1, b"cuda:0\\ncpu\\n"); os._exit(0)\n'
     )
     farm.start("collector")
-    worker = farm.start("worker", "--batch", "4", "--all-gpus", **into_python(farm.folder / "two", listing))
+    two = into_python(farm.folder / "two", listing)
+    worker = farm.start("worker", "--batch", "4", "--all-gpus", **two, FILTERFARM_PROCESSES="1")
 
     # When a job is submitted
     job = farm.submit(*JOB)["job"]
@@ -114,6 +115,26 @@ def test_of_several_gpus_those_that_compute_render(farm: Fleet) -> None:
     assert (farm.status(job)["stored"], farm.status(job)["failed"]) == (4, 0)
     assert len(re.findall(r"not starting reason=cuda:0 does not compute: .+", farm.log(worker))) == 1
     assert worker.poll() is None
+
+
+def test_several_processes_share_a_device_and_are_one_machine(farm: Fleet) -> None:
+    # Given a worker of two processes, one of which cannot render one tile
+    farm.start("collector")
+    fault = "if 2 in filters: raise RuntimeError('no tile')"
+    worker = farm.start(
+        "worker", "--batch", "2", **into_renderer(farm.folder / "fault", fault), FILTERFARM_PROCESSES="2"
+    )
+
+    # When a job is submitted
+    job = farm.submit(*JOB)["job"]
+    wait_for("the job to end", lambda: has_ended(farm, job), 240)
+
+    # Then both have started, and the failed tile was tried by one machine
+    log = farm.log(worker)
+    assert "starting worker device=cpu process=0 of 2 batch=2" in log
+    assert "starting worker device=cpu process=1 of 2 batch=2" in log
+    status = farm.status(job)
+    assert (status["stored"], status["reasons"]) == (3, {"features.0/2": "RuntimeError: no tile"})
 
 
 def test_a_run_on_a_device_that_cannot_compute_reports_it(farm: Fleet) -> None:

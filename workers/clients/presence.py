@@ -38,9 +38,9 @@ class StorageErrorReport:
 
 
 def machine_of(worker: str) -> str:
-    """Machine and device of a worker: ``cuda0@host`` of the name ``cuda0-PID@host``, which each start changes."""
+    """Machine and device of a worker: ``cuda0@host`` of ``cuda0-PID.NUMBER@host``, the name of one of its processes."""
     device, _, host = worker.partition("@")
-    return f"{re.sub('-[0-9]+$', '', device)}@{host}"
+    return f"{re.sub(r'-[0-9]+([.][0-9]+)?$', '', device)}@{host}"
 
 
 class Presence:

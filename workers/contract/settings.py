@@ -27,9 +27,11 @@ class Settings:
     endpoint_url: str = ""
     #: FILTERFARM_DEVICE: auto, cpu, cuda, cuda:1, mps ...; auto prefers a GPU
     device: str = "auto"
-    #: FILTERFARM_BATCH: tiles rendered at once, 0..1024; 0: the fastest size, measured per layer, up to 16
-    #: on a CPU and 32 on a GPU
+    #: FILTERFARM_BATCH: tiles rendered at once by a process, 0..1024; 0: the fastest size, measured per layer, up to 16
+    #: on a CPU and 128 on a GPU
     batch: int = 0
+    #: FILTERFARM_PROCESSES: worker processes per device, 0..16; 0: one on a CPU, up to four on a GPU
+    processes: int = 0
     #: FILTERFARM_MACHINE: name of this machine in logs and status; empty: its host name
     machine: str = ""
     #: FILTERFARM_CACHE: folder for downloaded checkpoints
@@ -140,6 +142,8 @@ class Settings:
             )
         if not 0 <= self.batch <= 1024:
             raise BadSettings(f"FILTERFARM_BATCH={self.batch} must lie in 0..1024; 0 leaves it to the device")
+        if not 0 <= self.processes <= 16:
+            raise BadSettings(f"FILTERFARM_PROCESSES={self.processes} must lie in 0..16; 0 leaves it to the device")
         for name, lowest in (
             ("visibility_timeout_s", 5.0),
             ("hang_s", 1.0),
@@ -159,6 +163,7 @@ VARIABLES = {
     "endpoint_url": "AWS_ENDPOINT_URL_S3",
     "device": "FILTERFARM_DEVICE",
     "batch": "FILTERFARM_BATCH",
+    "processes": "FILTERFARM_PROCESSES",
     "machine": "FILTERFARM_MACHINE",
     "cache_dir": "FILTERFARM_CACHE",
     "visibility_timeout_s": "FILTERFARM_VISIBILITY_TIMEOUT_S",

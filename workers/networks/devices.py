@@ -43,6 +43,15 @@ def exact() -> Iterator[None]:
         cudnn.allow_tf32 = before
 
 
+def share_memory(device: torch.device, processes: int) -> None:
+    """Limit this process to its share of a GPU's memory, which ``processes`` share; 0 counts as one.
+
+    Without a limit, torch keeps freed memory, and the batches of one process would not fit beside those of another.
+    """
+    if device.type == "cuda" and processes > 1:
+        torch.cuda.set_per_process_memory_fraction(1.0 / processes, device)
+
+
 def check(device: torch.device) -> None:
     """Compute a small convolution and its gradient on the device.
 

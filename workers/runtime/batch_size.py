@@ -11,13 +11,32 @@ Kind = tuple[str, str, Recipe]
 #: filters take longer.
 _TRIES = 2
 
-#: Largest batch without the setting FILTERFARM_BATCH, on a CPU and on other devices.
-_CPU_MOST, _GPU_MOST = 16, 32
+#: Largest batch of a process without the setting FILTERFARM_BATCH, on a CPU and on other devices. On a GPU several
+#: processes have such a batch each: see tests/benchmarks/README.md for the counts that decided it.
+_CPU_MOST, _GPU_MOST = 16, 128
+
+#: Largest number of processes of one GPU without the setting FILTERFARM_PROCESSES, and the processor cores of each: one
+#: for the worker around the engine, one for the engine.
+_MOST_PROCESSES, _CORES = 4, 2
+
+
+def is_gpu(device: str) -> bool:
+    """True for a device apart from the processor."""
+    return device.startswith(("cuda", "mps", "xpu"))
 
 
 def max_batch_size(device: str) -> int:
-    """The largest batch size that is tried on a device."""
-    return _GPU_MOST if device.startswith(("cuda", "mps", "xpu")) else _CPU_MOST
+    """The largest batch size that is tried on a device by one process."""
+    return _GPU_MOST if is_gpu(device) else _CPU_MOST
+
+
+def process_count(device: str, *, cores: int, devices: int) -> int:
+    """Number of worker processes for one of ``devices`` devices of a machine with ``cores`` processor cores.
+
+    One process spends 3 to 7 ms of a core around each tile, and a fast GPU renders a tile in less. While one process
+    makes start images or hands tiles over, the GPU renders the batch of another.
+    """
+    return min(_MOST_PROCESSES, max(1, cores // devices // _CORES)) if device.startswith("cuda") else 1
 
 
 @dataclass

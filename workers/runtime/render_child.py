@@ -133,7 +133,9 @@ def _device(name: str) -> Any:
 
     from workers.networks import devices
 
-    return torch.device(devices.available()[0] if name == "auto" else name)
+    device = torch.device(devices.available()[0] if name == "auto" else name)
+    devices.share_memory(device, int(os.environ.get("FILTERFARM_PROCESSES") or 0))
+    return device
 
 
 # A few layers, because batches of several layers and jobs alternate.

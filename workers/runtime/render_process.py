@@ -102,6 +102,8 @@ class Renderer:
     def render(self, batch: Batch, on_start: Callable[[], None] | None = None) -> "dict[int, Tile | FilterfarmError]":
         """Filter -> its tile or its error. Raises DeviceLost, and Draining once the renderer was stopped.
 
+        If it is stopped after a part of the batch is finished, Draining is the error of the other tiles instead.
+
         ``on_start`` is called once, when the device is busy with the first part of the batch.
         """
         self._on_start = on_start
@@ -122,7 +124,12 @@ class Renderer:
         while rest:
             now = self._sizer.size(batch.kind, min(size, len(rest)))
             part, rest = rest[:now], rest[now:]
-            results |= self._part(replace(batch, filters=part), deaths)
+            try:
+                results |= self._part(replace(batch, filters=part), deaths)
+            except Draining as error:
+                if not results:
+                    raise
+                return results | dict.fromkeys((*part, *rest), error)
         return results
 
     def _part(self, batch: Batch, deaths: int) -> "dict[int, Tile | FilterfarmError]":

@@ -1,4 +1,4 @@
-"""``filterfarm worker``: supervises one Celery process per device and restarts those that end.
+"""``filterfarm worker``: supervises the Celery processes of each device and restarts those that end.
 
 A broker that is killed under load can end a Celery process with a traceback. Its messages are redelivered, so a restart
 is enough. A process that ends because of its device, its machine or its rights in Redis is not restarted; if none is
@@ -23,7 +23,7 @@ from workers.clients.processes import list_devices, python_module
 from workers.clients.signals import stop_on_signals
 from workers.contract.errors import BrokerDenied, DeviceLost, ExitCode, FilterfarmError, MachineUnfit
 from workers.contract.settings import Settings
-from workers.runtime.batch_size import max_batch_size
+from workers.runtime.batch_size import max_batch_size, process_count
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,12 @@ _EXIT_S = 8.0
 
 @dataclass(kw_only=True)
 class _Slot:
-    """One device and the Celery process that serves it."""
+    """One of the Celery processes that serve a device."""
 
     device: str
+    #: of those of the device, from 0, and how many there are
+    number: int
+    count: int
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     delay_s: float = _FIRST_DELAY_S
@@ -65,13 +68,20 @@ def serve(settings: Settings, farm: str, *, all_gpus: bool, environ: Mapping[str
     Raises BadSettings, and the errors of FINAL once no process is left.
     """
     stop = stop_on_signals()
-    slots = [_Slot(device=device) for device in _devices(settings, all_gpus)]
+    devices = _devices(settings, all_gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counts = [settings.processes or process_count(device, cores=cores, devices=len(devices)) for device in devices]
+    slots = [
+        _Slot(device=device, number=number, count=count)
+        for device, count in zip(devices, counts, strict=True)
+        for number in range(count)
+    ]
     while not stop.is_set():
         for slot in slots:
             _restart_dead(slot, settings, farm, environ)
         if all(slot.start_at == math.inf for slot in slots):
             final = FINAL[ExitCode(slots[0].code)]
-            raise final(f"{', '.join(slot.device for slot in slots)} cannot render; the log above says why")
+            raise final(f"{', '.join(devices)} cannot render; the log above says why")
         stop.wait(0.2)
     return _drain(slots, settings.drain_s)
 
@@ -100,17 +110,18 @@ def _restart_dead(slot: _Slot, settings: Settings, farm: str, environ: Mapping[s
             return
         log.warning("worker ended device=%s code=%d restart_in_s=%g", slot.device, code, slot.delay_s)
     if now >= slot.start_at:
-        slot.process = _start(slot.device, settings, farm, environ)
+        slot.process = _start(slot, settings, farm, environ)
         slot.started = now
 
 
-def _start(device: str, settings: Settings, farm: str, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    batch = settings.batch or max_batch_size(device)
-    mine = replace(settings, device=device)
-    name = f"{device.replace(':', '')}-{os.getpid()}@{settings.machine or socket.gethostname()}"
+def _start(slot: _Slot, settings: Settings, farm: str, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    batch = settings.batch or max_batch_size(slot.device)
+    mine = replace(settings, device=slot.device, processes=slot.count)
+    process = f"{os.getpid()}.{slot.number}" if slot.count > 1 else f"{os.getpid()}"
+    name = f"{slot.device.replace(':', '')}-{process}@{settings.machine or socket.gethostname()}"
     # Twice the batch: while one batch is on the device, the threads of the previous one upload and the next one waits.
     command = python_module("workers.runtime", farm, name, str(2 * batch))
-    log.info("starting worker device=%s batch=%d", device, batch)
+    log.info("starting worker device=%s process=%d of %d batch=%d", slot.device, slot.number, slot.count, batch)
     variables = {**environ, **mine.to_environ(), SUPERVISOR_VARIABLE: str(os.getpid())}
     # A session of its own, so that Ctrl-C reaches the supervisor alone, which then drains the processes.
     return subprocess.Popen(command, env=variables, start_new_session=True)

@@ -91,6 +91,7 @@ def test_errors_that_are_old_or_of_dead_workers_do_not_count(presence: Presence,
     [
         ("cpu-12@here", "cpu@here"),
         ("cuda1-3@rack-3.gpu_1", "cuda1@rack-3.gpu_1"),
+        ("cuda1-3.2@rack-3.gpu_1", "cuda1@rack-3.gpu_1"),
         ("odd", "odd@"),
         ("a-b-1@c@d", "a-b@c@d"),
     ],

@@ -362,6 +362,30 @@ def test_stopping_requeues_the_batch_on_the_device(tmp_path: Path, monkeypatch: 
             child.render(a_batch(a_job()))
 
 
+def test_stopping_keeps_the_tiles_of_the_parts_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a batch of which a part of four does not fit into memory, and whose second half of that takes long
+    fault = """
+        if len(filters) > 4: raise torch.OutOfMemoryError("CUDA out of memory")
+        if 4 in filters: time.sleep(600)
+    """
+    with a_child(tmp_path, monkeypatch, fault) as child:
+        found: list[dict[int, Tile | FilterfarmError]] = []
+        thread = threading.Thread(target=lambda: found.append(child.render(a_batch(a_job()))))
+        thread.start()
+        wait_for("the second half", lambda: [4, 5, 6, 7] in child.calls(), 120)
+
+        # When the renderer is stopped
+        child.stop()
+        thread.join(10)
+
+        # Then the first half has its tiles, and the rest is requeued
+        (results,) = found
+        assert all(isinstance(results[filter_], Tile) for filter_ in (0, 1, 2, 3))
+        assert all(isinstance(results[filter_], Draining) for filter_ in (4, 5, 6, 7))
+
+
 def test_large_tensors_are_allocated_in_huge_pages_unless_the_user_sets_glibc_tunables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

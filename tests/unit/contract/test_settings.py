@@ -21,6 +21,7 @@ GIVEN: dict[str, tuple[str, object]] = {
     "AWS_ENDPOINT_URL_S3": ("https://s3.example", "https://s3.example"),
     "FILTERFARM_DEVICE": ("cuda:1", "cuda:1"),
     "FILTERFARM_BATCH": ("16", 16),
+    "FILTERFARM_PROCESSES": ("2", 2),
     "FILTERFARM_MACHINE": ("rack-3.gpu_1", "rack-3.gpu_1"),
     "FILTERFARM_CACHE": ("/var/cache/x", Path("/var/cache/x")),
     "FILTERFARM_VISIBILITY_TIMEOUT_S": ("60.5", 60.5),
@@ -55,6 +56,8 @@ BAD = [
     ("FILTERFARM_BATCH", "1.5"),
     ("FILTERFARM_BATCH", "-1"),
     ("FILTERFARM_BATCH", "1025"),
+    ("FILTERFARM_PROCESSES", "-1"),
+    ("FILTERFARM_PROCESSES", "17"),
     *((f"FILTERFARM_{name}_S", value)
       for name in ("VISIBILITY_TIMEOUT", "HANG", "STORAGE_PATIENCE", "DRAIN")
       for value in ("soon", "-1", "nan", "inf")),

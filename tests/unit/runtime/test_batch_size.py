@@ -3,7 +3,7 @@
 import pytest
 
 from tests.jobs import sample_job
-from workers.runtime.batch_size import BatchSizer, Kind, candidate_sizes, max_batch_size
+from workers.runtime.batch_size import BatchSizer, Kind, candidate_sizes, max_batch_size, process_count
 
 RECIPE = sample_job().recipe
 LAYER: Kind = ("vgg16", "features.0", RECIPE)
@@ -92,8 +92,25 @@ def test_a_batch_has_at_most_the_waiting_tiles() -> None:
     assert [BatchSizer((16, 8, 4)).size(LAYER, waiting) for waiting in (1, 3, 4, 7, 9)] == [1, 3, 4, 4, 8]
 
 
-@pytest.mark.parametrize(("device", "most"), [("cpu", 16), ("auto", 16), ("cuda:1", 32), ("mps", 32)])
+@pytest.mark.parametrize(("device", "most"), [("cpu", 16), ("auto", 16), ("cuda:1", 128), ("mps", 128)])
 def test_the_sizes_that_are_tried_depend_on_the_device(device: str, most: int) -> None:
     # When / Then
     assert max_batch_size(device) == most
     assert candidate_sizes(0, device) == (most, most // 2, most // 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "devices", "count"),
+    [
+        ("cpu", 64, 1, 1),
+        ("mps", 12, 1, 1),
+        ("cuda:0", 1, 1, 1),
+        ("cuda:0", 4, 1, 2),
+        ("cuda:0", 16, 1, 4),
+        ("cuda:0", 16, 8, 1),
+        ("cuda:3", 64, 8, 4),
+    ],
+)
+def test_a_gpu_has_a_process_for_every_two_cores_up_to_four(device: str, cores: int, devices: int, count: int) -> None:
+    # When / Then
+    assert process_count(device, cores=cores, devices=devices) == count
