@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.records import Precision
-from workers.networks import layer_extractor, registry, tracing
+from workers.networks import layer_extractor, registry, tensor_extractor, tracing
+from workers.networks.extractor import Extractor
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.layer_extractor import LayerExtractor
 from workers.rendering import lagged_mask, methods
@@ -113,11 +114,14 @@ def without_values() -> Iterator[None]:
         mock.patch.object(methods, "_channels_last", lambda pictures: np.zeros((len(pictures), 8, 8, 3), np.float32)),
         mock.patch.object(lagged_mask, "_copied", lambda mask: lagged_mask._Known(mask, False, None)),
         mock.patch.object(layer_extractor, "_inert", lambda _, channels: torch.zeros(channels, dtype=torch.bool)),
+        mock.patch.object(
+            tensor_extractor, "_constant", lambda _, __, channels: torch.zeros(channels, dtype=torch.bool)
+        ),
     ):
         yield
 
 
-def run_on_meta(extractor: LayerExtractor, layer: str, size_px: int, batch: int, steps: int, **changes: Any) -> None:
+def run_on_meta(extractor: Extractor, layer: str, size_px: int, batch: int, steps: int, **changes: Any) -> None:
     """Render a batch on the meta device with the recipe's defaults and ``changes``."""
     preprocess = Preprocess(name="model", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     recipe = Recipe(preprocess=preprocess, height_px=size_px, width_px=size_px, steps=steps, **changes)
@@ -132,14 +136,14 @@ def run_on_meta(extractor: LayerExtractor, layer: str, size_px: int, batch: int,
         methods.render_batch(objective(extractor, filters, recipe, device), rngs, recipe, extractor, device)
 
 
-def _totals(extractor: LayerExtractor, layer: str, size_px: int, batch: int, steps: int) -> "np.ndarray[Any, Any]":
+def _totals(extractor: Extractor, layer: str, size_px: int, batch: int, steps: int) -> "np.ndarray[Any, Any]":
     """Operations, bytes and launches of a whole tile of ``steps`` steps."""
     with FlopCounterMode(display=False) as flop, _Counter() as counter:
         run_on_meta(extractor, layer, size_px, batch, steps)
     return np.array([flop.get_total_flops(), counter.bytes, counter.launches], float)
 
 
-def count(extractor: LayerExtractor, layer: str, size_px: int, filters: int) -> Count:
+def count(extractor: Extractor, layer: str, size_px: int, filters: int) -> Count:
     """One gradient step of a layer: the second step of a tile, in batches of two and four."""
     run_on_meta(extractor, layer, size_px, batch=2, steps=1)  # an extractor computes the sizes of its maps once
     two, four = (

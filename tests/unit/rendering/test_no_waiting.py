@@ -6,6 +6,7 @@ import torch
 from tests.benchmarks.counts import run_on_meta, without_values
 from workers.networks import registry, tracing
 from workers.networks.layer_extractor import LayerExtractor
+from workers.networks.tensor_extractor import extractor_of
 from workers.rendering.lagged_mask import LaggedMask
 from workers.rendering.rescue import AscentLoss
 
@@ -36,6 +37,16 @@ def test_the_engine_runs_on_a_device_without_values(layer: str, changes: dict[st
         extractor = LayerExtractor(model, tracing.trace(model), layer, "activation", "bf16")
     # When tiles are rendered, Then nothing raises
     run_on_meta(extractor, layer, size_px=32, batch=2, steps=4, **changes)
+
+
+@pytest.mark.parametrize("layer", ["features.3.add", "logits"])
+def test_units_other_than_filters_do_too(layer: str) -> None:
+    # Given a sum of branches, and the class logits
+    model = registry.skeleton("mobilenet_v2")
+    with without_values():
+        extractor = extractor_of(model, tracing.trace(model), layer, "activation", (32, 32), "bf16")
+    # When / Then
+    run_on_meta(extractor, layer, size_px=32, batch=2, steps=4)
 
 
 def test_that_check_finds_a_value_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
