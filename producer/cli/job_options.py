@@ -91,11 +91,17 @@ def _selection() -> list[Callable[[Command], Command]]:
         option("--weights", help="A torchvision weights name, a .pth or .safetensors file, or none (random)."),
         option(
             "--layers", default="all", show_default=True,
-            help="Comma-separated names, aliases and globs ('filterfarm layers MODEL' lists them).",
+            help="Comma-separated names, aliases and globs ('filterfarm layers MODEL --kind all' lists them). "
+            "all means all convolutions. A glob chooses convolutions, or other layers if it matches none.",
         ),
         option(
             "--filters", default="all", show_default=True,
-            help="Ranges such as 0-63 or 3,5,8-11, or all. Each layer renders those that it has.",
+            help="Ranges such as 0-63 or 3,5,8-11, or all; for logits also names of classes. Each layer "
+            "renders those that it has.",
+        ),
+        option(
+            "--classes", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+            help="Names of the classes, for logits: one per line, or a JSON list.  [default: those of the weights]",
         ),
         option(
             "--preset", type=click.Choice(list(PRESETS)), panel="Method",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from producer.planning.classes import check_classifier, class_names, numbered, with_class_count
 from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, layers, select
 from producer.planning.network_size import in_network_size, size_notes
 from producer.planning.options import Options
@@ -42,9 +43,12 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     _check_tile(recipe)
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
+    check_classifier(chosen, options.model, weights)
+    chosen = with_class_count(chosen, options.model, weights, checkpoint)
+    names = class_names(chosen, recipe, options, weights)
     widest = max(chosen, key=lambda plan: _tiles(recipe, plan))
-    named = parse_filters(options.filters, _tiles(recipe, widest), widest.name)
-    frozen = tuple(_layer(recipe, plan, named) for plan in chosen)
+    named = parse_filters(numbered(options.filters, chosen, names), _tiles(recipe, widest), widest.name)
+    frozen = tuple(_layer(recipe, plan, named, names) for plan in chosen)
     if weights.layout == "torch" and not options.model.startswith("vgg"):
         # Part of a job's content: with Keras's names, jobs of convolutions of earlier versions would have other ids.
         frozen = tuple(layer.model_copy(update={"aliases": ()}) if layer.kind == "conv" else layer for layer in frozen)
@@ -73,7 +77,8 @@ def check_weights(job: Job, checkpoint: Path | None, options: Options) -> list[s
         return []
     from workers.networks import weights
 
-    lines = list(weights.check(job.address, job.weights, checkpoint))
+    classifier = any(layer.kind != "conv" for layer in job.layers)
+    lines = list(weights.check(job.address, job.weights, checkpoint, classifier=classifier))
     recognised = job.weights.layout == "torch" and job.recipe.preprocess.name == "raw"
     if options.recipe.get("preprocess", "auto") == "auto" and not recognised:
         trained = "Keras's network" if job.weights.layout == "keras" else "the published weights"
@@ -123,7 +128,7 @@ def _tiles(recipe: Recipe, plan: LayerPlan) -> int:
     return 1 if recipe.objective == "deepdream" else plan.channels
 
 
-def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int]) -> Layer:
+def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int], names: tuple[str, ...]) -> Layer:
     """The layer with those of the named filters that exist in it: of ``0-63``, a layer of 16 filters has 16.
 
     Raises BadFilters if it has none of them.
@@ -132,7 +137,14 @@ def _layer(recipe: Recipe, plan: LayerPlan, named: Sequence[int]) -> Layer:
     chosen = [filter_ for filter_ in named if filter_ < tiles]
     if not chosen:
         raise absent(format_filters(named)[:80], tiles, plan.name)
-    return Layer(name=plan.name, aliases=plan.aliases, kind=plan.kind, channels=tiles, filters=format_filters(chosen))
+    return Layer(
+        name=plan.name,
+        aliases=plan.aliases,
+        kind=plan.kind,
+        names=names if plan.kind == "logits" else (),
+        channels=tiles,
+        filters=format_filters(chosen),
+    )
 
 
 def _check_tile(recipe: Recipe) -> None:

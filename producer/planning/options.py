@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from workers.contract import recipe
@@ -19,6 +20,7 @@ class Options:
     weights: str | None = None
     layers: str = "all"
     filters: str = "all"
+    classes: Path | None = None
     preset: str | None = None
     grid: str = "auto"
     #: pixels

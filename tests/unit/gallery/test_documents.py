@@ -178,3 +178,16 @@ def test_the_list_of_jobs_has_one_entry_each_sorted_by_id() -> None:
     assert (entry_["layers"], entry_["tiles"], entry_["done"], entry_["updated"]) == (2, 5, 3, 99)
     assert entry_["strip"] == f"{JOB.id}/strips/features.0.webp"
     assert jobs_entry(document(layers={}))["strip"] is None
+
+
+def test_a_layers_script_names_its_units_also_those_that_failed() -> None:
+    # Given logits of which one failed
+    logits = Layer(name=LAYER.name, kind="logits", names=tuple("abc"), channels=3, filters="0,2")
+    job = sample_job(logits)
+    # When its objects are made
+    objects, _ = layer_objects(job, logits, {0: ALL[0], 2: failure(2)}, sheet_tile_px=(8, 8))
+    # Then the page finds both by their names
+    script = next(made.body for made in objects if made.key.endswith(".js"))
+    assert received(script)[2]["names"] == {"0": "a", "2": "c"}
+    # And other layers have none
+    assert "names" not in received(stored(ALL)["layers/features.0.js"])[2]
