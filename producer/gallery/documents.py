@@ -100,13 +100,11 @@ def layer_columns(
     def column(name: str) -> Any:
         return _column([_short(getattr(record, name, None)) for record in found])
 
-    # Those of failed units too, which have no record of their name.
-    names = {"names": {str(filter_): layer.names[filter_] for filter_ in records}} if layer.names else {}
     return {
         "job": job.id,
         "layer": layer.name,
         "aliases": list(layer.aliases),
-        **names,
+        **({"names": {str(filter_): layer.names[filter_] for filter_ in records}} if layer.names else {}),
         "complete": complete,
         "planned": len(layer.selected),
         "channels": layer.channels,
