@@ -8,7 +8,7 @@ from pathlib import Path
 import rich_click as click
 from rich.console import Console
 
-from producer.cli.job_options import as_json, job_options
+from producer.cli.job_options import address, as_json, job_options
 from producer.jobs.local_store import DATA
 from producer.planning.options import Options
 
@@ -17,13 +17,16 @@ from producer.planning.options import Options
 
 @click.command()
 @click.argument("model", required=False)
+@click.option("--network", metavar="MODULE:FUNCTION", help="Your own network in place of MODEL.")
 @click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
 @as_json
-def layers(model: str | None, size: str, json_: bool) -> None:
+def layers(model: str | None, network: str | None, size: str, json_: bool) -> None:
     """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models.
 
     MODEL may be timm:NAME for any network of timm, and a glob such as 'timm:*resnet*' lists those that match.
     """
+    if network is not None:
+        model = address(model, network)
     if model is None or (model.startswith("timm:") and any(letter in model for letter in "*?[")):
         from workers.networks import registry, timm_models
 

@@ -48,12 +48,13 @@ def job_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
         mine = {name: values.pop(name) for name in names if name in values}
+        mine["model"] = address(mine["model"], values.pop("network"))
         return command(*args, options=_with_local_weights(Options.make(**mine)), **values)
 
     names = {*Options.__dataclass_fields__, *(option.key for option in recipe_options().values())}
     decorators: list[Callable[[Command], Command]] = [
         *(click.option_panel(panel) for panel in _PANELS),
-        click.argument("model"),
+        click.argument("model", required=False),
         *_selection(),
         *_of_recipe(),
         click.option(
@@ -75,6 +76,13 @@ def job_options(command: Command) -> Command:
     return decorated
 
 
+def address(model: str | None, network: str | None) -> str:
+    """The network's address, of MODEL or ``--network``."""
+    if (model is None) == (network is None):
+        raise click.UsageError("name one network: MODEL, or --network MODULE:FUNCTION")
+    return model if model is not None else f"factory:{network}"
+
+
 def _with_local_weights(options: Options) -> Options:
     """The options with the path of a local copy of weights that are an address."""
     if options.weights is None or "://" not in options.weights:
@@ -88,6 +96,10 @@ def _selection() -> list[Callable[[Command], Command]]:
     """The options that choose network, layers, filters and preset."""
     option = functools.partial(click.option, panel="Model and layers")
     return [
+        option(
+            "--network", metavar="MODULE:FUNCTION",
+            help="Your own network in place of MODEL: a function without arguments that returns a torch.nn.Module.",
+        ),
         option("--weights", help="A torchvision weights name, a .pth or .safetensors file, or none (random)."),
         option(
             "--layers", default="all", show_default=True,

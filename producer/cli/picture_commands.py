@@ -92,12 +92,13 @@ def quality(job: str, against: str | None, read_by: str, data: Path | None, devi
     from producer.jobs.inventory import load_job
     from producer.jobs.progress import can_redraw
     from producer.jobs.session import open_store, read_settings
-    from producer.quality.quality import measure, require_whole
+    from producer.quality.quality import measure, require_allowed, require_whole
 
     settings = read_settings(device=device, local=data is not None)
     reader = local_store(data, settings, job, against) or open_store(settings)
     frozen = load_job(job, reader)
     other = load_job(against, reader) if against else None
+    require_allowed(frozen, settings)
     from workers.networks.devices import available  # loads torch, which nothing before this needs
 
     device = settings.choose_device(available())

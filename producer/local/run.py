@@ -56,7 +56,7 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     if checkpoint is None:
         weights.load(job.address, job.weights, None, seed=job.recipe.seed)
-    with Farm(data, settings) as farm, broker_errors(farm.settings):
+    with Farm(data, _allowing(settings, job)) as farm, broker_errors(farm.settings):
         store, ledger = Store(farm.settings, retry_s=RETRY_S), Ledger(connect(farm.settings, retries=3), farm.names)
         job = stored_form(job, store)
         _stop_others(job, store, console)
@@ -82,6 +82,14 @@ def run(options: Options, data: Path, settings: Settings, console: Console) -> O
             folder=folder,
             grids=tuple(farm.bucket_folder / keys.grid(job.id, layer.name) for layer in job.layers),
         )
+
+
+def _allowing(settings: Settings, job: Job) -> Settings:
+    """The settings of a worker that may import the job's own network, which the person has just named."""
+    if job.network is None or job.network.source != "factory":
+        return settings
+    module = job.network.name.partition(":")[0]
+    return replace(settings, allow_factories=",".join(filter(None, (settings.allow_factories, module))))
 
 
 def _stop_others(job: Job, store: Store, console: Console) -> None:

@@ -108,10 +108,12 @@ def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan
 @functools.lru_cache(maxsize=1)
 def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
     """The model without weights, and its graph; raises UnknownModel. Cached for calls with several sizes."""
-    from workers.networks import registry, tracing
+    from workers.networks import registry, tracing, untraced
 
     model = registry.skeleton(model_name)
-    return model, tracing.trace(model)
+    trace = tracing.trace(model)
+    # A network that is not traced may need values.
+    return (model if untraced.is_untraced(trace) else model.to("meta")), trace
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,8 +18,9 @@ from producer.jobs.inventory import Reader
 from producer.quality.class_reader import ClassReader
 from producer.quality.stored_tiles import StoredResponses, measure_responses
 from workers.contract import keys
-from workers.contract.errors import BadOption, CorruptTile, JobIncomplete, WeightsMissing
+from workers.contract.errors import BadNetwork, BadOption, CorruptTile, JobIncomplete, WeightsMissing
 from workers.contract.job import Job, Layer
+from workers.contract.settings import Settings
 
 if TYPE_CHECKING:
     from workers.rendering.metrics import LayerProbe
@@ -98,6 +99,15 @@ def measure(
         result.append(_layer(job, layer, probe, reader, against, others if layer.kind == "logits" else []))
         done(layer.name)
     return result
+
+
+def require_allowed(job: Job, settings: Settings) -> None:
+    """Raise BadNetwork if the job has a network of its own whose import the settings do not permit."""
+    if job.network is not None and job.network.source == "factory" and not settings.allows(job.network.name):
+        raise BadNetwork(
+            f"{job.id} has a network of its own, {job.network.name}; set FILTERFARM_ALLOW_FACTORIES="
+            f"{job.network.name.partition(':')[0]} to import it"
+        )
 
 
 def require_whole(job: Job, layers: Sequence[LayerQuality]) -> None:

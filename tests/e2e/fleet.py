@@ -105,9 +105,9 @@ class Fleet:
             name.partition("@")[0].endswith(f"-{worker.pid}") for name in Presence(self.redis, self.names).workers()
         )
 
-    def submit(self, *arguments: str) -> dict[str, Any]:
+    def submit(self, *arguments: str, **environ: str) -> dict[str, Any]:
         """Submit a job. Returns the command's JSON."""
-        done = self.run("submit", *arguments, "--json")
+        done = self.run("submit", *arguments, "--json", **environ)
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
         return result

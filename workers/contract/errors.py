@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     BAD_FILTERS = 12
     BAD_OPTION = 13
     BAD_SETTINGS = 14
+    BAD_NETWORK = 15
     WEIGHTS_MISSING = 20
     WEIGHTS_UNREADABLE = 21
     WEIGHTS_DO_NOT_FIT = 22
@@ -81,6 +82,12 @@ class BadSettings(PermanentError):
     """Raised when the environment's settings are malformed or contradict each other."""
 
     exit_code = ExitCode.BAD_SETTINGS
+
+
+class BadNetwork(PermanentError):
+    """Raised when a person's own network cannot be made: its factory or file is missing, fails or is not permitted."""
+
+    exit_code = ExitCode.BAD_NETWORK
 
 
 class WeightsMissing(PermanentError):
@@ -160,7 +167,9 @@ class CorruptJob(PermanentError):
 
 
 class JobNotUnderstood(TransientError):
-    """Raised when a later version wrote a job that this one cannot render; workers of that version can."""
+    """Raised when this worker must not or cannot render a job, and others may: one of a later version, or of a network
+    that its settings do not permit.
+    """
 
     def __init__(self, message: str, job_id: str) -> None:
         super().__init__(message)

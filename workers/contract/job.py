@@ -34,8 +34,9 @@ def file_sha256(path: Path) -> str:
 class Weights(Frozen):
     """The parameters of the network."""
 
-    source: Literal["torchvision", "timm", "package", "file", "none"]
-    #: name of torchvision's or timm's weights, of the package or of the file, or "none" for seeded random parameters
+    source: Literal["torchvision", "timm", "package", "file", "factory", "none"]
+    #: name of torchvision's or timm's weights, of the package or of the file, "as built" for those of a factory, or
+    #: "none" for seeded random parameters
     name: Annotated[str, Field(max_length=255, pattern=r"^[^/\x00-\x1f]+$")]
     #: SHA-256 of the file in hex digits: all 64, or the first ones if torchvision publishes no more
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None

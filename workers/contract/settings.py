@@ -45,6 +45,9 @@ class Settings:
     #: FILTERFARM_STORAGE_PATIENCE_S: seconds (>= 0) for which workers and collector retry when the object store is
     #: unreachable, and workers also when it denies access; then they requeue their messages
     storage_retry_s: float = 120.0
+    #: FILTERFARM_ALLOW_FACTORIES: comma-separated modules and packages of which jobs may import their networks, as in
+    #: "mynets,lab.vision"; empty: none
+    allow_factories: str = ""
     #: FILTERFARM_DRAIN_S: seconds (>= 0) that the running batch has to finish after SIGTERM
     drain_s: float = 15.0
     #: field -> the variable it was read from, for fields read from one of SUBSTITUTES
@@ -82,6 +85,11 @@ class Settings:
         user, colon, _ = login.partition(":")
         hidden = f"{user}:**" if colon else user
         return urlunsplit((parts.scheme, f"{hidden}{at}{host}", parts.path, "", ""))
+
+    def allows(self, factory: str) -> bool:
+        """True if a network of ``package.module:function`` may be imported: prefixes match whole dotted parts."""
+        module = factory.partition(":")[0]
+        return any(f"{module}.".startswith(f"{prefix}.") for prefix in _listed(self.allow_factories))
 
     def choose_device(self, here: Sequence[str]) -> str:
         """The device to render on; ``here``: this machine's devices, best first. Raises BadSettings if absent."""
@@ -140,6 +148,11 @@ class Settings:
             raise BadSettings(
                 f"FILTERFARM_MACHINE={self.machine[:80]!r} is no name; write up to 64 letters, digits, '.', '_', '-'"
             )
+        for prefix in _listed(self.allow_factories):
+            if not all(part.isidentifier() for part in prefix.split(".")):
+                raise BadSettings(
+                    f"FILTERFARM_ALLOW_FACTORIES={prefix[:80]!r} is no module; write names such as mynets,lab.vision"
+                )
         if not 0 <= self.batch <= 1024:
             raise BadSettings(f"FILTERFARM_BATCH={self.batch} must lie in 0..1024; 0 leaves it to the device")
         if not 0 <= self.processes <= 16:
@@ -170,6 +183,7 @@ VARIABLES = {
     "hang_s": "FILTERFARM_HANG_S",
     "storage_retry_s": "FILTERFARM_STORAGE_PATIENCE_S",
     "drain_s": "FILTERFARM_DRAIN_S",
+    "allow_factories": "FILTERFARM_ALLOW_FACTORIES",
 }
 
 #: field of Settings -> a variable of other programs that is read if the field's own is not set
@@ -177,6 +191,10 @@ SUBSTITUTES = {"broker_url": "CELERY_BROKER_URL", "endpoint_url": "AWS_ENDPOINT_
 
 #: Variables that say which farm a command belongs to. ``filterfarm run`` has its own.
 FARM_VARIABLES = {VARIABLES[name] for name in ("broker_url", "bucket_url", "endpoint_url")} | {*SUBSTITUTES.values()}
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _convert(name: str, variable: str, text: str) -> object:

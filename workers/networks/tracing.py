@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.errors import UnknownLayer
+from workers.networks import untraced
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -65,8 +66,14 @@ def attribute(model: nn.Module, node: object) -> torch.Tensor:
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The network's operations in execution order; the model must be in evaluation mode."""
-    return _Tracer().trace(model)
+    """The network's operations in execution order; the model must be in evaluation mode.
+
+    For a network that cannot be traced, see :mod:`workers.networks.untraced`.
+    """
+    try:
+        return _Tracer().trace(model)
+    except Exception:  # a network's own code meets placeholders instead of tensors, and may raise anything
+        return untraced.graph_of(model)
 
 
 def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
@@ -129,6 +136,8 @@ def is_needed(model: nn.Module, graph: fx.Graph, *, classifier: bool = False) ->
     They depend neither on a classifier after the last convolution, unless ``classifier`` says so, nor on auxiliary
     heads, which evaluation mode skips.
     """
+    if untraced.is_untraced(graph) or not convolutions(model, graph):
+        return lambda name: True
     last = None if classifier else tapped(model, list(convolutions(model, graph).values())[-1], "activation")[-1]
     modules: set[str] = set()
     attributes: set[str] = set()

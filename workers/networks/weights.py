@@ -44,12 +44,11 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
             raise WeightsMissing(f"there are no trained weights of {model}; use --weights PATH or --weights none")
         text = known[0]
     if text in known:
-        if model.startswith(timm_models.PREFIX):
-            return Weights(source="timm", name=text), None
+        if (source := model.partition(":")[0]) in {"timm", "factory"}:
+            return Weights(source=source, name=text), None  # type: ignore[arg-type]  # one of those
         if model in registry.PACKAGED:
-            return Weights(
-                source="package", name=text, sha256=classes.published_digest(_packaged_file(model).name)
-            ), None
+            digest = classes.published_digest(_packaged_file(model).name)
+            return Weights(source="package", name=text, sha256=digest), None
         url = get_model_weights(model)[text].url
         return Weights(source="torchvision", name=text, sha256=classes.published_digest(url)), None
     path, key = Path(text).expanduser(), ""
@@ -95,8 +94,9 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     """
     if weights.source == "timm":
         return timm_models.create(model_name, trained=True).eval().requires_grad_(False)
-    model = registry.build(model_name, seed=seed, layout=weights.layout)
-    if weights.source == "none":
+    # What a factory returns does not depend on the recipe.
+    model = registry.build(model_name, seed=0 if weights.source == "factory" else seed, layout=weights.layout)
+    if weights.source in {"none", "factory"}:
         return model
     if weights.source == "package":
         # The package names the same tensors differently, in the same order.

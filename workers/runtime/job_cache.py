@@ -3,11 +3,12 @@
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from workers.clients.retrying_storage import RetryingStore
 from workers.contract import keys
-from workers.contract.errors import CacheFailed, NoJob, WeightsUnreadable
+from workers.contract.errors import CacheFailed, JobNotUnderstood, NoJob, WeightsUnreadable
 from workers.contract.job import Job, decode_whole_job, file_sha256
 
 #: Jobs kept in memory, some kB each.
@@ -15,10 +16,16 @@ _MOST_JOBS = 256
 
 
 class JobCache:
-    """The frozen jobs of the bucket. Thread-safe. Raises the store's errors, Draining included."""
+    """The frozen jobs of the bucket. Thread-safe. Raises the store's errors, Draining included.
 
-    def __init__(self, store: RetryingStore, cache_dir: Path) -> None:
+    ``allows``: whether the settings permit the import of a factory, ``package.module:function``.
+    """
+
+    def __init__(
+        self, store: RetryingStore, cache_dir: Path, *, allows: Callable[[str], bool] = lambda factory: False
+    ) -> None:
         self._store = store
+        self._allows = allows
         self._folder = cache_dir.expanduser() / "weights"
         #: the least recently used first
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -55,7 +62,15 @@ class JobCache:
         data = self._store.get(keys.job(job_id))
         if data is None:
             raise NoJob(f"no job {job_id!r} in the bucket")
-        return decode_whole_job(data, job_id)
+        job = decode_whole_job(data, job_id)
+        if job.network is not None and job.network.source == "factory" and not self._allows(job.network.name):
+            module = job.network.name.partition(":")[0]
+            raise JobNotUnderstood(
+                f"job {job_id} has a network of its own, {job.network.name}, which this worker may not import; set "
+                f"FILTERFARM_ALLOW_FACTORIES={module} where the module is installed",
+                job_id,
+            )
+        return job
 
     def checkpoint(self, job: Job) -> Path | None:
         """Local path of the job's own checkpoint, if it has one. Jobs share files, which are named by their SHA-256.

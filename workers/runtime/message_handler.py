@@ -105,7 +105,7 @@ class MessageHandler:
         except DeviceLost:
             self._renderer.stop()
             raise
-        self._jobs = JobCache(self._store, settings.cache_dir)
+        self._jobs = JobCache(self._store, settings.cache_dir, allows=settings.allows)
         self.health = MachineHealth(self._machine, presence, stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._runner = runner = BatchRunner(settings, names, self._renderer, self._jobs, self.health)
         self._batcher: Batcher[Tile] = Batcher(

@@ -28,9 +28,12 @@ GIVEN: dict[str, tuple[str, object]] = {
     "FILTERFARM_HANG_S": ("7", 7.0),
     "FILTERFARM_STORAGE_PATIENCE_S": ("0", 0.0),
     "FILTERFARM_DRAIN_S": ("1e1", 10.0),
+    "FILTERFARM_ALLOW_FACTORIES": ("mynets, lab.vision", "mynets, lab.vision"),
 }
 
 BAD = [
+    ("FILTERFARM_ALLOW_FACTORIES", "mynets,lab/vision"),
+    ("FILTERFARM_ALLOW_FACTORIES", "mynets.*"),
     ("FILTERFARM_BROKER_URL", "localhost:6379"),
     ("FILTERFARM_BROKER_URL", "amqp://host"),
     ("FILTERFARM_BROKER_URL", "http://host"),
@@ -251,3 +254,25 @@ def test_another_choice_of_convolutions_is_an_error(choice: str) -> None:
     with pytest.raises(BadSettings, match=f"^FILTERFARM_KERNELS='{choice}' .*auto or off$"):
         Settings.from_environ({"FILTERFARM_KERNELS": choice})
     assert Settings.from_environ({"FILTERFARM_KERNELS": "off"}) == Settings.from_environ({})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "factory", "may"),
+    [
+        ("", "mynets:make", False),
+        ("mynets", "mynets:make", True),
+        ("mynets", "mynets.small:make", True),
+        ("mynets", "mynets2:make", False),
+        ("lab.vision", "lab:make", False),
+        ("other, lab.vision", "lab.vision.nets:make", True),
+        ("mynets:make", "mynets:make", None),
+    ],
+)
+def test_a_factory_is_allowed_by_whole_parts_of_its_name(allowed: str, factory: str, may: bool | None) -> None:
+    # Given a setting
+    if may is None:
+        with pytest.raises(BadSettings):
+            Settings.from_environ({"FILTERFARM_ALLOW_FACTORIES": allowed})
+        return
+    # When / Then
+    assert Settings.from_environ({"FILTERFARM_ALLOW_FACTORIES": allowed}).allows(factory) is may
