@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import rich_click as click
 from rich.console import Console
@@ -11,6 +12,10 @@ from rich.console import Console
 from producer.cli.job_options import address, as_json, job_options
 from producer.jobs.local_store import DATA
 from producer.planning.options import Options
+from workers.contract.job import Kind
+
+#: Kinds of layers.
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Everything else is imported where a command runs: help and completion answer without Celery, boto3 and NumPy.
 
@@ -19,9 +24,14 @@ from producer.planning.options import Options
 @click.argument("model", required=False)
 @click.option("--network", metavar="MODULE:FUNCTION", help="Your own network in place of MODEL.")
 @click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
+@click.option(
+    "--kind", type=click.Choice([*_KINDS, "all"]), default="conv", show_default=True,
+    help="conv: convolutions. block: sums and concatenations of branches. linear: linear layers. logits: classes. "
+    "other: all other tensors.",
+)  # fmt: skip
 @as_json
-def layers(model: str | None, network: str | None, size: str, json_: bool) -> None:
-    """List the layers of MODEL with aliases, filters, output size and cost; without MODEL, list all models.
+def layers(model: str | None, network: str | None, size: str, kind: str, json_: bool) -> None:
+    """List the layers of MODEL with units, output, stride, receptive field and cost; without MODEL, list all models.
 
     MODEL may be timm:NAME for any network of timm, and a glob such as 'timm:*resnet*' lists those that match.
     """
@@ -44,7 +54,8 @@ def layers(model: str | None, network: str | None, size: str, json_: bool) -> No
     options = Options.make(model=model, size=size)
     for note in size_notes(options):
         click.echo(note, err=True)
-    plans = list_layers(model, chosen_size(in_network_size(options)))
+    kinds = [one for one in _KINDS if kind in {one, "all"}]
+    plans = list_layers(model, chosen_size(in_network_size(options)), kinds)
     click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
     not_computed = [entry.name for entry in plans if entry.output_px is None]
     if not_computed and (sizes := accepted_sizes(model, not_computed[-1])):

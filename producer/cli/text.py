@@ -12,20 +12,23 @@ from workers.contract.job import Job
 
 def layers(plans: list[LayerPlan], *, steps: int) -> str:
     """A table of layers with totals. GFLOP are for ``steps`` gradient steps of one tile."""
-    unit = "GFLOP/tile/step" if steps == 1 else "GFLOP/tile"
-    rows = [("layer", "alias", "filters", "output", unit)]
+    unit = "GFLOP/step" if steps == 1 else "GFLOP/tile"
+    rows = [("layer", "alias", "kind", "filters", "output", "stride", "field", unit)]
     rows += [
         (
             plan.name,
             ",".join(plan.aliases) or "-",
+            plan.kind,
             str(plan.channels),
             _output(plan),
+            "-" if plan.stride_px is None else str(plan.stride_px),
+            "-" if plan.field_px is None else str(plan.field_px),
             f"{plan.step_gflop * steps:.2f}",
         )
         for plan in plans
     ]
     filters = sum(plan.channels for plan in plans)
-    return f"{table(rows)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
+    return f"{table(rows, names=3)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
 
 
 def plan(job: Job, plans: list[LayerPlan]) -> str:

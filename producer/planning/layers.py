@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import functools
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -33,6 +34,9 @@ class LayerPlan:
     channels: int
     #: False if its units have one value for a picture
     has_map: bool
+    #: pixels of the picture that one place of its map depends on, and between two places; None: not known, or all
+    field_px: int | None
+    stride_px: int | None
     #: height and width of its map; None if the network does not compute it for a picture of this size
     output_px: tuple[int, int] | None
     #: GFLOP of one gradient step of one picture for one unit; in a job's plan, for the recipe's objective
@@ -43,12 +47,13 @@ class LayerPlan:
 
 def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = CONVOLUTIONS) -> list[LayerPlan]:
     """The layers of a model of these kinds, in the order of execution; raises UnknownModel. Loads no weights."""
-    from workers.networks import registry, units
+    from workers.networks import receptive, registry, units
 
     model, trace = _traced(model_name)
     costs = _costs(model_name, size_px)
     known = costs if _is_complete(model_name, costs) else _known(model_name)
     names = registry.aliases(model_name, model)
+    fields = receptive.fields(model, trace)
     result = []
     for name, unit in units.named(model, trace).items():
         cost, elsewhere = costs.get(name), known.get(name)
@@ -61,6 +66,8 @@ def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = 
             aliases=alias,
             kind=unit.kind,
             channels=channels,
+            field_px=_finite(fields[unit.node].size_px) if unit.node in fields else None,
+            stride_px=_finite(fields[unit.node].stride_px) if unit.node in fields else None,
             has_map=elsewhere is None or elsewhere.layout.has_map,
             output_px=cost.output_px if cost else None,
             step_gflop=cost.step_gflop() if cost else 0.0,
@@ -68,6 +75,10 @@ def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = 
         )
         result.append(plan)
     return result
+
+
+def _finite(value: float) -> int | None:
+    return None if math.isinf(value) else round(value)
 
 
 def accepted_sizes(model_name: str, layer: str) -> list[int]:
