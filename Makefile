@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # A few layers of EfficientNet-Lite0 from stem to head, 32 filters each: a few minutes on two CPU cores.
 DEMO = efficientnet_lite0 --layers conv_stem,blocks.1.0.conv_pw,blocks.2.0.conv_pw,blocks.3.0.conv_pw,blocks.5.0.conv_pw,conv_head --filters 0-31 --size 112
 
-.PHONY: demo test test-faults soak bench bench-quality bench-scale bench-gallery lint types format clean
+.PHONY: demo test test-faults soak bench bench-quality bench-classes bench-scale bench-gallery lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/filterfarm run $(DEMO)
@@ -34,6 +34,10 @@ bench-scale: $(VENV)/.installed-dev
 # How fast the gallery of large jobs opens in Debian's chromium: two minutes.
 bench-gallery: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.gallery
+
+# Whether networks read the class of class pictures, and of Lucent's. ARGS="--classes 16 --every 2" for a try.
+bench-classes: $(VENV)/.installed-dev build/lucent
+	$(BIN)/python -m tests.benchmarks.classes $(ARGS)
 
 # How good the pictures are, and against Lucent's: hours on two cores. ARGS="--every 6 --filters 8" for a try.
 bench-quality: $(VENV)/.installed-dev build/lucent

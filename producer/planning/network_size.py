@@ -1,9 +1,10 @@
-"""The size of pictures, where the network takes no other."""
+"""The size of pictures, where the network takes no other, and where they are of classes."""
 
 from dataclasses import replace
 
+from producer.planning.layers import KINDS, layers, select
 from producer.planning.options import Options
-from producer.planning.recipe_builder import chosen_size
+from producer.planning.recipe_builder import chosen_size, is_sized
 
 
 def in_network_size(options: Options) -> Options:
@@ -14,6 +15,22 @@ def in_network_size(options: Options) -> Options:
     if fixed is None or chosen_size(options) == fixed:
         return options
     return replace(options, recipe={**options.recipe, "size": _text(fixed)})
+
+
+def in_class_size(options: Options) -> Options:
+    """The options, with the network's own input size if all layers are logits and no size is chosen.
+
+    At 150 px other networks recognise half as many classes. Raises UnknownModel and UnknownLayer.
+    """
+    from workers.networks import registry
+
+    if is_sized(options):
+        return options
+    chosen = select(layers(options.model, chosen_size(options), KINDS), options.layers, options.model)
+    side_px = registry.input_px(options.model) if {plan.kind for plan in chosen} == {"logits"} else None
+    if side_px is None:
+        return options
+    return replace(options, recipe={**options.recipe, "size": _text((side_px, side_px))})
 
 
 def size_notes(options: Options) -> list[str]:

@@ -46,6 +46,11 @@ def chosen_size(options: Options) -> tuple[int, int]:
     return size
 
 
+def is_sized(options: Options) -> bool:
+    """True if the size is an option or part of the preset; raises BadOption."""
+    return "size" in _chosen(options)
+
+
 def chosen_method(options: Options) -> str:
     """Name of the method; raises BadOption."""
     return str(_chosen(options).get("method", Recipe.model_fields["method"].default))

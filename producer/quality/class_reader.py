@@ -31,7 +31,8 @@ class ClassReader:
         self._preprocess = weights.preprocess("auto", name, chosen)
         self._device = torch.device(device)
         self._side_px = registry.input_px(name)
-        logits = self.logits(np.zeros((1, self._side_px, self._side_px, 3), np.uint8))
+        side_px = self._side_px or 224
+        logits = self.logits(np.zeros((1, side_px, side_px, 3), np.uint8))
         if logits.shape[1] != classes:
             raise BadOption(
                 f"--read-by {name} tells {logits.shape[1]} classes and the job's network {classes}; choose a network "
@@ -43,14 +44,14 @@ class ClassReader:
             )
 
     def logits(self, pictures: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-        """Logits (T, C) of pictures (T, H, W, 3) uint8, resized to the network's input size if they differ from it."""
+        """Logits (T, C) of pictures (T, H, W, 3) uint8, resized to the network's input size if that is known."""
         import torch
 
         from workers.networks import devices
         from workers.rendering import images
 
-        size_px = self._side_px, self._side_px
-        if pictures.shape[1:3] != size_px:
+        if self._side_px is not None and pictures.shape[1:3] != (self._side_px, self._side_px):
+            size_px = self._side_px, self._side_px
             pictures = np.stack([images.resize(picture, size_px) for picture in pictures])
         parts = []
         with torch.no_grad(), devices.exact():

@@ -17,6 +17,7 @@ from torchvision.transforms import Normalize
 from workers.contract.recipe import Preprocess
 from workers.networks import tracing
 from workers.networks.subgraphs import subgraph
+from workers.networks.tensor_extractor import maximised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,10 +30,12 @@ class _Cut(nn.Module):
 
     def __init__(self, model: nn.Module, graph: fx.Graph, layer: str, tap: str) -> None:
         super().__init__()
-        self.maps = subgraph(model, graph, upto=tracing.tapped(model, tracing.find(model, graph, layer), tap)[-1])
+        convolution = layer in tracing.convolutions(model, graph)
+        upto = tracing.tapped(model, tracing.find(model, graph, layer), tap)[-1] if convolution else None
+        self.maps = subgraph(model, graph, upto=upto or maximised(model, graph, layer, tap))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Network input (B, 3, H, W) to maps (B, C, H', W')."""
+        """Network input (B, 3, H, W) to maps (B, C, H', W'), or units (B, C)."""
         # A copy, because Lucent keeps the outputs of modules.
         return self.maps(pictures).clone()  # type: ignore[no-any-return]
 

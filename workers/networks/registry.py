@@ -134,12 +134,18 @@ def aliases(name: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {**keras_layout.layer_names(name, model), **{layer: (keras,) for layer, keras in blocks.items()}}
 
 
-def input_px(name: str) -> int:
-    """Side in pixels of the square pictures on which the accuracy of the network's default weights was published."""
+def input_px(name: str) -> int | None:
+    """Side in pixels of the square pictures for which the accuracy of the network's weights was published, or None."""
     if name in PACKAGED:
         return (224, 240, 260)[PACKAGED.index(name)]
-    (side,) = set(torchvision_models.get_model_weights(get(name).name).DEFAULT.transforms().crop_size)
-    return int(side)
+    if name.startswith(timm_models.PREFIX):
+        size: tuple[int, int, int] | None = timm_models.description(name).get("input_size")
+        return size[1] if size else None
+    if name.startswith(factories.PREFIX):
+        return None
+    if name == "inceptionv1":
+        return 224
+    return int(torchvision_models.get_model_weights(get(name).name).DEFAULT.transforms().crop_size[0])
 
 
 def _finished(model: nn.Module, layout: Layout) -> nn.Module:

@@ -159,3 +159,20 @@ def test_a_checkpoint_without_classifier_is_refused_for_logits_alone(tmp_path: P
     # And not one of classes
     with pytest.raises(WeightsDoNotFit, match="fc.weight is missing.*with its classifier"):
         checked(**options, layers="logits")
+
+
+def test_pictures_of_classes_have_the_size_of_the_networks_input() -> None:
+    # Given jobs of logits, one with a size of its own, one of other layers as well, and one with a preset's size
+    def size_px(**values: str) -> tuple[int, int]:
+        job, _ = make_job(Options.make(**{"layers": "logits", "weights": "none", "filters": "0", **values}))
+        return job.recipe.height_px, job.recipe.width_px
+
+    # When / Then
+    assert size_px(model="efficientnet_lite0") == (224, 224)
+    assert size_px(model="efficientnet_lite0", layers="classifier") == (224, 224)
+    assert size_px(model="efficientnet_lite1") == (240, 240)
+    assert size_px(model="inception_v3") == (299, 299)
+    assert size_px(model="efficientnet_lite0", size="150") == (150, 150)
+    assert size_px(model="efficientnet_lite0", preset="fast") == (96, 96)
+    assert size_px(model="efficientnet_lite0", layers="conv_stem,logits") == (150, 150)
+    assert size_px(model="efficientnet_lite0", layers="conv_stem") == (150, 150)
