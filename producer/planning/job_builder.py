@@ -7,14 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from producer.planning.classes import check_classifier, class_names, numbered, with_class_count
-from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, layers, select
+from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, input_channels, layers, select
 from producer.planning.network_size import in_class_size, in_network_size, size_notes
 from producer.planning.options import Options
-from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe
+from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe, named_preprocess
 from workers.contract.errors import BadOption
 from workers.contract.filter_ranges import absent, format_filters, parse_filters
 from workers.contract.geometry import layer_stride, seen_px, wider_px
-from workers.contract.job import Grid, Job, Layer
+from workers.contract.job import Grid, Job, Layer, Weights
 from workers.contract.network import split_address
 from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.tile_png import MAX_TILE_PIXELS
@@ -38,8 +38,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
     from workers.networks import weights as loading
 
     weights, checkpoint = loading.choose(options.model, options.weights)
-    choice = options.recipe.get("preprocess", "auto")
-    recipe = make_recipe(options, loading.preprocess(choice, options.model, weights, chosen_method(options)))
+    recipe = make_recipe(options, _preprocess(options, weights), input_channels(options.model))
     _check_tile(recipe)
     for plan in chosen:
         _check_layer(recipe, plan, options.model)
@@ -66,6 +65,16 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
         versions={package: version(package) for package in packages},
     )
     return job, checkpoint
+
+
+def _preprocess(options: Options, weights: Weights) -> Preprocess:
+    """The chosen preprocessing; for pictures that are not RGB, the guess is 0..1."""
+    from workers.networks import weights as loading
+
+    choice = options.recipe.get("preprocess", "auto")
+    if choice == "auto" and input_channels(options.model) != 3:
+        return Preprocess(name="model", mean=(0.0,), std=(1.0,))
+    return named_preprocess(choice) or loading.preprocess(choice, options.model, weights, chosen_method(options))
 
 
 def check_weights(job: Job, checkpoint: Path | None, options: Options) -> list[str]:
@@ -98,7 +107,10 @@ def _input(preprocess: Preprocess) -> str:
 
 def notes(options: Options, job: Job, checkpoint: Path | None) -> list[str]:
     """Lines for people: a size that is not the chosen one, and those of ``check_weights``, whose errors it raises."""
-    return [*size_notes(options), *check_weights(job, checkpoint, options)]
+    lines = [*size_notes(options), *check_weights(job, checkpoint, options)]
+    if job.weights.source == "factory" and options.recipe.get("preprocess", "auto") == "auto":
+        lines.append(f"preprocessing {_input(job.recipe.preprocess)} is a guess; --preprocess changes it")
+    return lines
 
 
 def as_rendered(job: Job) -> list[LayerPlan]:

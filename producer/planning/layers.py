@@ -77,6 +77,13 @@ def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = 
     return result
 
 
+def input_channels(model_name: str) -> int:
+    """Number of channels of the network's pictures; raises UnknownModel."""
+    from workers.networks import tracing
+
+    return tracing.input_channels(_traced(model_name)[1])
+
+
 def _finite(value: float) -> int | None:
     return None if math.isinf(value) else round(value)
 

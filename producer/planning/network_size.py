@@ -1,20 +1,37 @@
-"""The size of pictures, where the network takes no other, and where they are of classes."""
+"""The pictures that a network takes: their channels, and their size where it takes no other, or for classes."""
 
+import re
 from dataclasses import replace
 
-from producer.planning.layers import KINDS, layers, select
+from producer.planning.layers import KINDS, input_channels, layers, select
 from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_size, is_sized
+from workers.contract.errors import BadOption
 
 
 def in_network_size(options: Options) -> Options:
-    """The options, with the size of the pictures that the network takes if it takes no other; raises UnknownModel."""
+    """The options, with the size of ``--input``, or of the network if it takes no other.
+
+    Raises UnknownModel, and BadOption if ``--input`` is none of this network.
+    """
     from workers.networks import registry
 
+    text = options.recipe.get("input")
+    if text is not None:
+        match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,6})x([0-9]{1,6})", text)
+        if match is None:
+            raise BadOption(f"cannot read --input {text[:40]!r}; write channels x height x width as in 1x28x28")
+        channels = input_channels(options.model)
+        if int(match[1]) != channels:
+            raise BadOption(
+                f"--input {text} has {int(match[1])} channels, and the first convolution of {options.model} reads "
+                f"{channels}"
+            )
+        options = _sized(options, f"{match[2]}x{match[3]}")
     fixed = registry.get(options.model).size_px
     if fixed is None or chosen_size(options) == fixed:
         return options
-    return replace(options, recipe={**options.recipe, "size": _text(fixed)})
+    return _sized(options, _text(fixed))
 
 
 def in_class_size(options: Options) -> Options:
@@ -35,10 +52,16 @@ def in_class_size(options: Options) -> Options:
 
 def size_notes(options: Options) -> list[str]:
     """A line for people if the network takes no pictures of the chosen size."""
+    if options.recipe.get("input") is not None and options.recipe.get("size") is None:
+        return []
     wanted, taken = chosen_size(options), chosen_size(in_network_size(options))
     if wanted == taken:
         return []
     return [f"{options.model} takes no pictures but those of {_text(taken)}; --size {_text(wanted)} is not used"]
+
+
+def _sized(options: Options, size: str) -> Options:
+    return replace(options, recipe={**options.recipe, "size": size})
 
 
 def _text(size_px: tuple[int, int]) -> str:

@@ -1,29 +1,34 @@
 """Makes recipe and grid from options. Explicit options override the preset, which overrides the method's defaults."""
 
+import math
 import re
 from base64 import b64encode
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from pydantic import ValidationError
 
 from producer.planning.options import Options
 from producer.planning.presets import PRESETS
+from workers.contract.directions import MAX_NUMBERS, Directions
 from workers.contract.errors import BadOption, one_line
 from workers.contract.job import Grid
-from workers.contract.recipe import MAX_NUMBERS, MAX_SIZE_PX, MIN_SIZE_PX, Directions, Preprocess, Recipe
+from workers.contract.recipe import MAX_SIZE_PX, MIN_SIZE_PX, Preprocess, Recipe
 from workers.contract.recipe import options as recipe_options
 
-Made = TypeVar("Made", Recipe, Grid, Directions)
+Made = TypeVar("Made", Recipe, Grid, Directions, Preprocess)
+Number = TypeVar("Number", int, float)
+
+_PREPROCESSINGS = ("auto", *(name for name in get_args(Preprocess.model_fields["name"].annotation) if name != "model"))
 
 #: field of the grid -> its option
 _GRID_OPTIONS = {"margin_px": "--margin", "rows": "--grid", "columns": "--grid"}
 
 
-def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
-    """The recipe of the options; raises BadOption."""
+def make_recipe(options: Options, preprocess: Preprocess, channels: int = 3) -> Recipe:
+    """The recipe of the options for pictures of that number of channels; raises BadOption."""
     chosen = _chosen(options)
     height, width = chosen_size(options)
     values = {name: chosen[option.key] for name, option in recipe_options().items() if option.key in chosen}
@@ -31,7 +36,37 @@ def make_recipe(options: Options, preprocess: Preprocess) -> Recipe:
         values["neuron"] = _neuron(values["neuron"])
     if "directions" in values:
         values["directions"] = _directions(values["directions"])
+    if "show" in values:
+        values["show"] = None if values["show"] == "pca" else _numbers("--show", values["show"], int, 3)
+    values["channels"] = channels
     return _validated(Recipe, **{**values, "preprocess": preprocess, "height_px": height, "width_px": width})
+
+
+def named_preprocess(text: str) -> Preprocess | None:
+    """The preprocessing of ``MEAN,STD``, one number each or one for each channel; None for a name. Raises BadOption."""
+    if text in _PREPROCESSINGS:
+        return None
+    if not text or text[0] not in "-.0123456789":
+        raise BadOption(f"no preprocessing {text[:40]!r}; write {', '.join(_PREPROCESSINGS)}, or MEAN,STD")
+    numbers = _numbers("--preprocess", text, float)
+    if len(numbers) % 2:
+        raise BadOption(
+            f"--preprocess {text[:40]} has {len(numbers)} numbers; write MEAN,STD, or all means and then all stds"
+        )
+    half = len(numbers) // 2
+    if not all(math.isfinite(number) for number in numbers) or min(numbers[half:]) <= 0:
+        raise BadOption(f"--preprocess {text[:40]} needs standard deviations above 0, as in 0.5,0.25")
+    return _validated(Preprocess, name="model", mean=numbers[:half], std=numbers[half:])
+
+
+def _numbers(flag: str, text: str, kind: type[Number], count: int | None = None) -> tuple[Number, ...]:
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or (count is not None and len(numbers) != count):
+        raise BadOption(f"cannot read {flag} {text[:40]!r}; write {count or 'an even count of'} numbers as in 0,3,7")
+    return numbers
 
 
 def chosen_size(options: Options) -> tuple[int, int]:

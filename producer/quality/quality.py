@@ -80,6 +80,7 @@ def measure(
     """
     for one in filter(None, (job, against)):
         _check_measurable(one)
+        _check_channels(one)
     if against is not None:
         _check_comparable(job, against)
     import torch
@@ -204,6 +205,14 @@ def _check_measurable(job: Job) -> None:
             f"{job.id} cannot be measured: quality needs one tile per filter that maximises it, and the "
             f"job has {'--negative' if recipe.negative else f'--objective {recipe.objective}'}"
             f"{f' --diversity {recipe.diversity}' if recipe.diversity > 1 else ''}"
+        )
+
+
+def _check_channels(job: Job) -> None:
+    """Raise BadOption if the stored pictures are not what the network reads."""
+    if job.recipe.channels not in (1, 3):
+        raise BadOption(
+            f"{job.id} cannot be measured: its pictures have {job.recipe.channels} channels, of which three are stored"
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv = nn.Conv2d(1, 4, 3)
         self.head = nn.Linear(4, 2)
 
     def forward(self, x):
@@ -24,7 +24,7 @@ class Net(nn.Module):
             return maps
         return self.head(maps.mean((2, 3)))
 """
-JOB = ("--network", "ownnets:Net", "--layers", "conv,head", "--filters", "0-1", "--size", "28", "--steps", "2")
+JOB = ("--network", "ownnets:Net", "--layers", "conv,head", "--filters", "0-1", "--input", "1x28x28", "--steps", "2")
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from workers.contract.errors import BadFilters, CorruptJob, JobNotUnderstood
 from workers.contract.filter_ranges import Filters, parse_filters
+from workers.contract.frozen import Frozen
 from workers.contract.keys import Name, is_name
 from workers.contract.network import Network
-from workers.contract.recipe import Frozen, Recipe
+from workers.contract.recipe import Recipe
 from workers.contract.tiles import Tiles
 
 #: Whose layout a checkpoint has.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from workers.contract.recipe import Frozen
+from workers.contract.frozen import Frozen
 
 Source = Literal["timm", "factory", "pt2"]
 

@@ -1,11 +1,12 @@
 """The recipe: all parameters of rendering, validated when made or decoded."""
 
-from base64 import b64decode
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from workers.contract.directions import Directions
+from workers.contract.frozen import Frozen
 from workers.contract.option import Option
 
 #: Largest side of a picture in pixels. One start image of that size takes 200 MB.
@@ -18,44 +19,21 @@ MAX_FRAME_PX = 16_383
 MIN_SIZE_PX = 8
 
 
-class Frozen(BaseModel):
-    """Immutable, strict JSON record: no unknown fields, no silent conversions, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class Preprocess(Frozen):
     """The network's input for a picture x in 0..255: (x / 255 - mean) / std per colour channel, or x with ``raw``."""
 
     name: Literal["raw", "imagenet", "model", "caffe", "tf"]
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
+    #: one number for each channel, or one for all
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0, 0.0, 0.0)
+    std: Annotated[tuple[float, ...], Field(min_length=1)] = (1 / 255, 1 / 255, 1 / 255)
 
-
-#: Largest number of values in a job's directions, which are part of job.json.
-MAX_NUMBERS = 1_000_000
 
 #: Black pixels between the pictures of one tile, if it has several.
 GAP_PX = 2
 
 Size = Annotated[int, Field(ge=MIN_SIZE_PX, le=MAX_SIZE_PX)]
+Index = Annotated[int, Field(ge=0)]
 Strength = Annotated[float, Field(ge=0, le=1000)]
-
-
-class Directions(Frozen):
-    """Directions in the space of a layer's channels, one tile each: little-endian float32 (count, channels)."""
-
-    count: Annotated[int, Field(ge=1, le=MAX_NUMBERS)]
-    channels: Annotated[int, Field(ge=1, le=MAX_NUMBERS)]
-    base64: str
-
-    @model_validator(mode="after")
-    def _are_all_there(self) -> "Directions":
-        if self.count * self.channels > MAX_NUMBERS:
-            raise ValueError(f"{self.count} directions of {self.channels} channels are more than {MAX_NUMBERS} numbers")
-        if len(b64decode(self.base64, validate=True)) != 4 * self.count * self.channels:
-            raise ValueError(f"the data is not as long as {self.count} directions of {self.channels} channels")
-        return self
 
 
 #: method -> defaults of fields that depend on it. 40 steps of 1 are those of Chollet's notebook, 0.05 is Lucid's
@@ -73,6 +51,19 @@ def _of_method(field: str) -> Any:
     return Field(default_factory=lambda values: METHODS.get(values.get("method"), METHODS["fourier"])[field])
 
 
+_INPUT = Option(
+    flag="--input",
+    panel="Picture",
+    metavar="CxHxW",
+    default="the network's channels, and --size",
+    help="Channels, height and width of the network's pictures, as in 1x28x28.",
+)
+_SHOW = Option(
+    panel="Picture",
+    metavar="pca|C,C,C",
+    default="pca",
+    help="Pictures of other channels than RGB: their principal components, or three channels.",
+)
 _SIZE = Option(flag="--size", panel="Picture", metavar="PIXELS", help="Side in pixels, or height x width as in 96x160.")
 
 
@@ -107,7 +98,7 @@ class Recipe(Frozen):
     negative: Annotated[bool, Option(panel="Objective", help="Minimise the objective.")] = False
     #: row and column of the neuron in the map; None: the middle
     neuron: Annotated[
-        tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
+        tuple[Index, Index] | None,
         Option(
             panel="Objective", metavar="ROW,COLUMN", default="middle", help="Place in the map, for --objective neuron."
         ),
@@ -136,12 +127,16 @@ class Recipe(Frozen):
         Preprocess,
         Option(
             panel="Model and layers",
-            choices=("auto", "raw", "imagenet", "caffe", "tf"),
+            metavar="NAME|MEAN,STD",
             default="auto",
             help="Network input: raw 0..255 RGB, ImageNet mean and std, caffe (0..255 minus the mean), tf (-1..1), or "
             "(auto) as the weights were trained.",
         ),
     ]
+    #: of the network's pictures. This and ``show`` are written only if they are set
+    channels: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda channels: channels == 3), _INPUT] = 3
+    #: the channels shown as red, green and blue, of pictures neither grey nor RGB; None: three principal components
+    show: Annotated[tuple[Index, Index, Index] | None, Field(exclude_if=lambda show: show is None), _SHOW] = None
     height_px: Annotated[Size, _SIZE] = 150
     width_px: Annotated[Size, _SIZE] = 150
     #: the picture has one channel, which is repeated for the network
@@ -198,6 +193,13 @@ class Recipe(Frozen):
             raise ValueError("a neuron's place needs the objective neuron")
         if (self.directions is not None) != (self.objective == "direction"):
             raise ValueError("the objective direction needs directions, and no other objective takes them")
+        lengths = {len(self.preprocess.mean), len(self.preprocess.std)}
+        if not lengths <= ({3} if self.preprocess.name == "raw" else {1, self.channels}):
+            raise ValueError(f"preprocessing of {len(self.preprocess.mean)} channels, and pictures of {self.channels}")
+        if self.grey and self.channels != 3:
+            raise ValueError("grey pictures need a network of RGB pictures")
+        if self.show is not None and (self.channels in (1, 3) or max(self.show) >= self.channels):
+            raise ValueError(f"show names three channels of {self.channels}; those of grey and RGB pictures are shown")
         if self.octaves > 1 and self.method != "notebook":
             raise ValueError("octaves need the method notebook; the others have every scale in one")
         if self.octaves > 1 and min(self.octave_px[0]) < MIN_SIZE_PX:

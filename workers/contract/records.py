@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from workers.contract.frozen import Frozen
 from workers.contract.keys import Name
-from workers.contract.recipe import Frozen
 
 #: live: the filter is active on the start image, or became active without help. rescued: it was inactive, and the
 #: rescue made it active on the final image. dead: it is inactive on every image that was tried.

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from workers.contract.records import Kernels, Precision
-from workers.networks import devices
+from workers.networks import devices, tracing
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.gradient_override import GradientOverride, set_gradient_override, with_gradient_override
 
@@ -63,6 +63,7 @@ class Extractor(nn.Module, ABC):
         super().__init__()
         self._fused = fused or FusedConvolutions()
         self._unfused = upstream
+        self._input_channels = tracing.input_channels(upstream.graph)
         self._upstream = self._fused.optimize(upstream, "fp32")
         self.precision = precision
         self._upstream_bf16 = self._fused.optimize(upstream, "bf16") if precision == "bf16" else None
@@ -100,7 +101,7 @@ class Extractor(nn.Module, ABC):
         if (height, width) not in self._map_px:
             first = torch.zeros(1, dtype=torch.int64)
             with torch.no_grad():
-                maps = self.slice(first)(torch.zeros((1, 3, height, width), device=self.device))
+                maps = self.slice(first)(torch.zeros((1, self._input_channels, height, width), device=self.device))
             self._map_px[height, width] = int(maps.shape[1]), int(maps.shape[2])
         return self._map_px[height, width]
 

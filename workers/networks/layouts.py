@@ -15,7 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from workers.contract.errors import BadNetwork, UnknownLayer
-from workers.networks import untraced
+from workers.networks import tracing, untraced
 
 #: Pictures in the batch with which shapes are computed. With one, a parameter or a window could be taken for the batch.
 BATCH = 2
@@ -124,8 +124,9 @@ def propagate(model: nn.Module, graph: fx.Graph, size_px: tuple[int, int]) -> It
             return
         if node.op == "placeholder":
             device = next((tensor.device for tensor in model.parameters()), torch.device("meta"))
-            runner.env[node] = torch.zeros(BATCH, 3, *size_px, device=device)
-            layouts[node] = Layout(shape=(BATCH, 3, *size_px), axis=1)
+            shape = (BATCH, tracing.input_channels(graph), *size_px)
+            runner.env[node] = torch.zeros(shape, device=device)
+            layouts[node] = Layout(shape=shape, axis=1)
             continue
         if any(source not in runner.env for source in node.all_input_nodes):
             continue

@@ -72,7 +72,7 @@ def preprocess(known: dict[str, Any]) -> Preprocess:
 
     resolved: dict[str, Any] = resolve_data_config(pretrained_cfg=known)  # type: ignore[no-untyped-call]  # timm's
     mean, std = (tuple(map(float, resolved[name])) for name in ("mean", "std"))
-    return Preprocess(name="model", mean=mean, std=std)  # type: ignore[arg-type]  # one number a colour
+    return Preprocess(name="model", mean=mean, std=std)
 
 
 def fixed_size_px(known: dict[str, Any]) -> tuple[int, int] | None:

@@ -33,6 +33,10 @@ _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 MODULE_PATH = "module_path"
 
 
+#: Key of the first node's metadata: number of channels of the network's pictures.
+_CHANNELS = "channels"
+
+
 class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -71,9 +75,19 @@ def trace(model: nn.Module) -> fx.Graph:
     For a network that cannot be traced, see :mod:`workers.networks.untraced`.
     """
     try:
-        return _Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception:  # a network's own code meets placeholders instead of tensors, and may raise anything
-        return untraced.graph_of(model)
+        graph = untraced.graph_of(model)
+    first = next(iter(convolutions(model, graph).items()), None)
+    if first is not None and (untraced.is_untraced(graph) or first[1].all_input_nodes[0].op == "placeholder"):
+        next(iter(graph.nodes)).meta[_CHANNELS] = model.get_submodule(first[0]).in_channels
+    return graph
+
+
+def input_channels(graph: fx.Graph) -> int:
+    """Number of channels of the network's pictures: those that the first convolution reads; 3 if that is not known."""
+    channels: int = next(iter(graph.nodes)).meta.get(_CHANNELS, 3)
+    return channels
 
 
 def convolutions(model: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def start_noise(rng: PictureRng, size_px: tuple[int, int]) -> "NDArray[np.float32]":
-    """Uniform noise (H, W, 3) float32 in [0, 1), RGB, for a picture of that height and width.
+def start_noise(rng: PictureRng, size_px: tuple[int, int], channels: int = 3) -> "NDArray[np.float32]":
+    """Uniform noise (H, W, channels) float32 in [0, 1) for a picture of that height and width.
 
     A tile depends only on its job, so the noise must not change between versions.
     """
-    return rng.generator().random((*size_px, 3), dtype=np.float32)
+    return rng.generator().random((*size_px, channels), dtype=np.float32)
 
 
 def notebook_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -34,14 +34,38 @@ def octave_start(noise: "NDArray[np.float32]") -> "NDArray[np.float32]":
     return (noise - np.float32(0.5)) * np.float32(20.0) + np.float32(128.0)
 
 
-def to_network(pictures: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """The network's input (B, 3, H, W) for pictures in 0..255: (B, 3, H, W) RGB or (B, 1, H, W) grey."""
-    pictures = pictures.expand(-1, 3, -1, -1)
+def to_network(pictures: torch.Tensor, preprocess: Preprocess, channels: int = 3) -> torch.Tensor:
+    """The network's input (B, channels, H, W) for pictures in 0..255 of as many channels, or of one, which is repeated.
+
+    Of stored pictures, which have three equal channels if the network reads one, the first is taken.
+    """
+    pictures = pictures[:, :channels].expand(-1, channels, -1, -1)
     if preprocess.name == "raw":
         return pictures
-    mean = pictures.new_tensor(preprocess.mean).view(1, 3, 1, 1)
-    std = pictures.new_tensor(preprocess.std).view(1, 3, 1, 1)
+    mean = pictures.new_tensor(preprocess.mean).view(1, -1, 1, 1)
+    std = pictures.new_tensor(preprocess.std).view(1, -1, 1, 1)
     return (pictures / 255.0 - mean) / std
+
+
+def shown(pixels: "NDArray[np.uint8]", show: tuple[int, int, int] | None) -> "NDArray[np.uint8]":
+    """Pixels (H, W, C) uint8 as (H, W, 3): grey and RGB as they are, others by three channels, ``show``, or by their
+    first three principal components, each stretched over the whole range.
+    """
+    if pixels.shape[2] in (1, 3):
+        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    if show is not None:
+        return np.ascontiguousarray(pixels[..., show])
+    places = pixels.reshape(-1, pixels.shape[2]).astype(np.float64)
+    places -= places.mean(axis=0)
+    _, axes = np.linalg.eigh(places.T @ places)  # ascending
+    axes = axes[:, ::-1][:, :3]  # (C, 3), or (C, 2) of two channels
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    scores = np.zeros((len(places), 3))
+    scores[:, : axes.shape[1]] = places @ axes
+    spread = np.abs(scores).max(axis=0)
+    scores = np.divide(scores, spread, out=np.zeros_like(scores), where=spread > 0)
+    result: NDArray[np.uint8] = (127.5 + 127.5 * scores).round().astype(np.uint8)
+    return result.reshape(*pixels.shape[:2], 3)
 
 
 #: Standard deviation of a picture after ``deprocess``, of the whole range: the notebook's, and the script's of 2019.

@@ -33,7 +33,7 @@ class RenderedBatch(NamedTuple):
     """A batch of pictures: the result of their ascent, and their pixels."""
 
     ascent: AscentResult
-    #: (H, W, 3) uint8 RGB of each
+    #: (H, W, 3) uint8 RGB of each; (H, W, C) if the network's pictures have other channels
     pixels: "list[NDArray[np.uint8]]"
     #: for each picture, the pixels of its frames
     frames: "list[list[NDArray[np.uint8]]]"
@@ -51,9 +51,9 @@ def render_batch(
 def _notebook(objective: Objective, rngs: list[PictureRng], recipe: Recipe, device: torch.device) -> RenderedBatch:
     contrast = images.OCTAVE_CONTRAST if recipe.octaves > 1 else images.NOTEBOOK_CONTRAST
     sizes = recipe.octave_px
-    noises = [images.start_noise(rng, sizes[0]) for rng in rngs]
+    noises = [images.start_noise(rng, sizes[0], recipe.channels) for rng in rngs]
     start_image = images.octave_start if recipe.octaves > 1 else images.notebook_start
-    colours = slice(1 if recipe.grey else 3)
+    colours = slice(1 if recipe.grey else recipe.channels)
     pictures = channels_first(np.stack([start_image(noise)[..., colours] for noise in noises]), device)
     ascent_loss = _ascent_loss(objective, pictures, rngs, recipe)
     to_pixels = functools.partial(_deprocessed, contrast=contrast)
@@ -90,7 +90,7 @@ def _parametrized(
     parametrization = PARAMETRIZATIONS[recipe.method](
         rngs,
         size_px=size_px,
-        channels=1 if recipe.grey else 3,
+        channels=1 if recipe.grey else recipe.channels,
         longest_px=longest_wave_px(stride) if short else math.inf,
         device=device,
     )

@@ -54,7 +54,7 @@ class LayerProbe:
         for part in np.array_split(pictures, range(self._batch, len(pictures), self._batch)):
             batch = torch.from_numpy(part.astype(np.float32)).to(self._device).permute(0, 3, 1, 2)
             with devices.exact():
-                maps = self._maps(images.to_network(batch, self._recipe.preprocess))
+                maps = self._maps(images.to_network(batch, self._recipe.preprocess, self._recipe.channels))
             if self._layout is not None:
                 maps = as_maps(maps, self._layout.axis, self._layout.grid_px)
             parts.append(maps.float().mean(dim=(2, 3)).cpu().numpy())

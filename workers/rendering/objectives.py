@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workers.contract.recipe import Directions, Recipe
+from workers.contract.directions import Directions
+from workers.contract.recipe import Recipe
 from workers.networks.extractor import Extractor
 from workers.networks.gradient_override import GradientOverride
 from workers.rendering import images
@@ -49,7 +50,7 @@ def objective(extractor: Extractor, filters: list[int], recipe: Recipe, device: 
         response_of = _filter(extractor, own, device)
 
     def preprocessed(pictures: torch.Tensor, override: GradientOverride | None) -> LayerResponse:
-        response = response_of(images.to_network(pictures, recipe.preprocess), override)
+        response = response_of(images.to_network(pictures, recipe.preprocess, recipe.channels), override)
         after, before = response.activation, response.pre_activation
         if recipe.objective == "neuron":
             after, before = _neuron(after, recipe.neuron), _neuron(before, recipe.neuron)

@@ -47,7 +47,9 @@ class Parametrization:
         # Lucid's own normalisation: the longest column of the root has length one. Grey is the first axis alone.
         colour = _COLOUR / np.linalg.norm(_COLOUR, axis=0).max()
         grey = np.array([[np.linalg.norm(colour[:, 0]) / math.sqrt(3)]], np.float32)
-        self._colour = torch.from_numpy(colour if start.shape[1] == 3 else grey).to(device)
+        # Channels that are no colours are independent, each as the grey one.
+        own = grey if start.shape[1] == 1 else np.eye(start.shape[1], dtype=np.float32) * grey
+        self._colour = torch.from_numpy(colour if start.shape[1] == 3 else own).to(device)
         #: (B, C, ...) float32, the optimised variable
         self.coefficients = torch.from_numpy(start).to(device).requires_grad_(True)
 

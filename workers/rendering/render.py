@@ -14,6 +14,7 @@ from workers.contract.records import Status
 from workers.networks import devices
 from workers.networks.extractor import Extractor
 from workers.networks.tensor_extractor import extractor_of
+from workers.rendering import images
 from workers.rendering.methods import RenderedBatch, channels_first, render_batch
 from workers.rendering.objectives import objective
 from workers.rendering.rng import PictureRng
@@ -110,6 +111,10 @@ def _attempt(
     batch = render_batch(tile_objective, rngs, recipe, extractor, device)
     with torch.no_grad():
         response = tile_objective(channels_first(np.stack(batch.pixels).astype(np.float32), device), None)
+    batch = batch._replace(
+        pixels=[images.shown(pixels, recipe.show) for pixels in batch.pixels],
+        frames=[[images.shown(frame, recipe.show) for frame in frames] for frames in batch.frames],
+    )
     stored = response.activation.mean(dim=(1, 2)).tolist()
     seconds = (time.monotonic() - began) / len(filters)
     tiles = []

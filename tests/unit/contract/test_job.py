@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from tests.jobs import sample_job
 from workers.contract.errors import CorruptJob, JobNotUnderstood
+from workers.contract.frozen import Frozen
 from workers.contract.job import Grid, Job, Layer, Task, Weights, decode, decode_job, decode_task, decode_whole_job
-from workers.contract.recipe import Frozen, Preprocess, Recipe
+from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.records import FailureRecord
 
 #: path in job.json -> another value it may have
@@ -36,6 +37,8 @@ CHANGES: dict[str, Any] = {
     "recipe.height_px": 9,
     "recipe.width_px": 9,
     "recipe.grey": True,
+    "recipe.channels": 1,
+    "recipe.show": [0, 1, 4],
     "recipe.objective": "deepdream",
     "recipe.negative": True,
     "recipe.neuron": [0, 1],
@@ -63,6 +66,7 @@ CHANGES: dict[str, Any] = {
 NEEDS: dict[str, dict[str, Any]] = {
     "recipe.neuron": {"recipe.objective": "neuron"},
     "recipe.directions": {"recipe.objective": "direction"},
+    "recipe.show": {"recipe.channels": 5},
     "recipe.octaves": {"recipe.height_px": 16, "recipe.width_px": 16},
 }
 

@@ -14,8 +14,8 @@ from producer.planning.job_builder import make_job
 from producer.planning.options import Options
 from producer.planning.recipe_builder import make_recipe
 from tests.recipes import RAW
+from workers.contract.directions import MAX_NUMBERS, Directions
 from workers.contract.errors import BadOption
-from workers.contract.recipe import MAX_NUMBERS, Directions
 
 
 def options(path: Path, **changes: Any) -> Options:

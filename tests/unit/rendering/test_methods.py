@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.recipes import recipe_of
 from tests.unit.rendering.tiny import CHANNELS, network, tiles_of
-from workers.contract.recipe import Directions
+from workers.contract.directions import Directions
 
 METHODS = ["notebook", "fourier", "maco", "pixel"]
 

@@ -21,7 +21,8 @@ from tests.unit.rendering.tiny import (  # fmt: skip
     tap_of,
     tiles_of,
 )
-from workers.contract.recipe import Directions, Recipe
+from workers.contract.directions import Directions
+from workers.contract.recipe import Recipe
 from workers.rendering.objectives import LayerResponse, objective
 
 if TYPE_CHECKING:
