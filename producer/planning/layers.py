@@ -85,7 +85,7 @@ def input_channels(model_name: str) -> int:
 
 
 def _finite(value: float) -> int | None:
-    return None if math.isinf(value) else round(value)
+    return round(value) if math.isfinite(value) else None
 
 
 def accepted_sizes(model_name: str, layer: str) -> list[int]:

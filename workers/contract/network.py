@@ -10,7 +10,7 @@ from pydantic import Field
 
 from workers.contract.frozen import Frozen
 
-Source = Literal["timm", "factory", "pt2"]
+Source = Literal["timm", "factory"]
 
 #: Longest name of a network in a job's id, which method and hash follow.
 _MOST_LETTERS = 96
@@ -20,7 +20,7 @@ class Network(Frozen):
     """Where a network comes from."""
 
     source: Source
-    #: timm: its name there. factory: ``package.module:function``. pt2: name of the file
+    #: timm: its name there. factory: ``package.module:function``
     name: Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
 
     @property
@@ -38,6 +38,6 @@ def split_address(address: str) -> tuple[str, Network | None]:
     source, colon, name = address.partition(":")
     if not colon or source not in get_args(Source):
         return address, None
-    text = address if source == "timm" else name.removesuffix(".pt2")
+    text = address if source == "timm" else name
     network = Network(source=source, name=name)  # type: ignore[arg-type]  # one of Source
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:_MOST_LETTERS] or source, network

@@ -55,7 +55,7 @@ _INPUT = Option(
     flag="--input",
     panel="Picture",
     metavar="CxHxW",
-    default="the network's channels, and --size",
+    default="3 channels or what the network reads, and --size",
     help="Channels, height and width of the network's pictures, as in 1x28x28.",
 )
 _SHOW = Option(

@@ -25,7 +25,7 @@ def create(address: str) -> nn.Module:
     text = address.removeprefix(PREFIX)
     module_name, _, function = text.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function)):
-        raise BadNetwork(f"cannot read --network {text[:120]!r}; write package.module:function, or FILE.pt2")
+        raise BadNetwork(f"cannot read --network {text[:120]!r}; write package.module:function")
     # The last place that Python looks in, so that no file of the current folder precedes an installed package.
     folder = str(Path.cwd())
     if folder not in sys.path:

@@ -18,8 +18,6 @@ TIMM = Network(source="timm", name="resnet50.a1_in1k")
         ("timm:resnet50.a1_in1k", "timm-resnet50.a1_in1k"),
         ("timm:hf-hub:timm/resnet18", "timm-hf-hub-timm-resnet18"),
         ("factory:nets.small:make", "nets.small-make"),
-        ("pt2:my net.pt2", "my-net"),
-        ("pt2:.pt2", "pt2"),
         ("timm:" + "x" * 290, "timm-" + "x" * 91),
     ],
 )
