@@ -41,7 +41,7 @@ def in_class_size(options: Options) -> Options:
     """
     from workers.networks import registry
 
-    if is_sized(options):
+    if is_sized(options) or options.recipe.get("input") is not None:
         return options
     chosen = select(layers(options.model, chosen_size(options), KINDS), options.layers, options.model)
     side_px = registry.input_px(options.model) if {plan.kind for plan in chosen} == {"logits"} else None

@@ -22,6 +22,8 @@ SOURCE = """
 from torch import nn
 def grey():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+def flat():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
 def bands():
     return nn.Sequential(nn.Conv2d(5, 4, 3), nn.ReLU())
 """
@@ -52,6 +54,13 @@ def test_input_gives_the_size_and_the_network_its_channels() -> None:
         "preprocessing model (mean 0, std 1) is a guess; --preprocess changes it"
     ]
     assert make_job(_options("bands"))[0].recipe.channels == 5
+
+
+def test_a_network_of_one_size_has_logits_at_that_size() -> None:
+    # Given a network that takes pictures of 28x28 only, which is not known before it runs
+    job, _ = make_job(_options("flat", input="1x28x28", layers="logits"))
+    # Then
+    assert [(layer.name, layer.channels) for layer in job.layers] == [("logits", 10)]
 
 
 @pytest.mark.parametrize(
