@@ -13,9 +13,9 @@ from workers.clients.broker import connect
 from workers.clients.broker_access import broker_errors, check_broker
 from workers.clients.identity import identify
 from workers.clients.presence import WORKER_SEEN_S, Presence
-from workers.clients.processes import list_devices
+from workers.clients.processes import examine_devices
 from workers.clients.storage import Store
-from workers.contract.errors import BadSettings, ExitCode, FilterfarmError, ServerFailed
+from workers.contract.errors import BadSettings, DeviceLost, ExitCode, FilterfarmError, ServerFailed
 from workers.contract.keys import RedisKeys
 from workers.contract.settings import Settings
 
@@ -37,7 +37,7 @@ class Finding:
 def examine(environ: Mapping[str, str]) -> list[Finding]:
     """Check packages, devices, embedded servers, and the farm that ``environ`` names."""
     servers = _look("embedded servers", _servers)
-    findings = [_look("packages", _packages), _look("devices", lambda: ", ".join(list_devices())), servers]
+    findings = [_look("packages", _packages), _look("devices", _devices), servers]
     try:
         settings = Settings.from_environ(environ)
     except BadSettings as error:
@@ -67,6 +67,13 @@ def _packages() -> str:
         return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     except PackageNotFoundError as error:
         raise ServerFailed(f"the package {error.name} is missing; reinstall filterfarm with pip") from error
+
+
+def _devices() -> str:
+    lines = examine_devices()
+    if any("does not compute" in line for line in lines):
+        raise DeviceLost("; ".join(lines))
+    return "; ".join(lines)
 
 
 def _servers() -> str:

@@ -26,12 +26,13 @@ OUTPUT = Path(__file__).parents[2] / "build" / "gpu.json"
 
 #: Network -> size of its pictures in pixels, and N: every N-th layer is measured.
 NETWORKS = {"vgg16": (150, 1), "inception_v3": (299, 12), "efficientnet_lite0": (224, 7)}
-_TINY = {"vgg16": (32, 7), "efficientnet_lite0": (32, 30)}
+_TINY = {"efficientnet_lite0": (32, 30)}
 
 PRECISIONS = ("bf16", "tf32", "fp32")
 
-#: The layer whose tile from a large batch is compared with the tile alone.
-_COMPARED = "vgg16", "features.10"
+#: Network, layer, size and batch of the tile that is compared with the tile alone.
+_COMPARED = "vgg16", "features.10", 150, 256
+_COMPARED_TINY = "efficientnet_lite0", "blocks.1.0.conv_pw", 32, 2
 
 #: After this many seconds no further layer is begun.
 _LONGEST_S = 420.0
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> None:
                     bench.measure(row, size_px)
                 print(f"| {' | '.join(cells(row, peaks[precision]))} |", flush=True)
                 rows.append(row)
-    compared: dict[str, Any] = bench.batch_against_alone(*_COMPARED, *((32, 2) if options.tiny else (150, 256)))
+    compared: dict[str, Any] = bench.batch_against_alone(*(_COMPARED_TINY if options.tiny else _COMPARED))
     print("\na tile of a large batch against the tile alone: " + json.dumps(compared))
     if left_out:
         print(f"{left_out} rows are left out, because the time was over")

@@ -13,8 +13,18 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 def list_devices() -> list[str]:
     """This machine's devices as torch names them, the best first; never empty. Raises BadSettings if torch fails."""
-    asked = subprocess.run(python_module("workers.networks.devices"), capture_output=True, text=True, check=False)
-    devices = asked.stdout.split()
+    return _ask_torch()
+
+
+def examine_devices() -> list[str]:
+    """A line on each device, the processor included: what it is, whether and how fast it computes. Raises as above."""
+    return _ask_torch("--examine")
+
+
+def _ask_torch(*arguments: str) -> list[str]:
+    command = python_module("workers.networks.devices", *arguments)
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    devices = asked.stdout.splitlines()
     if asked.returncode or not devices:
         reason = asked.stderr.strip().splitlines()[-1:] or ["no device"]
         raise BadSettings(f"torch does not load: {reason[0][:200]}; install filterfarm once more")

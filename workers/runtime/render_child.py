@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Environment of the process, because glibc reads it at process start. Large tensors get huge pages if the system has
-#: them enabled on request ("madvise"). Address translation was 3 to 9 % of VGG16's time on a CPU.
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+#: them enabled on request ("madvise"). Address translation was 3 to 9 % of VGG16's time on a CPU. What Apple's MPS
+#: lacks is computed by the CPU, such as the gradient of grid_sample in torch before 2026-04
+#: (https://github.com/pytorch/pytorch/pull/179756).
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 
 Result = TypeVar("Result")
 
