@@ -79,6 +79,8 @@ def _bench(network: str, method: str, classes: list[int], others: list[ClassRead
     )
     loaded = weights.load(model, job.weights, checkpoint, seed=0).to(memory_format=torch.channels_last)
     trace, recipe, device = tracing.trace(loaded), job.recipe, torch.device("cpu")
+    # Before Lucent, whose hooks hold tensors of the network that cannot be copied.
+    probe = LayerProbe(loaded, trace, units.LOGITS, recipe, device)
     began = time.monotonic()
     pictures: list[NDArray[np.uint8]] = []
     extractor = extractor_of(loaded, trace, units.LOGITS, recipe.tap, (recipe.height_px, recipe.width_px))
@@ -92,7 +94,6 @@ def _bench(network: str, method: str, classes: list[int], others: list[ClassRead
             pictures.extend(tile.pixels for tile in tiles)
     seconds = time.monotonic() - began
     stacked = np.stack(pictures)
-    probe = LayerProbe(loaded, trace, units.LOGITS, recipe, device)
     cells = [_cell(probe.responses(stacked), classes)]
     cells += ["-" if other.name == model else _cell(other.logits(stacked), classes) for other in others]
     row = f"{model:20}{method:10}{stacked.shape[1]:5}{len(classes):9}"
