@@ -9,7 +9,7 @@ from typing import get_args
 import rich_click as click
 from rich.console import Console
 
-from producer.cli.job_options import address, as_json, job_options
+from producer.cli.job_options import address, as_json, job_options, with_local_weights
 from producer.jobs.local_store import DATA
 from producer.planning.options import Options
 from workers.contract.job import Kind
@@ -23,6 +23,11 @@ _KINDS: tuple[Kind, ...] = get_args(Kind)
 @click.command()
 @click.argument("model", required=False)
 @click.option("--network", metavar="MODULE:FUNCTION", help="Your own network in place of MODEL.")
+@click.option(
+    "--weights",
+    help="Also count the filters that are dead by these weights: DEFAULT, a name, a file, or none (random). Without "
+    "this option no weights are loaded.",
+)
 @click.option("--size", default="150", show_default=True, help="Pixels, or height x width as in 96x160.")
 @click.option(
     "--kind", type=click.Choice([*_KINDS, "all"]), default="conv", show_default=True,
@@ -30,7 +35,7 @@ _KINDS: tuple[Kind, ...] = get_args(Kind)
     "other: all other tensors.",
 )  # fmt: skip
 @as_json
-def layers(model: str | None, network: str | None, size: str, kind: str, json_: bool) -> None:
+def layers(model: str | None, network: str | None, weights: str | None, size: str, kind: str, json_: bool) -> None:
     """List the layers of MODEL with units, output, stride, receptive field and cost; without MODEL, list all models.
 
     MODEL may be timm:NAME for any network of timm, and a glob such as 'timm:*resnet*' lists those that match.
@@ -40,23 +45,31 @@ def layers(model: str | None, network: str | None, size: str, kind: str, json_: 
     if model is None or (model.startswith("timm:") and any(letter in model for letter in "*?[")):
         from workers.networks import registry, timm_models
 
+        if weights is not None:
+            raise click.UsageError("--weights are those of one network: name it as MODEL, or with --network")
         names = timm_models.names(model) if model else registry.names()
         click.echo(json.dumps(names) if json_ else "\n".join(names))
         if model is None:
             click.echo("and those of timm, as timm:NAME; 'filterfarm layers timm:*resnet*' lists names", err=True)
         return
     from producer.cli import text
+    from producer.planning.dead_units import with_dead_units
     from producer.planning.layers import accepted_sizes
     from producer.planning.layers import layers as list_layers
     from producer.planning.network_size import in_network_size, size_notes
     from producer.planning.recipe_builder import chosen_size
 
-    options = Options.make(model=model, size=size)
+    options = with_local_weights(Options.make(model=model, weights=weights, size=size))
     for note in size_notes(options):
         click.echo(note, err=True)
     kinds = [one for one in _KINDS if kind in {one, "all"}]
     plans = list_layers(model, chosen_size(in_network_size(options)), kinds)
-    click.echo(json.dumps([asdict(entry) for entry in plans]) if json_ else text.layers(plans, steps=1))
+    if options.weights is not None:
+        plans, notes = with_dead_units(plans, model, options.weights)
+        for note in notes:
+            click.echo(note, err=True)
+    entries = [asdict(entry) for entry in plans]
+    click.echo(json.dumps(entries) if json_ else text.layers(plans, dead=options.weights is not None))
     not_computed = [entry.name for entry in plans if entry.output_px is None]
     if not_computed and (sizes := accepted_sizes(model, not_computed[-1])):
         click.echo(f"{model} computes {not_computed[-1]} at --size {', '.join(map(str, sizes))}", err=True)

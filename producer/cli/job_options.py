@@ -49,7 +49,7 @@ def job_options(command: Command) -> Command:
     def with_options(*args: Any, **values: Any) -> Any:
         mine = {name: values.pop(name) for name in names if name in values}
         mine["model"] = address(mine["model"], values.pop("network"))
-        return command(*args, options=_with_local_weights(Options.make(**mine)), **values)
+        return command(*args, options=with_local_weights(Options.make(**mine)), **values)
 
     names = {*Options.__dataclass_fields__, *(option.key for option in recipe_options().values())}
     decorators: list[Callable[[Command], Command]] = [
@@ -83,7 +83,7 @@ def address(model: str | None, network: str | None) -> str:
     return model if model is not None else f"factory:{network}"
 
 
-def _with_local_weights(options: Options) -> Options:
+def with_local_weights(options: Options) -> Options:
     """The options with the path of a local copy of weights that are an address."""
     if options.weights is None or "://" not in options.weights:
         return options

@@ -9,26 +9,33 @@ from producer.jobs.status import JobStatus
 from producer.planning.layers import LayerPlan
 from workers.contract.job import Job
 
+#: Width in characters of the column of aliases.
+_ALIASES_WIDTH = 16
 
-def layers(plans: list[LayerPlan], *, steps: int) -> str:
-    """A table of layers with totals. GFLOP are for ``steps`` gradient steps of one tile."""
-    unit = "GFLOP/step" if steps == 1 else "GFLOP/tile"
-    rows = [("layer", "alias", "kind", "filters", "output", "stride", "field", unit)]
+
+def layers(plans: list[LayerPlan], *, dead: bool) -> str:
+    """A table of layers with totals, and with ``dead`` the numbers of dead filters. GFLOP are for one gradient step."""
+    numbers = ("dead",) if dead else ()
+    rows = [("layer", "alias", "kind", "filters", *numbers, "output", "stride", "field", "GFLOP")]
     rows += [
         (
             plan.name,
-            ",".join(plan.aliases) or "-",
+            _aliases(plan),
             plan.kind,
             str(plan.channels),
+            *(("-" if plan.dead is None else str(plan.dead),) if dead else ()),
             _output(plan),
             "-" if plan.stride_px is None else str(plan.stride_px),
             "-" if plan.field_px is None else str(plan.field_px),
-            f"{plan.step_gflop * steps:.2f}",
+            f"{plan.step_gflop:.2f}",
         )
         for plan in plans
     ]
     filters = sum(plan.channels for plan in plans)
-    return f"{table(rows, names=3)}\n{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
+    total = f"{_count(len(plans), 'layer')}, {_count(filters, 'filter')}"
+    if dead:
+        total += f", {sum(plan.dead or 0 for plan in plans):,} dead by their weights"
+    return f"{table(rows, names=3)}\n{total}; GFLOP are those of one step"
 
 
 def plan(job: Job, plans: list[LayerPlan]) -> str:
@@ -100,6 +107,12 @@ def status(one: JobStatus, *, queue: bool = True) -> str:
 def finding(result: Finding) -> str:
     """One line of ``filterfarm doctor``."""
     return f"{'ok     ' if not result.code else 'PROBLEM'} {result.what}: {result.text}"
+
+
+def _aliases(plan: LayerPlan) -> str:
+    """The aliases, or the first of long ones, so that a table has at most 100 columns."""
+    text = ",".join(plan.aliases) or "-"
+    return text if len(text) <= _ALIASES_WIDTH else f"{plan.aliases[0]},..."
 
 
 def _output(plan: LayerPlan) -> str:

@@ -22,14 +22,19 @@ _LONGEST = 200
 
 def check_classifier(chosen: list[LayerPlan], model: str, weights: Weights) -> None:
     """Raise BadOption if the weights lack the classifier that a layer is, or is part of."""
-    from workers.networks import classes
-
-    unknown = [plan.name for plan in chosen if plan.kind in {"linear", "logits"} and not plan.has_map]
-    if unknown and not classes.has_classifier(weights):
+    unknown = [plan.name for plan in chosen if lacks_classifier(plan, weights)]
+    if unknown:
         raise BadOption(
             f"the weights {weights.name} of {model} have no classifier, and so no {unknown[0]}; use other --weights, "
             "such as IMAGENET1K_V1"
         )
+
+
+def lacks_classifier(plan: LayerPlan, weights: Weights) -> bool:
+    """True if the layer is a classifier, or part of one, that the weights lack."""
+    from workers.networks import classes
+
+    return plan.kind in {"linear", "logits"} and not plan.has_map and not classes.has_classifier(weights)
 
 
 def with_class_count(chosen: list[LayerPlan], model: str, weights: Weights, checkpoint: Path | None) -> list[LayerPlan]:

@@ -43,6 +43,11 @@ class LayerPlan:
     step_gflop: float
     #: GFLOP of one gradient step of one picture for all units of the layer
     whole_step_gflop: float
+    #: the units that no picture can excite because of the layer's weights, as in ``--filters``: "0,8-11", or "" for
+    #: none; None: no weights are loaded, or they do not tell, as those before a sum
+    dead_filters: str | None = None
+    #: number of those units
+    dead: int | None = None
 
 
 def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = CONVOLUTIONS) -> list[LayerPlan]:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workers.contract.recipe import Preprocess, Recipe
 from workers.contract.records import Precision
-from workers.networks import layer_extractor, registry, tensor_extractor, tracing
+from workers.networks import dead_units, registry, tracing
 from workers.networks.extractor import Extractor
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.layer_extractor import LayerExtractor
@@ -113,10 +113,7 @@ def without_values() -> Iterator[None]:
     with (
         mock.patch.object(methods, "_channels_last", lambda pictures: np.zeros((len(pictures), 8, 8, 3), np.float32)),
         mock.patch.object(lagged_mask, "_copied", lambda mask: lagged_mask._Known(mask, False, None)),
-        mock.patch.object(layer_extractor, "_inert", lambda _, channels: torch.zeros(channels, dtype=torch.bool)),
-        mock.patch.object(
-            tensor_extractor, "_constant", lambda _, __, channels: torch.zeros(channels, dtype=torch.bool)
-        ),
+        mock.patch.object(dead_units, "_on_host", lambda mask: torch.zeros(mask.shape, dtype=torch.bool)),
     ):
         yield
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.records import Precision
-from workers.networks import tracing
+from workers.networks import dead_units, tracing
 from workers.networks.extractor import Extractor, Slice, exactly
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.gradient_override import GradientOverride
@@ -54,16 +54,11 @@ class LayerExtractor(Extractor):
         #: the activation function, or an identity
         self._activation = part(model, chain[len(before) - 1 :])
         self.channels = self._conv.out_channels
-        #: (C,) bool: no picture can excite the filter, because its batch-norm has zero variance or zero gain
-        self.inert = _inert(tracing.norm_statistics(model, before), self.channels)
+        self.inert = dead_units.inert(model, conv, tap)
 
     def slice(self, filters: torch.Tensor) -> "FilterExtractor":
         """The extractor of ``filters``, (B,) int64: one for each picture of the batch."""
         return FilterExtractor(self, filters)
-
-
-#: Gains and variances below this count as zero. In trained networks they are exactly 0 or far larger.
-_INERT = 1e-6
 
 
 class FilterExtractor(Slice):
@@ -128,13 +123,6 @@ class FilterExtractor(Slice):
 def _called(module: nn.Module, tensors: dict[str, torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
     """The module's output for maps, with ``tensors`` in place of its own. Without any, a direct call is faster."""
     return functional_call(module, tensors, (maps,)) if tensors else module(maps)  # type: ignore[no-any-return]
-
-
-def _inert(statistics: tuple[torch.Tensor, torch.Tensor] | None, channels: int) -> torch.Tensor:
-    if statistics is None:
-        return torch.zeros(channels, dtype=torch.bool)
-    gain, variance = statistics
-    return ((gain.abs() < _INERT) | (variance < _INERT)).cpu()
 
 
 def _rows(module: nn.Module, filters: torch.Tensor, channels: int) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.records import Precision
-from workers.networks import tracing, units
+from workers.networks import dead_units, tracing, units
 from workers.networks.extractor import Extractor, Slice, exactly
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.gradient_override import GradientOverride
@@ -65,7 +65,11 @@ class TensorExtractor(Extractor):
         self._activation = None if after is before else part(model, [before, after])
         self.channels = layout.channels
         self.stem = layout.has_map and _is_stem(upstream)
-        self.inert = _constant(model, units.find(model, graph, layer).node, self.channels)
+        own = units.find(model, graph, layer).node
+        if dead_units.is_known(model, own):
+            self.inert = dead_units.inert(model, own, tap)
+        else:
+            self.inert = torch.zeros(self.channels, dtype=torch.bool)
 
     def maps(self, pictures: torch.Tensor, override: GradientOverride | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps of all units, and their pre-activations, (B, C, H', W') each, in the dtype of the pictures."""
@@ -122,11 +126,3 @@ def _is_stem(upstream: fx.GraphModule) -> bool:
         for node in called
     )
     return simple and convolutions <= 1
-
-
-def _constant(model: nn.Module, node: fx.Node, channels: int) -> torch.Tensor:
-    """(C,) bool: the weights of a linear layer are zero for the unit, so that no picture changes it."""
-    if not tracing.is_module(model, node, (nn.Linear,)):
-        return torch.zeros(channels, dtype=torch.bool)
-    weight: torch.Tensor = model.get_submodule(str(node.target)).weight  # type: ignore[assignment]  # a linear layer's
-    return (weight == 0).all(dim=1).cpu()

@@ -325,6 +325,15 @@ def test_of_the_trained_efficientnet_lite0_130_channels_of_21008_are_inert() -> 
     assert int(inert["conv_stem"].sum()) == 4
 
 
+@pytest.mark.parametrize("tap", ["activation", "conv"])
+def test_a_filter_without_weights_is_inert(tap: str) -> None:
+    # Given
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval().requires_grad_(False)
+    model[0].weight[2] = 0.0  # type: ignore[operator]  # a convolution's
+    # Then
+    assert LayerExtractor(model, tracing.trace(model), "0", tap).inert.nonzero().tolist() == [[2]]
+
+
 def test_cutting_a_network_changes_nothing_in_it() -> None:
     # Given
     model = prelu_network()

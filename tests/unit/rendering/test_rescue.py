@@ -550,8 +550,8 @@ def test_a_filter_that_another_start_image_activates_is_rescued_and_its_restarts
     conv.weight.data[3] = 0.1
     plain = images.start_noise
 
-    def start_noise(stream: PictureRng, size_px: tuple[int, int]) -> np.ndarray:
-        return plain(stream, size_px) + np.float32(5.0 if stream.restart >= 2 else -6.0)
+    def start_noise(stream: PictureRng, size_px: tuple[int, int], channels: int = 3) -> np.ndarray:
+        return plain(stream, size_px, channels) + np.float32(5.0 if stream.restart >= 2 else -6.0)
 
     monkeypatch.setattr(images, "start_noise", start_noise)
     # When
