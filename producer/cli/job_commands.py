@@ -158,5 +158,5 @@ def _print_plan(options: Options, json_: bool) -> None:
     job, checkpoint = planning.make_job(options)
     for note in planning.notes(options, job, checkpoint):
         click.echo(note, err=True)
-    plans = planning.as_rendered(job)
+    plans = planning.as_rendered(job, options.model)
     click.echo(json.dumps(text.plan_as_json(job, plans)) if json_ else text.plan(job, plans))

@@ -79,8 +79,10 @@ def job_options(command: Command) -> Command:
 def address(model: str | None, network: str | None) -> str:
     """The network's address, of MODEL or ``--network``."""
     if (model is None) == (network is None):
-        raise click.UsageError("name one network: MODEL, or --network MODULE:FUNCTION")
-    return model if model is not None else f"factory:{network}"
+        raise click.UsageError("name one network: MODEL, or --network MODULE:FUNCTION or FILE.pt2")
+    if model is not None:
+        return model
+    return f"{'pt2' if str(network).endswith('.pt2') else 'factory'}:{network}"
 
 
 def with_local_weights(options: Options) -> Options:
@@ -98,7 +100,8 @@ def _selection() -> list[Callable[[Command], Command]]:
     return [
         option(
             "--network", metavar="MODULE:FUNCTION",
-            help="Your own network in place of MODEL: a function without arguments that returns a torch.nn.Module.",
+            help="Your own network in place of MODEL: a function without arguments that returns a torch.nn.Module, "
+            "or a FILE.pt2 of torch.export.save.",
         ),
         option("--weights", help="A torchvision weights name, a .pth or .safetensors file, or none (random)."),
         option(

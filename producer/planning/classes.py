@@ -41,7 +41,7 @@ def with_class_count(chosen: list[LayerPlan], model: str, weights: Weights, chec
     """The plans, with as many logits as a checkpoint has classes. Raises WeightsUnreadable and WeightsDoNotFit."""
     from workers.networks import weights as loading
 
-    if checkpoint is None or not any(plan.kind == "logits" for plan in chosen):
+    if checkpoint is None or model.startswith("pt2:") or not any(plan.kind == "logits" for plan in chosen):
         return chosen
     count = loading.class_count(model, weights, checkpoint)
     return [replace(plan, channels=count) if count and plan.kind == "logits" else plan for plan in chosen]

@@ -17,7 +17,7 @@ def with_dead_units(plans: Sequence[LayerPlan], model_name: str, text: str) -> t
 
     chosen, checkpoint = weights.choose(model_name, text)
     notes: list[str] = []
-    if checkpoint is not None:
+    if checkpoint is not None and not model_name.startswith("pt2:"):
         classifier = any(plan.kind != "conv" for plan in plans)
         found = weights.check(model_name, chosen, checkpoint, classifier=classifier)
         notes = [f"weights {chosen.name}: {line}" for line in found]

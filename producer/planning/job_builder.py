@@ -82,7 +82,7 @@ def check_weights(job: Job, checkpoint: Path | None, options: Options) -> list[s
 
     Raises WeightsUnreadable and WeightsDoNotFit.
     """
-    if checkpoint is None:
+    if checkpoint is None or job.address.startswith("pt2:"):
         return []
     from workers.networks import weights
 
@@ -108,19 +108,21 @@ def _input(preprocess: Preprocess) -> str:
 def notes(options: Options, job: Job, checkpoint: Path | None) -> list[str]:
     """Lines for people: a size that is not the chosen one, and those of ``check_weights``, whose errors it raises."""
     lines = [*size_notes(options), *check_weights(job, checkpoint, options)]
-    if job.weights.source == "factory" and options.recipe.get("preprocess", "auto") == "auto":
+    has_its_own = job.weights.source == "factory" or job.address.startswith("pt2:")
+    if has_its_own and options.recipe.get("preprocess", "auto") == "auto":
         lines.append(f"preprocessing {_input(job.recipe.preprocess)} is a guess; --preprocess changes it")
     return lines
 
 
-def as_rendered(job: Job) -> list[LayerPlan]:
+def as_rendered(job: Job, model: str = "") -> list[LayerPlan]:
     """The plans of a job's layers, with the cost of a step under the job's recipe.
 
-    Some objectives need all filters of the layer, and shallow layers have an input larger than the tile.
+    Some objectives need all filters of the layer, and shallow layers have an input larger than the tile. ``model``: the
+    network's address on this machine, which has the path of a file.
     """
     recipe, size_px = job.recipe, (job.recipe.height_px, job.recipe.width_px)
     whole = recipe.objective in ("deepdream", "direction") or recipe.diversity > 1
-    at = functools.cache(lambda px: {plan.name: plan for plan in layers(job.address, px, KINDS)})
+    at = functools.cache(lambda px: {plan.name: plan for plan in layers(model or job.address, px, KINDS)})
     rendered = []
     for plan in (at(size_px)[layer.name] for layer in job.layers):
         seen = plan

@@ -37,6 +37,10 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _OF_LUCID = re.compile(r"_pre_relu_conv(?=\.)|_pre_activation_matmul(?=\.)")
 
 
+#: Characters that a file's name may contain and the name of a job's weights may not.
+_NOT_IN_NAMES = re.compile(r"[/#\x00-\x1f\x7f]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The parameters of a file by the names that the network gives them."""
@@ -46,6 +50,11 @@ class Checkpoint:
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: sentences about what was chosen, removed or renamed
     notes: tuple[str, ...] = ()
+
+
+def stored_name(path: Path) -> str:
+    """A file's name as that of a job's weights."""
+    return _NOT_IN_NAMES.sub("_", path.name)
 
 
 def read(path: Path) -> Any:

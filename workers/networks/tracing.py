@@ -34,7 +34,7 @@ MODULE_PATH = "module_path"
 
 
 #: Key of the first node's metadata: number of channels of the network's pictures.
-_CHANNELS = "channels"
+CHANNELS = "channels"
 
 
 class _Tracer(fx.Tracer):
@@ -72,21 +72,23 @@ def attribute(model: nn.Module, node: object) -> torch.Tensor:
 def trace(model: nn.Module) -> fx.Graph:
     """The network's operations in execution order; the model must be in evaluation mode.
 
-    For a network that cannot be traced, see :mod:`workers.networks.untraced`.
+    An exported network has its graph. For a network that cannot be traced, see :mod:`workers.networks.untraced`.
     """
+    if isinstance(model, fx.GraphModule) and MODULE_PATH in model.meta:
+        return model.graph
     try:
         graph = _Tracer().trace(model)
     except Exception:  # a network's own code meets placeholders instead of tensors, and may raise anything
         graph = untraced.graph_of(model)
     first = next(iter(convolutions(model, graph).items()), None)
     if first is not None and (untraced.is_untraced(graph) or first[1].all_input_nodes[0].op == "placeholder"):
-        next(iter(graph.nodes)).meta[_CHANNELS] = model.get_submodule(first[0]).in_channels
+        next(iter(graph.nodes)).meta[CHANNELS] = model.get_submodule(first[0]).in_channels
     return graph
 
 
 def input_channels(graph: fx.Graph) -> int:
     """Number of channels of the network's pictures: those that the first convolution reads; 3 if that is not known."""
-    channels: int = next(iter(graph.nodes)).meta.get(_CHANNELS, 3)
+    channels: int = next(iter(graph.nodes)).meta.get(CHANNELS, 3)
     return channels
 
 

@@ -1,7 +1,6 @@
 """Trained parameters: resolves ``--weights``, checks that a checkpoint fits its network, loads it."""
 
 import pickle  # for UnpicklingError only
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +15,8 @@ from torchvision.models import get_model_weights
 from workers.contract.errors import WeightsDoNotFit, WeightsMissing, WeightsUnreadable, one_line
 from workers.contract.job import Layout, Weights, file_sha256
 from workers.contract.recipe import Preprocess
-from workers.networks import classes, keras_files, keras_layout, registry, timm_models, tracing
-from workers.networks.checkpoint import Checkpoint, parameters_of, read
+from workers.networks import classes, keras_files, keras_layout, pt2_graph, registry, timm_models, tracing
+from workers.networks.checkpoint import Checkpoint, parameters_of, read, stored_name
 from workers.networks.name_order import by_order, with_vgg_head
 
 #: Names of counters that the package thop adds to every module.
@@ -26,9 +25,6 @@ _COUNTERS = {"total_ops", "total_params"}
 #: The preprocessings that a person may name.
 _NAMED = {entry.name: entry for entry in (registry.RAW, registry.IMAGENET, registry.CAFFE, registry.TF)}
 
-#: Characters that a file's name may contain and the name of a job's weights may not.
-_NOT_IN_NAMES = re.compile(r"[/#\x00-\x1f\x7f]")
-
 
 def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
     """Resolve ``--weights text`` for a model: the weights, and the checkpoint's path if ``text`` is a file.
@@ -36,6 +32,8 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
     None or "DEFAULT" means the model's default weights, ``FILE#KEY`` the parameters under a key of the file. Raises
     WeightsMissing if there are no weights of that name, WeightsUnreadable if the file cannot be read, UnknownModel.
     """
+    if model.startswith(pt2_graph.PREFIX):
+        return pt2_graph.choose(model, text)
     known = registry.get(model).weights
     if text == "none":
         return Weights(source="none", name="none"), None
@@ -49,8 +47,8 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
         if model in registry.PACKAGED:
             digest = classes.published_digest(_packaged_file(model).name)
             return Weights(source="package", name=text, sha256=digest), None
-        url = get_model_weights(model)[text].url
-        return Weights(source="torchvision", name=text, sha256=classes.published_digest(url)), None
+        digest = classes.published_digest(get_model_weights(model)[text].url)
+        return Weights(source="torchvision", name=text, sha256=digest), None
     path, key = Path(text).expanduser(), ""
     if not path.is_file() and "#" in path.name:
         file, _, key = str(path).rpartition("#")
@@ -59,7 +57,7 @@ def choose(model: str, text: str | None) -> tuple[Weights, Path | None]:
         raise WeightsMissing(
             f"no weights {text[:200]!r} for {model}: neither a file nor one of {', '.join((*known, 'none'))}"
         )
-    name = _NOT_IN_NAMES.sub("_", path.name)
+    name = stored_name(path)
     try:
         digest = file_sha256(path)
         layout: Layout = "keras" if keras_files.is_keras(path) else "torch"
@@ -94,6 +92,8 @@ def load(model_name: str, weights: Weights, checkpoint: Path | None, *, seed: in
     """
     if weights.source == "timm":
         return timm_models.create(model_name, trained=True).eval().requires_grad_(False)
+    if model_name.startswith(pt2_graph.PREFIX):
+        return pt2_graph.load(checkpoint or Path(weights.name))
     # What a factory returns does not depend on the recipe.
     model = registry.build(model_name, seed=0 if weights.source == "factory" else seed, layout=weights.layout)
     if weights.source in {"none", "factory"}:
@@ -161,10 +161,8 @@ def _select(model: nn.Module, weights: Weights, loaded: Any) -> Checkpoint:
     found = by_order(selected.parameters, expected) or by_order(selected.parameters, needed)
     if found is None:
         return selected
-    other = next(iter(selected.parameters))
-    note = (
-        f"took names such as {other} for the network's ({next(iter(found))}), by order, kinds and shapes of all tensors"
-    )
+    names = f"{next(iter(selected.parameters))} for the network's ({next(iter(found))})"
+    note = f"took names such as {names}, by order, kinds and shapes of all tensors"
     return replace(selected, parameters=found, notes=(*selected.notes, note))
 
 

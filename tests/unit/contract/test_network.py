@@ -18,6 +18,7 @@ TIMM = Network(source="timm", name="resnet50.a1_in1k")
         ("timm:resnet50.a1_in1k", "timm-resnet50.a1_in1k"),
         ("timm:hf-hub:timm/resnet18", "timm-hf-hub-timm-resnet18"),
         ("factory:nets.small:make", "nets.small-make"),
+        ("pt2:my net.pt2", "my-net.pt2"),
         ("timm:" + "x" * 290, "timm-" + "x" * 91),
     ],
 )
@@ -72,3 +73,8 @@ def test_a_source_of_a_later_version_is_left_to_others() -> None:
         decode_whole_job(data, job.id)
     with pytest.raises(CorruptJob):
         decode_job(data, job.id)
+
+
+def test_a_job_keeps_the_name_of_a_file_and_not_its_folder() -> None:
+    # Given / When / Then
+    assert split_address("pt2:/home/me/nets/small.pt2") == ("small.pt2", Network(source="pt2", name="small.pt2"))
