@@ -174,7 +174,7 @@ class _Builder:
         in_place = name.endswith("_")
         name = name.rstrip("_")
         if name.lstrip("_") not in pt2_operations.OPERATORS or overload.endswith("out"):
-            raise bad(self._path, f"calls the operator aten.{name[:60]}, which is not known; {SAVE}")
+            raise bad(self._path, f"calls aten.{name[:60]}, which is not known; export a network without it")
         path = pt2_operations.module_path(entry)
         made = self._modules.make(name, arguments, path, self._stored_of(entry))
         if made is not None:

@@ -27,7 +27,8 @@ narrow native_layer_norm ne neg ones ones_like pad permute pixel_shuffle pixel_u
 reflection_pad2d relu relu6 remainder repeat repeat_interleave replication_pad2d reshape rms_norm roll rsqrt rsub
 scaled_dot_product_attention select selu sigmoid sign silu sin slice softmax softplus split split_with_sizes sqrt square
 squeeze stack std sub sum t tan tanh to to_copy transpose tril triu true_divide type_as unbind unflatten unfold
-unsafe_view unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var var_mean view view_as where zeros
+unsafe_view unsqueeze upsample_bicubic2d upsample_bicubic2d_aa upsample_bilinear2d upsample_bilinear2d_aa
+upsample_nearest2d var var_mean view view_as where zeros
 zeros_like
 """
 #: The known operators of ``torch.ops.aten``, without the underscores before and after a name.

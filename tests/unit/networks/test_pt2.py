@@ -231,9 +231,9 @@ def _version(program: dict[str, Any]) -> None:
         ({PROGRAM: _version}, "has version 9 of the graph instead of 8"),
         (
             {PROGRAM: _target("torch.ops.aten.from_file.default")},
-            "calls the operator aten.from_file, which is not known",
+            "calls aten.from_file, which is not known",
         ),
-        ({PROGRAM: _target("torch.ops.aten.add.out")}, "calls the operator aten.add, which is not known"),
+        ({PROGRAM: _target("torch.ops.aten.add.out")}, "calls aten.add, which is not known"),
         ({PROGRAM: _target("torch.ops.mine.conv.default")}, "calls torch.ops.mine.conv.default, and torch's aten"),
         ({PROGRAM: _target("os.system")}, "calls os.system, and torch's aten operators are read"),
         ({PROGRAM: _names_code}, "has a tensor of the name"),
