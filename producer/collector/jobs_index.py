@@ -3,6 +3,7 @@
 What is there under these names and was not written by filterfarm is left alone.
 """
 
+import bisect
 import json
 import logging
 import time
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 #: Pause between two versions.
 EVERY_S = 5.0
 
+#: Jobs that are looked at each time the bucket is listed.
+_LOOKS = 20
+
 #: Upper bound of an index in bytes.
 _MAX_BYTES = 1 << 28
 
@@ -36,6 +40,8 @@ class JobsIndex:
         self._written: dict[str, dict[str, Any]] = {}
         self._is_read = False
         self._next = 0.0
+        #: the job that was looked at last
+        self._looked_at = ""
         #: keys of the root that belong to somebody else
         self._foreign: set[str] = set()
 
@@ -61,10 +67,19 @@ class JobsIndex:
             self._entries.pop(job_id, None)
 
     def retain(self, names: Collection[str]) -> None:
-        """Remove jobs whose folder is gone."""
+        """Remove jobs whose folder is gone, and of the others some that have no ``job.json`` any more.
+
+        SeaweedFS lists a folder after its last object was deleted. To look at each job each time would take long.
+        """
         self._read()
         for job_id in set(self._entries) - set(names):
             del self._entries[job_id]
+        jobs = sorted(self._entries)
+        first = bisect.bisect_right(jobs, self._looked_at)
+        for job_id in (jobs[first:] + jobs[:first])[:_LOOKS]:
+            self._looked_at = job_id
+            if not self._store.exists(keys.job(job_id)):
+                del self._entries[job_id]
 
     def write(self, *, now: bool = False) -> None:
         """Write what has changed, at most every EVERY_S unless it must be ``now``. Raises object store errors."""

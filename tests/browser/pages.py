@@ -23,6 +23,9 @@ DESK: ViewportSize = {"width": 1280, "height": 900}
 #: The browser's own request, which no page makes.
 _FAVICON = r"/favicon\.ico$"
 
+#: OpenSeadragon's warning of a tile that arrives after its zoom was closed.
+_LATE_TILE = "Ignoring tile %s loaded before reset"
+
 
 @dataclass
 class Problems:
@@ -42,6 +45,8 @@ class Problems:
 
     def _console(self, message: ConsoleMessage) -> None:
         place = message.location.get("url", "")
+        if message.text.startswith(_LATE_TILE):
+            return
         if message.type in {"error", "warning"} and not (self._is_expected(place) and "load resource" in message.text):
             self.found.append(f"console: {message.text} ({place})")
 
