@@ -24,6 +24,7 @@ from producer.gallery import site
 from producer.jobs import feeding
 from producer.jobs.inventory import read_problems, read_state, write_status
 from producer.jobs.submit import submit
+from tests.integration.collector.conftest import MakeCollector
 from tests.integration.jobs.test_submit import fail, queued
 from tests.jobs import NAMES, done_tiles, finish_tiles, sample_job, sample_tile
 from workers.clients.broker import outstanding, tasks_in_redis
@@ -31,13 +32,10 @@ from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.job import Grid, Job
-from workers.contract.settings import Settings
 from workers.contract.tile_png import decode_tile, encode_tile, max_bytes
 
 JOB = sample_job("features.0", "features.2")
 ALL = set(range(len(JOB.tiles)))
-
-MakeCollector = Callable[[], Collector]
 
 
 class Passes(threading.Event):
@@ -60,18 +58,6 @@ def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost_messages, "LOST_S", 0.0)
     monkeypatch.setattr(module, "RESCAN_S", 0.0)
     monkeypatch.setattr(module, "PASS_S", 0.05)
-
-
-@pytest.fixture
-def make_collector(settings: Settings, store: Store, app: Celery, redis_client: "redis.Redis") -> MakeCollector:
-    """Makes a new collector, as after a restart."""
-    return lambda: Collector(settings, store=store, ledger=Ledger(redis_client, NAMES), app=app)
-
-
-@pytest.fixture
-def collector(make_collector: MakeCollector) -> Collector:
-    """One collector."""
-    return make_collector()
 
 
 def drive(collector: Collector, caplog: pytest.LogCaptureFixture, passes: int = 1) -> None:

@@ -18,6 +18,7 @@ from producer.collector.collector import Collector
 from producer.gallery import site
 from producer.jobs.inventory import load_job, read_state, write_status
 from producer.jobs.submit import submit
+from tests.integration.collector.conftest import MakeCollector
 from tests.integration.collector.test_collector import Passes, acknowledge_all, document, drive, objects
 from tests.integration.jobs.test_submit import fail
 from tests.jobs import NAMES, finish_tiles, sample_job, sample_tile
@@ -25,14 +26,11 @@ from workers.clients.ledger import Ledger
 from workers.clients.storage import Store
 from workers.contract import keys
 from workers.contract.errors import StorageUnreachable
-from workers.contract.settings import Settings
 
 JOB = sample_job("features.0", "features.2")
 ALL = set(range(len(JOB.tiles)))
 
 FIRST_VERSION = Path(__file__).parents[2] / "data" / "v0.1.0" / "bucket"
-
-MakeCollector = Callable[[], Collector]
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +42,6 @@ def short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(previews, "_PAUSE", 0.0)
     for owner in (job_gallery, jobs_index):
         monkeypatch.setattr(owner, "EVERY_S", 0.0)
-
-
-@pytest.fixture
-def make_collector(settings: Settings, store: Store, app: Celery, redis_client: "redis.Redis") -> MakeCollector:
-    """Makes a new collector, as after a restart."""
-    return lambda: Collector(settings, store=store, ledger=Ledger(redis_client, NAMES), app=app)
-
-
-@pytest.fixture
-def collector(make_collector: MakeCollector) -> Collector:
-    """One collector."""
-    return make_collector()
 
 
 def received(store: Store, key: str) -> Any:
