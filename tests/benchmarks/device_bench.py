@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.benchmarks.subjects import Networks, forward_of, peak
+from tests.benchmarks.subjects import Networks, peak, step_of
 from workers.contract.recipe import Preprocess, Recipe
 from workers.networks import devices
 from workers.networks.layer_extractor import LayerExtractor
-from workers.rendering.optimization import rms
 from workers.rendering.render import render_layer
 
 BATCHES = (32, 128, 512)
@@ -104,22 +103,10 @@ class Bench:
         """ms per tile of a gradient step of a subject, as in ``subjects.py``."""
         return 1e3 * self._seconds(self._step(name, row, size_px, batch)) / batch
 
-    def _step(self, name: str, row: Row, size_px: int, batch: int) -> Callable[[], object]:
-        ask = {"model": row.network, "layer": row.layer, "batch": batch, "precision": _network_precision(row.precision)}
-        forward = forward_of(name, self._networks[name], ask)
-        pictures = torch.rand(batch, 3, size_px, size_px, device=self._device) * 20 + 128
-        pictures = pictures.contiguous(memory_format=torch.channels_last) if name == "ours" else pictures
-        parameters = [p for p in self._networks[name].get(row.network)[0].parameters() if p.requires_grad]
-
-        def step() -> None:
-            variable = pictures.detach().requires_grad_(True)
-            torch.autograd.backward(forward(variable).sum())
-            assert variable.grad is not None
-            pictures.addcdiv_(variable.grad, rms(variable.grad) + 1e-5)
-            for parameter in parameters:
-                parameter.grad = None
-
-        return step
+    def _step(self, name: str, row: Row, size_px: int, batch: int) -> Callable[[], None]:
+        precision = _network_precision(row.precision)
+        ask = {"model": row.network, "layer": row.layer, "size": size_px, "batch": batch, "precision": precision}
+        return step_of(name, self._networks[name], ask)
 
     def measure(self, row: Row, size_px: int) -> None:
         """Fill in a row."""

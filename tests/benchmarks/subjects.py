@@ -120,17 +120,15 @@ def _keeping(trace: torch.fx.Graph, kept: torch.fx.Node) -> torch.fx.Graph:
     raise ValueError("a network without an output")
 
 
-def steps(name: str, networks: Networks, ask: dict[str, Any]) -> list[float]:
-    """Seconds of some gradient steps, per tile."""
+def step_of(name: str, networks: Networks, ask: dict[str, Any]) -> Callable[[], None]:
+    """One gradient step of a subject on pictures of its own, ``batch`` of the request at once."""
     forward = forward_of(name, networks, ask)
-    batch = ask["batch"] if name == "ours" else 1
-    pictures = torch.rand(batch, 3, ask["size"], ask["size"], device=networks.device) * 20 + 128
+    pictures = torch.rand(ask["batch"], 3, ask["size"], ask["size"], device=networks.device) * 20 + 128
     if name == "ours":
         pictures = pictures.contiguous(memory_format=torch.channels_last)
     parameters = [p for p in networks.get(ask["model"])[0].parameters() if p.requires_grad]
-    taken: list[float] = []
-    while len(taken) < 2 or (len(taken) < ask["steps"] and sum(taken) * batch < ask["seconds"]):
-        began = time.perf_counter()
+
+    def step() -> None:
         variable = pictures.detach().requires_grad_(True)
         # Computes the gradients of all leaves that require one; for "lucent" these include the weights.
         torch.autograd.backward(forward(variable).sum())
@@ -139,6 +137,18 @@ def steps(name: str, networks: Networks, ask: dict[str, Any]) -> list[float]:
         pictures.addcdiv_(gradient, rms(gradient) + 1e-5)
         for parameter in parameters:
             parameter.grad = None
+
+    return step
+
+
+def steps(name: str, networks: Networks, ask: dict[str, Any]) -> list[float]:
+    """Seconds of some gradient steps, per tile."""
+    batch = ask["batch"] if name == "ours" else 1
+    step = step_of(name, networks, {**ask, "batch": batch})
+    taken: list[float] = []
+    while len(taken) < 2 or (len(taken) < ask["steps"] and sum(taken) * batch < ask["seconds"]):
+        began = time.perf_counter()
+        step()
         if networks.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - began) / batch)
