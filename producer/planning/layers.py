@@ -54,9 +54,9 @@ def layers(model_name: str, size_px: tuple[int, int], kinds: Collection[Kind] = 
     """The layers of a model of these kinds, in the order of execution; raises UnknownModel. Loads no weights."""
     from workers.networks import receptive, registry, units
 
-    model, trace = _traced(model_name)
+    model, trace = _traced(model_name, size_px)
     costs = _costs(model_name, size_px)
-    known = costs if _is_complete(model_name, costs) else _known(model_name)
+    known = costs if _is_complete(model_name, size_px, costs) else _known(model_name)
     names = registry.aliases(model_name, model)
     fields = receptive.fields(model, trace)
     result = []
@@ -86,7 +86,7 @@ def input_channels(model_name: str) -> int:
     """Number of channels of the network's pictures; raises UnknownModel."""
     from workers.networks import tracing
 
-    return tracing.input_channels(_traced(model_name)[1])
+    return tracing.input_channels(_network(model_name)[1])
 
 
 def _finite(value: float) -> int | None:
@@ -129,14 +129,24 @@ def select(plans: list[LayerPlan], text: str, model_name: str) -> list[LayerPlan
 
 
 @functools.lru_cache(maxsize=1)
-def _traced(model_name: str) -> "tuple[nn.Module, fx.Graph]":
-    """The model without weights, and its graph; raises UnknownModel. Cached for calls with several sizes."""
-    from workers.networks import registry, tracing, untraced
+def _network(model_name: str) -> "tuple[nn.Module, fx.Graph]":
+    """The model without weights, and its graph for pictures of a usual size; raises UnknownModel."""
+    from workers.networks import registry, tracing
 
     model = registry.skeleton(model_name)
-    trace = tracing.trace(model)
+    return model, tracing.trace(model)
+
+
+@functools.lru_cache(maxsize=2)
+def _traced(model_name: str, size_px: tuple[int, int]) -> "tuple[nn.Module, fx.Graph]":
+    """The model without weights, and its graph for pictures of that size; raises UnknownModel."""
+    from workers.networks import tracer, tracing, untraced
+
+    model, trace = _network(model_name)
+    if tracing.depends_on_size(trace):
+        trace = tracing.trace(model, size_px)
     # A network that is not traced may need values.
-    return (model if untraced.is_untraced(trace) else model.to("meta")), trace
+    return (model if untraced.is_untraced(trace) else tracer.without_values(model)), trace
 
 
 @functools.lru_cache(maxsize=16)
@@ -144,14 +154,14 @@ def _costs(model_name: str, size_px: tuple[int, int]) -> "dict[str, Cost]":
     """Layer of any kind -> its cost, up to the first operation that does not accept a picture of that size."""
     from workers.networks import cost
 
-    return cost.costs(*_traced(model_name), size_px, KINDS)
+    return cost.costs(*_traced(model_name, size_px), size_px, KINDS)
 
 
-def _is_complete(model_name: str, costs: Iterable[str]) -> bool:
-    """True if the network computes everything up to its output."""
+def _is_complete(model_name: str, size_px: tuple[int, int], costs: Iterable[str]) -> bool:
+    """True if the network computes everything up to its output for pictures of that size."""
     from workers.networks import units
 
-    model, trace = _traced(model_name)
+    model, trace = _traced(model_name, size_px)
     output = units.logits(trace)
     names = {name for name, unit in units.named(model, trace).items() if unit.node is output}
     return not names or not names.isdisjoint(costs)
@@ -160,4 +170,4 @@ def _is_complete(model_name: str, costs: Iterable[str]) -> bool:
 def _known(model_name: str) -> "dict[str, Cost]":
     """The layers at a usual size that the network accepts; {} if it accepts none."""
     sizes = ((px, px) for px in _USUAL_PX)
-    return next((found for px in sizes if _is_complete(model_name, found := _costs(model_name, px))), {})
+    return next((found for px in sizes if _is_complete(model_name, px, found := _costs(model_name, px))), {})

@@ -44,7 +44,7 @@ def in_class_size(options: Options) -> Options:
     if is_sized(options) or options.recipe.get("input") is not None:
         return options
     chosen = select(layers(options.model, chosen_size(options), KINDS), options.layers, options.model)
-    side_px = registry.input_px(options.model) if {plan.kind for plan in chosen} == {"logits"} else None
+    side_px = registry.get(options.model).input_px if {plan.kind for plan in chosen} == {"logits"} else None
     if side_px is None:
         return options
     return replace(options, recipe={**options.recipe, "size": _text((side_px, side_px))})

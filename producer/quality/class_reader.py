@@ -30,7 +30,7 @@ class ClassReader:
         self._model = weights.load(name, chosen, checkpoint, seed=0).to(torch.device(device))
         self._preprocess = weights.preprocess("auto", name, chosen)
         self._device = torch.device(device)
-        self._side_px = registry.input_px(name)
+        self._side_px = registry.get(name).input_px
         side_px = self._side_px or 224
         logits = self.logits(np.zeros((1, side_px, side_px, 3), np.uint8))
         if logits.shape[1] != classes:

@@ -93,7 +93,7 @@ def measure(
     others = _class_readers(job, read_by, device)
     with _checkpoint(job, reader) as path:
         model = weights.load(job.address, job.weights, path, seed=job.recipe.seed).to(target)
-    trace = tracing.trace(model)
+    trace = tracing.trace(model, (job.recipe.height_px, job.recipe.width_px))
     result = []
     for layer in job.layers:
         probe = LayerProbe(model, trace, layer.name, job.recipe, target)

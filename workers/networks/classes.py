@@ -9,7 +9,7 @@ from torchvision.models import get_model_weights
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from workers.contract.job import Weights
-from workers.networks import tracing
+from workers.networks import timm_models, tracing
 
 
 def class_names(model: str, weights: Weights) -> tuple[str, ...]:
@@ -22,6 +22,8 @@ def class_names(model: str, weights: Weights) -> tuple[str, ...]:
         return ()
     if weights.source == "package":
         return tuple(_IMAGENET_CATEGORIES)
+    if weights.source == "timm":
+        return timm_models.class_names(timm_models.description(model))
     try:
         published = list(get_model_weights(model))
     except ValueError:  # a network that is not torchvision's
@@ -43,20 +45,18 @@ def fit_classifier(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> 
 
     Returns their number, or None if nothing was changed.
     """
-    linear = [str(node.target) for node in tracing.trace(model).nodes if tracing.is_module(model, node, (nn.Linear,))][
-        -1:
-    ]
-    for name in linear:
-        last, found = model.get_submodule(name), parameters.get(f"{name}.weight")
-        assert isinstance(last, nn.Linear)  # noqa: S101  # as selected
-        if found is None or found.ndim != 2 or found.shape[1] != last.in_features or len(found) == last.out_features:
-            continue
-        last.out_features = len(found)
-        device = last.weight.device
-        last.weight = nn.Parameter(torch.zeros(found.shape, device=device), requires_grad=False)
-        last.bias = None if last.bias is None else nn.Parameter(torch.zeros(len(found), device=device), False)
-        return len(found)
-    return None
+    linear = [str(node.target) for node in tracing.trace(model).nodes if tracing.is_module(model, node, (nn.Linear,))]
+    if not linear:
+        return None
+    last, found = model.get_submodule(linear[-1]), parameters.get(f"{linear[-1]}.weight")
+    assert isinstance(last, nn.Linear)  # noqa: S101  # as selected
+    if found is None or found.ndim != 2 or found.shape[1] != last.in_features or len(found) == last.out_features:
+        return None
+    last.out_features = len(found)
+    device = last.weight.device
+    last.weight = nn.Parameter(torch.zeros(found.shape, device=device), requires_grad=False)
+    last.bias = None if last.bias is None else nn.Parameter(torch.zeros(len(found), device=device), False)
+    return len(found)
 
 
 def _is_file_of(url: str, weights: Weights) -> bool:

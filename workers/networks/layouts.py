@@ -4,7 +4,6 @@ Follows the channels from the picture through the graph: convolutions and batch-
 and layer-norms on the last, and permutations move them. Tensors of other ranks than 2, 3 and 4 have no layout.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,9 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workers.contract.errors import BadNetwork, UnknownLayer
 from workers.networks import tracing, untraced
-
-#: Pictures in the batch with which shapes are computed. With one, a parameter or a window could be taken for the batch.
-BATCH = 2
+from workers.networks.tracer import BATCH, without_values
 
 POOLS = (_AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd)
 
@@ -89,8 +86,7 @@ def layout_of(model: nn.Module, graph: fx.Graph, wanted: fx.Node, size_px: tuple
     Raises UnknownLayer if the tensor has no channels, or if pictures of that size are not accepted.
     """
     if not untraced.is_untraced(graph):
-        parameters = {id(tensor): tensor.to("meta") for tensor in (*model.parameters(), *model.buffers())}
-        model = copy.deepcopy(model, parameters)
+        model = without_values(model)
     for step in propagate(model, graph, size_px):
         if step.node is wanted:
             if step.layout is not None:

@@ -57,6 +57,8 @@ class Model:
     weights: tuple[str, ...]
     #: height and width of the only pictures that it takes; None if it takes others, or that is not known
     size_px: tuple[int, int] | None = None
+    #: side of the square pictures for which the accuracy of its weights was published; None if that is not known
+    input_px: int | None = None
 
 
 def names() -> list[str]:
@@ -74,6 +76,7 @@ def get(name: str) -> Model:
             preprocess=timm_models.preprocess(known),
             weights=timm_models.weights(known),
             size_px=timm_models.fixed_size_px(known),
+            input_px=timm_models.input_px(known),
         )
     if name.startswith(factories.PREFIX):
         return Model(
@@ -84,9 +87,15 @@ def get(name: str) -> Model:
         size_px = pt2_graph.picture(exported).size_px
         return Model(name=name, build=lambda: exported, preprocess=IMAGENET, weights=(), size_px=size_px)
     if name in PACKAGED:
-        return Model(name=name, build=lambda: _of_timm(name), preprocess=HALVES, weights=("IMAGENET1K",))
+        return Model(
+            name=name,
+            build=lambda: _of_timm(name),
+            preprocess=HALVES,
+            weights=("IMAGENET1K",),
+            input_px=(224, 240, 260)[PACKAGED.index(name)],
+        )
     if name == "inceptionv1":
-        return Model(name=name, build=InceptionV1, preprocess=LUCID, weights=())
+        return Model(name=name, build=InceptionV1, preprocess=LUCID, weights=(), input_px=224)
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"nearest: {', '.join(near)}" if near else "'filterfarm layers' lists all"
@@ -97,6 +106,7 @@ def get(name: str) -> Model:
         build=lambda: torchvision_models.get_model(name, weights=None, **arguments),
         preprocess=HALVES if arguments else _trained_on(name),
         weights=_weights_names(name),
+        input_px=int(torchvision_models.get_model_weights(name).DEFAULT.transforms().crop_size[0]),
     )
 
 
@@ -136,20 +146,6 @@ def aliases(name: str, model: nn.Module) -> dict[str, tuple[str, ...]]:
         return {f"{block}.cat": (block,) for block in BLOCKS}
     blocks = keras_layout.MIXED if name == "inception_v3" else {}
     return {**keras_layout.layer_names(name, model), **{layer: (keras,) for layer, keras in blocks.items()}}
-
-
-def input_px(name: str) -> int | None:
-    """Side in pixels of the square pictures for which the accuracy of the network's weights was published, or None."""
-    if name in PACKAGED:
-        return (224, 240, 260)[PACKAGED.index(name)]
-    if name.startswith(timm_models.PREFIX):
-        size: tuple[int, int, int] | None = timm_models.description(name).get("input_size")
-        return size[1] if size else None
-    if name.startswith((factories.PREFIX, pt2_graph.PREFIX)):
-        return None
-    if name == "inceptionv1":
-        return 224
-    return int(torchvision_models.get_model_weights(get(name).name).DEFAULT.transforms().crop_size[0])
 
 
 def _finished(model: nn.Module, layout: Layout) -> nn.Module:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from workers.contract.errors import UnknownModel, WeightsMissing
 from workers.contract.recipe import Preprocess
@@ -79,6 +80,30 @@ def fixed_size_px(known: dict[str, Any]) -> tuple[int, int] | None:
     """Height and width of the only pictures that the network takes, such as a vision transformer's; None for others."""
     size = known.get("input_size")
     return (int(size[1]), int(size[2])) if known.get("fixed_input_size") and size else None
+
+
+def input_px(known: dict[str, Any]) -> int | None:
+    """Side in pixels of the square pictures for which the network was trained; None if that is not known."""
+    size = known.get("input_size")
+    return int(size[1]) if size else None
+
+
+def class_names(known: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of the trained weights; () if they are not known.
+
+    A description on the hub may hold them. Otherwise timm tells which set of ImageNet's classes has their number.
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    labels = known.get("label_names")
+    subset = None if labels else infer_imagenet_subset(known)
+    if subset == "imagenet-1k":  # by the names that torchvision has for the same classes in the same order
+        return tuple(_IMAGENET_CATEGORIES)
+    if subset is not None:
+        return tuple(ImageNetInfo(subset).label_descriptions())
+    described = known.get("label_descriptions") or {}
+    names = [str(described.get(label, label)) for label in labels] if isinstance(labels, list) else []
+    return tuple(names) if all(1 <= len(name) <= 200 and name.isprintable() for name in names) else ()
 
 
 def weights(known: dict[str, Any]) -> tuple[str, ...]:

@@ -1,20 +1,18 @@
 """Traces a network with torch.fx: its convolutions in execution order, and the norm and activation after each.
 
-Leaves of the trace are torch.nn's own modules and every subclass of a convolution: timm's ``Conv2dSame`` pads by
-control flow, which cannot be traced. Unlike torchvision's feature extraction, the trace enters ``torchvision.ops``
-blocks, which contain all convolutions of EfficientNet and MobileNet.
+Leaves of the trace are torch.nn's own modules and every subclass of a convolution. Unlike torchvision's feature
+extraction, the trace enters ``torchvision.ops`` blocks, which contain all convolutions of EfficientNet and MobileNet.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from workers.contract.errors import UnknownLayer
 from workers.networks import untraced
+from workers.networks.tracer import MODULE_PATH, Tracer
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -29,22 +27,14 @@ _ACTIVATION_FUNCTIONS = {
 _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 
 
-#: Key of a node's metadata: path of the module whose code calls the operation, "" for the network itself.
-MODULE_PATH = "module_path"
-
-
 #: Key of the first node's metadata: number of channels of the network's pictures.
 CHANNELS = "channels"
 
+#: Key of the first node's metadata: whether the network's code asked for sizes of tensors.
+ASKED = "asked"
 
-class _Tracer(fx.Tracer):
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta[MODULE_PATH] = self.scope.module_path
-        return node
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _ConvNd) or super().is_leaf_module(m, module_qualified_name)
+#: Height and width of the pictures for which the network's code is traced, where a caller has no size.
+USUAL_PX = (224, 224)
 
 
 def norm_statistics(model: nn.Module, chain: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -69,21 +59,31 @@ def attribute(model: nn.Module, node: object) -> torch.Tensor:
     return tensor
 
 
-def trace(model: nn.Module) -> fx.Graph:
+def trace(model: nn.Module, size_px: tuple[int, int] = USUAL_PX) -> fx.Graph:
     """The network's operations in execution order; the model must be in evaluation mode.
 
-    An exported network has its graph. For a network that cannot be traced, see :mod:`workers.networks.untraced`.
+    If the network's code branches on the size of tensors, the graph is that for pictures of ``size_px``, (height,
+    width). An exported network has its graph. For a network that cannot be traced, see
+    :mod:`workers.networks.untraced`.
     """
     if isinstance(model, fx.GraphModule) and MODULE_PATH in model.meta:
         return model.graph
+    channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    tracer = Tracer(channels, size_px)
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception:  # a network's own code meets placeholders instead of tensors, and may raise anything
         graph = untraced.graph_of(model)
     first = next(iter(convolutions(model, graph).items()), None)
     if first is not None and (untraced.is_untraced(graph) or first[1].all_input_nodes[0].op == "placeholder"):
         next(iter(graph.nodes)).meta[CHANNELS] = model.get_submodule(first[0]).in_channels
+    next(iter(graph.nodes)).meta[ASKED] = tracer.asked
     return graph
+
+
+def depends_on_size(graph: fx.Graph) -> bool:
+    """True if pictures of another size may have another graph."""
+    return untraced.is_untraced(graph) or bool(next(iter(graph.nodes)).meta.get(ASKED))
 
 
 def input_channels(graph: fx.Graph) -> int:

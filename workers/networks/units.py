@@ -18,6 +18,7 @@ from workers.contract.errors import UnknownLayer
 from workers.contract.job import Kind
 from workers.contract.keys import is_name
 from workers.networks import tracing
+from workers.networks.tracer import MODULE_PATH
 
 LOGITS = "logits"
 
@@ -93,7 +94,7 @@ def _names(graph: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
             name = str(node.target)
         else:
             # fx numbers the operations of the whole graph; the name counts those of one module.
-            operation, module = re.sub(r"_[0-9]+$", "", node.name), node.meta.get(tracing.MODULE_PATH, "")
+            operation, module = re.sub(r"_[0-9]+$", "", node.name), node.meta.get(MODULE_PATH, "")
             name = f"{module}.{operation}" if module else operation
         counts[name] += 1
         if node.op.startswith("call_"):

@@ -145,20 +145,27 @@ def _device(name: str) -> Any:
 def _tap(network: _Network, layer: str, tap: str, size_px: tuple[int, int], precision: Precision) -> Any:
     from workers.networks.tensor_extractor import extractor_of
 
-    model, graph, kernels = _load(network)
-    return extractor_of(model, graph, layer, tap, size_px, precision, kernels)
+    model, kernels = _load(network)
+    return extractor_of(model, _graph(network, size_px), layer, tap, size_px, precision, kernels)
+
+
+@functools.lru_cache(maxsize=2)
+def _graph(network: _Network, size_px: tuple[int, int]) -> Any:
+    from workers.networks.tracing import trace
+
+    model, _ = _load(network)
+    return trace(model, size_px)
 
 
 # Two networks, so that two jobs whose batches alternate are each loaded once.
 @functools.lru_cache(maxsize=2)
-def _load(network: _Network) -> tuple[Any, Any, Any]:
+def _load(network: _Network) -> tuple[Any, Any]:
     import torch
 
     from workers.networks import weights as loading
     from workers.networks.fusion import FusedConvolutions
-    from workers.networks.tracing import trace
 
     name, weights, checkpoint, seed, device = network
     model = loading.load(name, weights, checkpoint, seed=seed).to(_device(device))
     model = model.to(memory_format=torch.channels_last)
-    return model, trace(model), FusedConvolutions()
+    return model, FusedConvolutions()

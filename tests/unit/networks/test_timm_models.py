@@ -12,7 +12,7 @@ from torch import nn
 
 from workers.contract.errors import ExitCode, UnknownModel, WeightsMissing
 from workers.contract.job import Weights
-from workers.networks import registry, weights
+from workers.networks import classes, registry, timm_models, weights
 
 RESNET = "timm:test_resnet.r160_in1k"
 
@@ -128,6 +128,37 @@ def test_a_network_of_the_hub_is_built_from_its_description(hub: Path) -> None:
     assert isinstance(head := loaded.get_submodule("fc"), nn.Linear)
     assert head.out_features == 5
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), trained.parameters(), strict=True))
+
+
+def test_a_description_on_the_hub_names_the_classes(hub: Path) -> None:
+    # Given
+    folder = _cached(hub, "org/net")
+    (folder / "config.json").write_text(
+        '{"architecture": "test_resnet", "num_classes": 2, "label_names": ["n1", "n2"], '
+        '"label_descriptions": {"n2": "barn owl"}, "pretrained_cfg": {}}'
+    )
+    # When / Then
+    assert timm_models.class_names(timm_models.description("timm:hf-hub:org/net")) == ("n1", "barn owl")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("timm:resnet18.tv_in1k", 1000, "tench"),
+        ("timm:vit_tiny_patch16_224.augreg_in21k", 21843, "organism, being"),
+        ("timm:resnet18.fb_swsl_ig1b_ft_in1k", 1000, "tench"),
+        ("timm:vit_base_patch16_clip_224.laion2b", 0, ""),
+    ],
+)
+def test_classes_of_trained_weights_have_names(name: str, count: int, first: str) -> None:
+    names = classes.class_names(name, Weights(source="timm", name="any"))
+    assert len(names) == count
+    assert names[:1] == ((first,) if count else ())
+
+
+@pytest.mark.parametrize("labels", [{"0": "owl"}, ["owl", ""], ["owl", "a\nb"], ["owl", "b" * 201]])
+def test_labels_that_are_no_names_are_not_used(labels: object) -> None:
+    assert timm_models.class_names({"label_names": labels, "num_classes": 2}) == ()
 
 
 def test_a_file_loads_as_for_other_networks(tmp_path: Path) -> None:
