@@ -8,7 +8,7 @@ from pathlib import Path
 
 from producer.planning.classes import check_classifier, class_names, numbered, with_class_count
 from producer.planning.layers import KINDS, LayerPlan, accepted_sizes, input_channels, layers, select
-from producer.planning.network_size import in_class_size, in_network_size, size_notes
+from producer.planning.network_size import in_network_size, size_notes, with_class_defaults
 from producer.planning.options import Options
 from producer.planning.recipe_builder import chosen_method, chosen_size, make_grid, make_recipe, named_preprocess
 from workers.contract.errors import BadOption
@@ -25,7 +25,7 @@ def make_job(options: Options) -> tuple[Job, Path | None]:
 
     Raises UnknownModel, UnknownLayer, BadFilters, BadOption, WeightsMissing and WeightsUnreadable.
     """
-    options = in_network_size(in_class_size(options))
+    options = with_class_defaults(in_network_size(options))
     size_px = chosen_size(options)
     chosen = select(layers(options.model, size_px, KINDS), options.layers, options.model)
     not_computed = next((plan.name for plan in chosen if plan.output_px is None), None)

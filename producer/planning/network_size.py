@@ -1,12 +1,16 @@
-"""The pictures that a network takes: their channels, and their size where it takes no other, or for classes."""
+"""The pictures that a network takes: their channels, and their size where it takes no other. Defaults for classes."""
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from producer.planning.layers import KINDS, input_channels, layers, select
 from producer.planning.options import Options
-from producer.planning.recipe_builder import chosen_size, is_sized
+from producer.planning.recipe_builder import chosen_method, chosen_size, is_chosen
 from workers.contract.errors import BadOption
+
+#: Steps of ``fourier`` for logits. After 64, other networks recognise fewer of the pictures (tests/benchmarks/README).
+_CLASS_STEPS = 128
 
 
 def in_network_size(options: Options) -> Options:
@@ -34,20 +38,23 @@ def in_network_size(options: Options) -> Options:
     return _sized(options, _text(fixed))
 
 
-def in_class_size(options: Options) -> Options:
-    """The options, with the network's own input size if all layers are logits and no size is chosen.
+def with_class_defaults(options: Options) -> Options:
+    """The options; if all layers are logits, with the network's own input size and more steps, unless they are chosen.
 
     At 150 px other networks recognise half as many classes. Raises UnknownModel and UnknownLayer.
     """
     from workers.networks import registry
 
-    if is_sized(options) or options.recipe.get("input") is not None:
-        return options
     chosen = select(layers(options.model, chosen_size(options), KINDS), options.layers, options.model)
-    side_px = registry.get(options.model).input_px if {plan.kind for plan in chosen} == {"logits"} else None
-    if side_px is None:
+    if {plan.kind for plan in chosen} != {"logits"}:
         return options
-    return replace(options, recipe={**options.recipe, "size": _text((side_px, side_px))})
+    defaults: dict[str, Any] = {}
+    side_px = registry.get(options.model).input_px
+    if side_px is not None and not is_chosen(options, "size"):
+        defaults["size"] = _text((side_px, side_px))
+    if chosen_method(options) == "fourier" and not is_chosen(options, "steps"):
+        defaults["steps"] = _CLASS_STEPS
+    return replace(options, recipe={**defaults, **options.recipe})
 
 
 def size_notes(options: Options) -> list[str]:

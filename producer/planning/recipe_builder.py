@@ -81,9 +81,9 @@ def chosen_size(options: Options) -> tuple[int, int]:
     return size
 
 
-def is_sized(options: Options) -> bool:
-    """True if the size is an option or part of the preset; raises BadOption."""
-    return "size" in _chosen(options)
+def is_chosen(options: Options, name: str) -> bool:
+    """True if that option of the recipe is given or part of the preset; raises BadOption."""
+    return name in _chosen(options)
 
 
 def chosen_method(options: Options) -> str:

@@ -25,7 +25,7 @@ def test_layers_are_listed_and_units_rendered(name: str) -> None:
     # Given a network of random weights
     address, size_px = f"timm:{name}", FAMILIES[name]
     model = registry.build(address)
-    graph = tracing.trace(model)
+    graph = tracing.trace(model, (size_px, size_px))
     # When its layers are listed
     plans = layers(address, (size_px, size_px), KINDS)
     kinds = {kind: [plan for plan in plans if plan.kind == kind] for kind in KINDS}

@@ -41,6 +41,8 @@ class Layout:
     axis: int
     #: a node whose rows and columns the N tokens are, after up to eight others; None for other tensors
     grid: fx.Node | None = None
+    #: the axis of the channels of that node
+    grid_axis: int = 1
     #: rows and columns of that node
     grid_px: tuple[int, int] | None = None
 
@@ -154,11 +156,13 @@ def _layout(model: nn.Module, node: fx.Node, shape: Shape, inputs: dict[fx.Node,
         return None
     if len(shape) != 3 or before is None:
         return Layout(shape=shape, axis=axis)
-    grid, grid_px = (source, before.map_px) if len(before.shape) == 4 else (before.grid, before.grid_px)
+    is_map = len(before.shape) == 4
+    grid, grid_axis = (source, before.axis) if is_map else (before.grid, before.grid_axis)
+    grid_px = before.map_px if is_map else before.grid_px
     tokens = shape[3 - axis]
     if grid_px is None or not 0 <= tokens - grid_px[0] * grid_px[1] <= _MOST_EXTRA_TOKENS:
         return Layout(shape=shape, axis=axis)
-    return Layout(shape=shape, axis=axis, grid=grid, grid_px=grid_px)
+    return Layout(shape=shape, axis=axis, grid=grid, grid_axis=grid_axis, grid_px=grid_px)
 
 
 def _axis(model: nn.Module, node: fx.Node, shape: Shape, before: Layout | None) -> int | None:

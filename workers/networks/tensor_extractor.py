@@ -61,7 +61,9 @@ class TensorExtractor(Extractor):
         layout = layout_of(model, graph, after, size_px)
         upstream = subgraph(model, graph, upto=before, beside=layout.grid)
         super().__init__(upstream, next(model.parameters()).device, precision, fused)
-        self._axis, self._has_grid = layout.axis, layout.grid is not None
+        self._axis = layout.axis
+        #: axis of the channels of the tensor whose places the tokens are, if they are a map
+        self._grid_axis = None if layout.grid is None else layout.grid_axis
         self._activation = None if after is before else part(model, [before, after])
         self.channels = layout.channels
         self.stem = layout.has_map and _is_stem(upstream)
@@ -75,11 +77,11 @@ class TensorExtractor(Extractor):
         """The maps of all units, and their pre-activations, (B, C, H', W') each, in the dtype of the pictures."""
         with exactly():
             features = self.features(pictures, override)
-            before, grid = features if self._has_grid else (features, None)
+            before, grid = (features, None) if self._grid_axis is None else features
             before = before.to(pictures.dtype)
             # A copy, because an activation may work in place.
             after = before if self._activation is None else self._activation(before.clone())
-        grid_px = None if grid is None else _places(grid)
+        grid_px = None if grid is None else _places(grid, self._grid_axis)
         before_maps = as_maps(before, self._axis, grid_px)
         return (before_maps if after is before else as_maps(after, self._axis, grid_px)), before_maps
 
@@ -110,8 +112,9 @@ class _Selection(Slice):
         return after[:, self._distinct], before[:, self._distinct]
 
 
-def _places(grid: torch.Tensor) -> tuple[int, int]:
-    return int(grid.shape[-2]), int(grid.shape[-1])
+def _places(grid: torch.Tensor, channels_axis: int | None) -> tuple[int, int]:
+    rows, columns = (side for axis, side in enumerate(grid.shape) if axis not in (0, channels_axis))
+    return rows, columns
 
 
 def _is_stem(upstream: fx.GraphModule) -> bool:

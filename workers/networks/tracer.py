@@ -175,7 +175,8 @@ class _Run:
 
 
 def without_values(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are on the meta device, where they have shapes but no values."""
+    """A copy whose tensors are on the meta device, where they have shapes but no values."""
+    own = [tensor for module in model.modules() for tensor in vars(module).values() if isinstance(tensor, torch.Tensor)]
     # Other objects than the network's own, also where those are on the meta device: torch.fx knows its parameters.
-    tensors = {id(tensor): tensor.detach().to("meta") for tensor in (*model.parameters(), *model.buffers())}
+    tensors = {id(tensor): tensor.detach().to("meta") for tensor in (*model.parameters(), *model.buffers(), *own)}
     return copy.deepcopy(model, tensors)

@@ -163,6 +163,29 @@ def test_a_vision_transformers_hidden_units_are_those_after_the_activation_at_it
     assert not extractor.takes(256, 256)
 
 
+class _TokensOfChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm, self.hidden = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        maps = self.norm(self.patches(pictures).permute(0, 2, 3, 1))
+        tokens: torch.Tensor = self.hidden(maps.reshape(maps.shape[0], -1, maps.shape[3]))
+        return tokens.mean(1)
+
+
+def test_tokens_of_a_map_with_its_channels_last_are_in_its_rows_and_columns() -> None:
+    # Given
+    torch.manual_seed(0)
+    model, pictures = _TokensOfChannelsLast().eval().requires_grad_(False), torch.rand(1, 3, 8, 24)
+    graph = tracing.trace(model)
+    # When
+    after, _ = extractor_of(model, graph, "hidden", "activation", (8, 24)).slice(torch.tensor([3])).both(pictures)
+    # Then
+    maps = model.norm(model.patches(pictures).permute(0, 2, 3, 1))
+    torch.testing.assert_close(after[0], model.hidden(maps)[0, :, :, 3])
+
+
 def test_only_what_reads_one_convolution_at_most_has_the_field_of_view_of_a_stem() -> None:
     model, graph = network("resnet18")
     found = {

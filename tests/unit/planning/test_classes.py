@@ -176,3 +176,21 @@ def test_pictures_of_classes_have_the_size_of_the_networks_input() -> None:
     assert size_px(model="efficientnet_lite0", preset="fast") == (96, 96)
     assert size_px(model="efficientnet_lite0", layers="conv_stem,logits") == (150, 150)
     assert size_px(model="efficientnet_lite0", layers="conv_stem") == (150, 150)
+
+
+@pytest.mark.parametrize(
+    ("options", "size_px", "steps"),
+    [
+        ({}, 224, 128),
+        ({"size": "96", "steps": 7}, 96, 7),
+        ({"preset": "fast"}, 96, 32),
+        ({"method": "notebook"}, 224, 40),
+        ({"layers": "logits,conv1"}, 150, 64),
+        ({"layers": "conv1"}, 150, 64),
+    ],
+)
+def test_pictures_of_classes_are_as_large_as_the_networks_input_and_take_more_steps(
+    options: dict[str, Any], size_px: int, steps: int
+) -> None:
+    job, _ = make_job(Options.make(**{"model": "resnet18", "weights": "none", "layers": "logits", **options}))
+    assert (job.recipe.height_px, job.recipe.width_px, job.recipe.steps) == (size_px, size_px, steps)
