@@ -62,9 +62,9 @@ def interpreter_ms() -> dict[str, float]:
         supervisor = farm.start("worker")
         _finish(farm, *_CHEAP, "--layers", "features.0", "--filters", "0-31")
         celery = descendants(supervisor.pid)[0]
-        before_s = _cpu_s(celery)
+        before_s = cpu_s(celery)
         _finish(farm, *_CHEAP, "--layers", "features.6.*,features.7.*", "--seed", "1")
-        spent_s = _cpu_s(celery) - before_s
+        spent_s = cpu_s(celery) - before_s
         tiles = sum("/tiles/" in key for key in farm.objects()) - 32
     return {"tiles": tiles, "ms": 1e3 * spent_s / tiles}
 
@@ -116,7 +116,7 @@ def _finish(farm: Fleet, *options: str) -> float:
         return time.monotonic() - began
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Processor time of a process in seconds, in user mode and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -27,6 +27,9 @@ from workers.contract.settings import Settings
 
 TASK_NAME = "filterfarm.render"
 
+#: Most connections of a client. More threads than that wait for one.
+_CONNECTIONS = 32
+
 
 def make_app(settings: Settings, names: RedisKeys) -> Celery:
     """The Celery application of a farm's producer and workers. It connects on first use.
@@ -88,19 +91,22 @@ def make_app(settings: Settings, names: RedisKeys) -> Celery:
 
 
 def connect(settings: Settings, *, retries: int, answer_s: float = 10.0) -> "redis.Redis":
-    """A Redis client for ledger and queue lengths; connects on first use.
+    """A Redis client for ledger and queue lengths; connects on first use. Any number of threads may use it.
 
     A command is retried ``retries`` times if the connection fails or no answer arrives within ``answer_s`` seconds.
     With 1, a command of a person fails within seconds; with 20, a worker's outlasts a restart of the server.
     """
-    return redis.Redis.from_url(
+    # With redis-py's default pool, the 101st thread at a time gets an error.
+    pool = redis.BlockingConnectionPool.from_url(
         settings.broker_url,
+        max_connections=_CONNECTIONS,
         socket_timeout=answer_s,
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=10,
         retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=5.0), retries),
     )
+    return redis.Redis.from_pool(pool)
 
 
 def job_queue(name: str) -> Queue:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from workers.clients.s3_client import CONNECTIONS
 from workers.clients.storage import Store
 from workers.contract.errors import STORAGE_ERRORS, Draining, FilterfarmError, StorageUnreachable
 from workers.contract.settings import Settings
@@ -42,6 +43,8 @@ class RetryingStore:
         self._store = Store(settings, retry_s=min(OWN_RETRY_S, self._retry_s), stop=stop)
         self._stop = stop
         self._report = report
+        #: held by each request, because hundreds of threads may have a tile at a time
+        self._requests = threading.BoundedSemaphore(CONNECTIONS)
         #: the last error, if the circuit is open
         self._error: FilterfarmError | None = None
         #: whether it was a write that failed last: then only a write closes the circuit
@@ -75,7 +78,8 @@ class RetryingStore:
         while True:
             if self._error is None:
                 try:
-                    return call()
+                    with self._requests:
+                        return call()
                 except STORAGE_ERRORS as error:
                     self._set(error, writes)
             if not self._probe.acquire(timeout=max(0.0, deadline - time.monotonic())):

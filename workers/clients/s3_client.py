@@ -36,6 +36,9 @@ CREDENTIAL_ERRORS = (
     TokenRetrievalError,
 )
 
+#: Connections that a client keeps. More requests at a time would each open one of their own.
+CONNECTIONS = 32
+
 #: boto3's error while a client is made -> the variable that is usually wrong.
 _WRONG_VARIABLES: dict[type[Exception], str] = {
     ProfileNotFound: "AWS_PROFILE",
@@ -63,7 +66,7 @@ def make_client(settings: Settings, *, read_timeout_s: float) -> "S3Client":
             connect_timeout=5,
             # Not much longer than all retries together.
             read_timeout=read_timeout_s,
-            max_pool_connections=64,
+            max_pool_connections=CONNECTIONS,
             # Store retries: botocore stops within seconds, and its quota is shared by all threads.
             retries={"total_max_attempts": 1},
             # Building botocore's own for each call takes a tenth of the call's time.
