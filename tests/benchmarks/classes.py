@@ -57,7 +57,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--classes", type=int, default=100, help="number of classes, spread over the thousand")
+    parser.add_argument("--classes", type=int, default=60, help="number of classes, spread over the thousand")
     parser.add_argument("--every", type=int, default=4, help="other networks than Lite0: one class of so many")
     parser.add_argument("--no-lucent", dest="lucent", action="store_false")
     parser.add_argument("--networks", nargs="*", default=[], help="further networks, as MODEL or MODEL=WEIGHTS")

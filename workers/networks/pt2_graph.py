@@ -17,10 +17,9 @@ from torch.func import functional_call
 
 from workers.contract.errors import BadNetwork, BadOption, one_line
 from workers.contract.job import Weights, file_sha256
-from workers.networks import pt2_files, pt2_modules, pt2_operations, tracing
+from workers.networks import pt2_files, pt2_modules, pt2_operations, tracer, tracing
 from workers.networks.checkpoint import stored_name
 from workers.networks.pt2_files import DTYPES, SAVE, bad
-from workers.networks.tracer import MODULE_PATH
 
 #: How addresses of these files begin.
 PREFIX = "pt2:"
@@ -97,7 +96,7 @@ class _Builder:
         network = fx.GraphModule(self._root, self._graph, "ExportedNetwork")
         network.graph.eliminate_dead_code()
         network.recompile()
-        network.meta.update({MODULE_PATH: "", "picture": self._picture})
+        network.meta.update({tracer.MODULE_PATH: "", "picture": self._picture})
         network.eval().requires_grad_(False)
         self._check(network)
         return network
@@ -183,7 +182,7 @@ class _Builder:
             node.name = self._graph._graph_namespace.create_name(name, node)
         else:
             node = self._function(name, overload, entry, arguments)
-        node.meta[MODULE_PATH] = path
+        node.meta[tracer.MODULE_PATH] = path
         self._keep(node, outputs)
         if in_place:
             # The program goes on with the changed tensor under its old name.
@@ -228,7 +227,7 @@ class _Builder:
             self._values[name] = node
             if several:
                 part = self._values[name] = self._call(operator.getitem, (node, place), {}, "getitem")
-                part.meta[MODULE_PATH] = node.meta.get(MODULE_PATH, "")
+                part.meta[tracer.MODULE_PATH] = node.meta.get(tracer.MODULE_PATH, "")
                 if node in self._computed:
                     self._computed.add(part)
 

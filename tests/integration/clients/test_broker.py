@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,15 @@ def test_nothing_is_sent_to_a_tls_server_whose_certificate_does_not_verify(use: 
             secured.sendall(b"hello")
             assert secured.recv(1) == b""
         assert received == [b"hello"]
+
+
+def test_more_threads_than_connections_share_a_client(settings: Settings) -> None:
+    # Given
+    client = connect(settings, retries=0)
+    # When 150 threads wait for an answer at the same time
+    with ThreadPoolExecutor(150) as threads:
+        answers = list(threads.map(lambda number: client.blpop([f"empty-{number}"], timeout=0.1), range(150)))
+    # Then each got its own
+    assert answers == [None] * 150
+    assert client.info("clients")["connected_clients"] < 60
+    client.close()

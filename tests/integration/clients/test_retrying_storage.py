@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -154,3 +155,14 @@ def test_a_store_that_is_read_and_not_written_stays_unavailable(proxy: S3Proxy) 
     store.wait_until_ready()
     assert reports.errors[-1] is None
     store.put("tile", b"x", TEXT)
+
+
+def test_hundreds_of_threads_share_its_connections(proxy: S3Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    # Given
+    store = retrying(proxy, Reports())
+    # When each of 200 threads stores an object at the same time
+    with ThreadPoolExecutor(200) as threads:
+        list(threads.map(lambda number: store.put(f"{number}.txt", b"x" * 60_000, TEXT), range(400)))
+    # Then no connection was made beside those that the client keeps
+    assert store.get("399.txt") == b"x" * 60_000
+    assert "Connection pool is full" not in caplog.text
