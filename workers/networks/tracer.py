@@ -87,7 +87,13 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a value, of which there are as many as for the sample picture."""
-        return iter([operator.getitem(obj, place) for place in range(len(self.value(obj)))])
+        return iter([operator.getitem(obj, place) for place in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """The length of a value for the sample picture; asserted in the graph."""
+        answer = len(self.value(obj))
+        self._assert(operator.eq, self.create_proxy("call_function", len, (obj,), {}), answer)
+        return answer
 
     def value(self, obj: fx.Proxy) -> Any:
         """A value for the sample picture. Raises fx.proxy.TraceError if it is a tensor, whose content is not known."""
@@ -122,7 +128,7 @@ class _Placeholder(fx.Proxy):
     __index__ = __int__
 
     def __len__(self) -> int:
-        return len(self.tracer.value(self))
+        return self.tracer.length(self)
 
 
 class _Attribute(_Placeholder, fx.proxy.Attribute):

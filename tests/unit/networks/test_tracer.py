@@ -79,6 +79,20 @@ class _Pictures(_Base):
         return torch.cat([self.second(maps[place : place + 1]) for place in range(maps.shape[0])])
 
 
+class _Length(_Base):
+    """The same, by the length of the batch."""
+
+    def middle(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.second(maps[place : place + 1]) for place in range(len(maps))])
+
+
+class _One(_Base):
+    """The same, by iteration."""
+
+    def middle(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.second(one[None])[0] for one in maps])
+
+
 class _Assigning(_Base):
     """Changes a part of a tensor, which a graph cannot hold."""
 
@@ -130,7 +144,7 @@ def test_sums_of_such_a_network_are_layers() -> None:
     assert units.named(model, tracing.trace(model, SIZE_PX))["add"].kind == "block"
 
 
-@pytest.mark.parametrize("kind", [_Positive, _Pictures, _Assigning])
+@pytest.mark.parametrize("kind", [_Positive, _Pictures, _Length, _One, _Assigning])
 def test_what_a_graph_cannot_hold_is_left_to_hooks(kind: type[nn.Module]) -> None:
     # Given
     model, batch = network(kind), torch.rand(3, 3, *SIZE_PX)
