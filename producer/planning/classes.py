@@ -10,14 +10,11 @@ from pathlib import Path
 from producer.planning.layers import LayerPlan
 from producer.planning.options import Options
 from workers.contract.errors import BadFilters, BadOption, one_line
-from workers.contract.job import Weights
+from workers.contract.job import MAX_NAME_LETTERS, Weights, is_unit_name
 from workers.contract.recipe import Recipe
 
 #: Largest number of bytes of a file of class names.
 _MOST_BYTES = 50_000_000
-
-#: Largest number of characters of a name, as in job.json.
-_LONGEST = 200
 
 
 def check_classifier(chosen: list[LayerPlan], model: str, weights: Weights) -> None:
@@ -79,11 +76,11 @@ def read_classes(path: Path, count: int) -> tuple[str, ...]:
     names = [one.strip() for one in names]
     while names and not names[-1]:
         names.pop()
-    bad = next(
-        (place for place, one in enumerate(names) if not one or len(one) > _LONGEST or not one.isprintable()), None
-    )
+    bad = next((place for place, one in enumerate(names) if not is_unit_name(one)), None)
     if bad is not None:
-        raise BadOption(f"{name}: name {bad} is {names[bad][:40]!r}; a name has 1 to {_LONGEST} printable characters")
+        raise BadOption(
+            f"{name}: name {bad} is {names[bad][:40]!r}; a name has 1 to {MAX_NAME_LETTERS} printable characters"
+        )
     if len(names) != count:
         raise BadOption(f"{name} has {len(names)} names, and the network has {count} classes; write one for each")
     return tuple(names)

@@ -50,7 +50,15 @@ class Weights(Frozen):
 Kind = Literal["conv", "block", "linear", "logits", "other"]
 
 
-UnitName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
+#: Largest number of characters of the name of a unit.
+MAX_NAME_LETTERS = 200
+
+UnitName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LETTERS, pattern=r"^[^\x00-\x1f]+$")]
+
+
+def is_unit_name(text: str) -> bool:
+    """True if a person's or a hub's text can be the name of a unit."""
+    return 1 <= len(text) <= MAX_NAME_LETTERS and text.isprintable()
 
 
 class Layer(Frozen):

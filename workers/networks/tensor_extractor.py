@@ -14,7 +14,7 @@ from workers.networks.extractor import Extractor, Slice, exactly
 from workers.networks.fusion import FusedConvolutions
 from workers.networks.gradient_override import GradientOverride
 from workers.networks.layer_extractor import LayerExtractor
-from workers.networks.layouts import POOLS, as_maps, layout_of
+from workers.networks.layouts import POOLS, Layout, as_maps, layout_of
 from workers.networks.subgraphs import part, subgraph
 
 
@@ -77,11 +77,13 @@ class TensorExtractor(Extractor):
         """The maps of all units, and their pre-activations, (B, C, H', W') each, in the dtype of the pictures."""
         with exactly():
             features = self.features(pictures, override)
-            before, grid = (features, None) if self._grid_axis is None else features
+            before, grid_px = features, None
+            if self._grid_axis is not None:
+                before, grid = features
+                grid_px = Layout(shape=tuple(grid.shape), axis=self._grid_axis).map_px
             before = before.to(pictures.dtype)
             # A copy, because an activation may work in place.
             after = before if self._activation is None else self._activation(before.clone())
-        grid_px = None if grid is None else _places(grid, self._grid_axis)
         before_maps = as_maps(before, self._axis, grid_px)
         return (before_maps if after is before else as_maps(after, self._axis, grid_px)), before_maps
 
@@ -110,11 +112,6 @@ class _Selection(Slice):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         after, before = self._extractor.maps(pictures, override)
         return after[:, self._distinct], before[:, self._distinct]
-
-
-def _places(grid: torch.Tensor, channels_axis: int | None) -> tuple[int, int]:
-    rows, columns = (side for axis, side in enumerate(grid.shape) if axis not in (0, channels_axis))
-    return rows, columns
 
 
 def _is_stem(upstream: fx.GraphModule) -> bool:

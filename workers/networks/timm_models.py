@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from workers.contract.errors import UnknownModel, WeightsMissing
+from workers.contract.job import is_unit_name
 from workers.contract.recipe import Preprocess
 
 #: How names of timm's networks begin on the command line.
@@ -103,7 +104,7 @@ def class_names(known: dict[str, Any]) -> tuple[str, ...]:
         return tuple(ImageNetInfo(subset).label_descriptions())
     described = known.get("label_descriptions") or {}
     names = [str(described.get(label, label)) for label in labels] if isinstance(labels, list) else []
-    return tuple(names) if all(1 <= len(name) <= 200 and name.isprintable() for name in names) else ()
+    return tuple(names) if all(is_unit_name(name) for name in names) else ()
 
 
 def weights(known: dict[str, Any]) -> tuple[str, ...]:
